@@ -1,1 +1,31 @@
-"""Information-bottleneck regularizers for PyTorch models."""
+"""Information-bottleneck regularizers for PyTorch models: swap one in, keep your training loop."""
+
+from ibreg import functional, schedules
+from ibreg.injection import bottlenecks, candidates, eject, inject
+from ibreg.layers import Bottleneck, BottleneckOutput, VariationalBottleneck
+from ibreg.registry import build, names, register
+from ibreg.regularized import Penalized, Regularized, RegularizedOutput, predict
+from ibreg.saving import load_bottlenecks, save_bottlenecks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bottleneck",
+    "BottleneckOutput",
+    "Penalized",
+    "Regularized",
+    "RegularizedOutput",
+    "VariationalBottleneck",
+    "bottlenecks",
+    "build",
+    "candidates",
+    "eject",
+    "functional",
+    "inject",
+    "load_bottlenecks",
+    "names",
+    "predict",
+    "register",
+    "save_bottlenecks",
+    "schedules",
+]

@@ -1,0 +1,61 @@
+"""How a rate enters the objective: beta * u(rate), with u linear or convex.
+
+The linear one cannot reach all points of an information curve with a linear piece; a strictly convex u can
+(Kolchinsky et al. 2019, arXiv 1808.07593; Rodriguez-Galvez et al. 2020, arXiv 1911.11000). u acts on the *batch mean* of
+the rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def linear_lagrangian(rate: Tensor, power: float = 1.0) -> Tensor:
+    """The rate itself; `power` has no part in it."""
+    return rate
+
+
+def power_lagrangian(rate: Tensor, power: float = 1.0) -> Tensor:
+    r"""Convex power of a rate.
+
+    .. math:: u(r) = r^{1 + p}
+
+    Args:
+        rate: nats, 0-dim; taken as 0 where an estimate fell below.
+        power: p > 0; 1 is the squared information bottleneck (arXiv 1808.07593, eq. 8).
+
+    Example:
+        >>> power_lagrangian(torch.tensor(3.0))
+        tensor(9.)
+    """
+    return rate.clamp(min=0) ** (1 + power)
+
+
+def exponential_lagrangian(rate: Tensor, power: float = 1.0, *, threshold: float = 10.0) -> Tensor:
+    r"""Convex exponential of a rate, continued by its tangent where it would overflow.
+
+    .. math:: u(r) = (e^{p r} - 1) / p \text{ for } p r \le t, \text{ else } u(t/p) + e^t (r - t/p)
+
+    Args:
+        rate: nats, 0-dim.
+        power: p > 0 (arXiv 1911.11000, section 3.2).
+        threshold: t; the plain exponential overflows float32 at p r = 89.
+
+    Example:
+        >>> exponential_lagrangian(torch.tensor([0.0, 1.0, 500.0]))
+        tensor([0.0000e+00, 1.7183e+00, 1.0815e+07])
+    """
+    scaled = power * rate
+    curved = torch.expm1(scaled.clamp(max=threshold))
+    tangent = torch.exp(rate.new_tensor(threshold)) * (scaled - threshold).clamp(min=0)
+    return (curved + tangent) / power
+
+
+LAGRANGIANS: dict[str, Callable[..., Tensor]] = {
+    "linear": linear_lagrangian,
+    "power": power_lagrangian,
+    "exponential": exponential_lagrangian,
+}

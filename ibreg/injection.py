@@ -1,0 +1,352 @@
+"""Puts bottlenecks into a model that exists, by the names of its modules, and takes them out again.
+
+A host keeps its name and its keys: the bottleneck becomes its child `bottleneck`, and a hook sends the host's output
+through it. A plain `nn.Sequential` calls its children itself, so there the child is simply the last element.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ibreg.layers.base import Bottleneck, named_bottlenecks
+from ibreg.regularized import Regularized, evaluating, unwrap
+
+CHILD = "bottleneck"
+
+Layer = Bottleneck | Callable[[str, nn.Module], Bottleneck]
+
+
+class Candidate(NamedTuple):
+    """A module that can take a bottleneck.
+
+    Attributes:
+        name: dotted name, a key for `inject`.
+        type: the module's class.
+        shape: shape of its output.
+        features: size of the feature axis, by the default rule (last of rank 2 and 3, axis 1 of rank 4 and up).
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    features: int
+
+
+def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -> nn.Module:
+    """Puts bottlenecks behind modules of a model, in place; everything is checked before anything is changed.
+
+    Args:
+        model: any module. Its state-dict keys stay; weights saved before still load afterwards.
+        layers: dotted module name to bottleneck. In a name `*` stands for one segment or a part of one, `**` for any
+            number of segments (the model itself is ""); each module that such a pattern matches gets its own copy, started anew. Instead of a
+            bottleneck, a callable `(name, module) -> bottleneck` builds one where widths differ.
+        example: an input of the model (a tensor, a tuple of positional or a dict of keyword arguments): finds
+            `in_features` where a layer has none, and checks sizes. The model runs once on it, in evaluation mode.
+
+    Returns:
+        the model.
+
+    Of a host that returns a tuple with a float tensor first (LSTM, attention), that tensor goes through; states and
+    attention weights pass by. The outputs of torch's recurrent and attention modules built with `batch_first=False` are
+    turned batch first for the bottleneck.
+
+    Raises:
+        ValueError: a name or pattern that matches nothing (the closest names are listed), a place that is taken, a
+            container that never runs, one layer for two places, sizes that do not fit the example.
+        TypeError: a value that is no bottleneck, a host that returns something else.
+
+    Example:
+        >>> import ibreg
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> ibreg.inject(net, {"1": ibreg.VariationalBottleneck(8)})[1]
+        ReLU(
+          (bottleneck): VariationalBottleneck(8 -> 8, beta=0.001)
+        )
+    """
+    _refuse_wrapped(model)
+    model = unwrap(model)
+    hosts = _modules(model)
+    places: dict[str, Bottleneck] = {}
+    for pattern, layer in layers.items():
+        for name in _match(pattern, hosts):
+            if name in places:
+                raise ValueError(f"{name!r} is named twice, the second time by {pattern!r}")
+            places[name] = _layer_for(name, hosts[name], layer, copied="*" in pattern)
+    _check_hosts(hosts, places)
+    _check_layers(model, places)
+    outputs = _outputs(model, {name: hosts[name] for name in places}, example) if example is not None else {}
+    for name, output in outputs.items():
+        _check_fit(name, hosts[name], places[name], output)
+    unsized = {name: layer for name, layer in places.items() if layer.sized and layer.in_features is None}
+    for name in unsized:
+        if name not in outputs:
+            reason = (
+                "pass them, or inject(..., example=x) to find them"
+                if example is None
+                else "the example did not call it"
+            )
+            raise ValueError(f"the layer for {name!r} has no in_features: {reason}")
+    for name, layer in unsized.items():
+        layer.materialize(_features(layer, outputs[name]))
+
+    for name, layer in places.items():
+        host = hosts[name]
+        device, dtype = _device_and_dtype(model, name)
+        host.add_module(CHILD, layer.to(device=device, dtype=dtype).train(host.training))
+        if not _runs_its_children(host):
+            host.register_forward_hook(_through_bottleneck)
+    return model
+
+
+def candidates(model: nn.Module, example: Any) -> list[Candidate]:
+    """Lists the modules that can take a bottleneck, in the order of the model.
+
+    Args:
+        model: any module; it runs once, in evaluation mode.
+        example: as for `inject`.
+
+    Example:
+        >>> candidates(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.zeros(1, 4))[1]
+        Candidate(name='1', type='ReLU', shape=(1, 8), features=8)
+    """
+    model = unwrap(model)
+    hosts = {name: module for name, module in _modules(model).items() if name and _refusal(name, module) is None}
+    rule = Bottleneck()
+    found = []
+    for name, output in _outputs(model, hosts, example).items():
+        code = _element(output)
+        if code is not None and code.dim() > 1:
+            code = _batch_first(hosts[name], code)
+            shape, features = tuple(code.shape), code.shape[rule.feature_axis(code)]
+            found.append(Candidate(name, type(hosts[name]).__name__, shape, features))
+    return found
+
+
+def eject(model: nn.Module) -> nn.Module:
+    """Takes the injected bottlenecks out again, in place: behaviour and keys are those before the injection.
+
+    Returns:
+        the model. Bottlenecks that are written into the model stay.
+
+    Raises:
+        ValueError: there is nothing to take out.
+    """
+    model = unwrap(model)
+    hosts = [module for module in model.modules() if _is_host(module)]
+    if not hosts:
+        raise ValueError("no bottleneck was injected into this model")
+    for host in hosts:
+        for key, hook in list(host._forward_hooks.items()):
+            if hook is _through_bottleneck:
+                del host._forward_hooks[key]
+        delattr(host, CHILD)
+    return model
+
+
+def bottlenecks(model: nn.Module) -> dict[str, Bottleneck]:
+    """Returns the bottlenecks of a model by dotted name, relative to the model inside `Regularized`, DDP or `torch.compile`.
+
+    Example:
+        >>> import ibreg
+        >>> net = ibreg.inject(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), {"1": ibreg.VariationalBottleneck(8)})
+        >>> list(ibreg.bottlenecks(net))
+        ['1.bottleneck']
+    """
+    return {name: layer for layer, name in named_bottlenecks(unwrap(model)).items()}
+
+
+def _through_bottleneck(host: nn.Module, args: tuple, output: Any) -> Any:
+    """The hook of every host: a function of the module, so that copies and pickles of the host work on themselves."""
+    code = _element(output)
+    if code is None:
+        raise TypeError(_cannot_take(type(host).__name__, host, output))
+    code = _batch_first(host, host.bottleneck(_batch_first(host, code)))
+    if isinstance(output, Tensor):
+        return code
+    rest = output[1:]
+    return type(output)(code, *rest) if hasattr(output, "_fields") else (code, *rest)
+
+
+def _element(output: Any) -> Tensor | None:
+    """Returns the tensor of a host's output that goes through a bottleneck, or None where there is none."""
+    if isinstance(output, tuple) and output:
+        output = output[0]
+    if isinstance(output, Tensor) and output.is_floating_point() and not output.is_nested:
+        return output
+    return None
+
+
+def _cannot_take(name: str, host: nn.Module, output: Any) -> str:
+    first = output[0] if isinstance(output, tuple) and output else output
+    if isinstance(first, Tensor) and first.is_nested:
+        return f"{name} returns a nested tensor: build the nn.TransformerEncoder with enable_nested_tensor=False"
+    got = f"a {first.dtype} tensor" if isinstance(first, Tensor) else type(first).__name__
+    where = " first in a tuple" if first is not output else ""
+    return f"{name} ({type(host).__name__}) returns {got}{where}, a bottleneck takes a floating-point tensor: choose another module"
+
+
+def _batch_first(host: nn.Module, code: Tensor) -> Tensor:
+    """Swaps (sequence, batch, features) of torch's sequence modules with (batch, sequence, features); its own inverse."""
+    layer = host.layers[0] if isinstance(host, nn.TransformerEncoder | nn.TransformerDecoder) else host
+    layer = getattr(layer, "self_attn", layer)
+    sequence_first = isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and not layer.batch_first
+    return code.transpose(0, 1) if sequence_first and code.dim() == 3 else code
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the modules by every name that they have, without those inside a bottleneck."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Bottleneck))
+    return {name: module for name, module in modules.items() if not f"{name}.".startswith(layers)}
+
+
+def _match(pattern: str, hosts: dict[str, nn.Module]) -> list[str]:
+    if "*" not in pattern:
+        if pattern not in hosts:
+            close = difflib.get_close_matches(pattern, hosts, n=3, cutoff=0.5)
+            hint = f"closest: {', '.join(close)}" if close else f"it has {', '.join(list(hosts)[:8])}, ..."
+            raise ValueError(f"the model has no module {pattern!r} that can take a bottleneck; {hint}")
+        return [pattern]
+    meaning = {"**.": r"(?:.*\.)?", "**": ".*", "*": "[^.]*"}
+    expression = "".join(meaning.get(part, re.escape(part)) for part in re.split(r"(\*\*\.|\*\*|\*)", pattern))
+    # A module with several names is matched by its first; containers that never run are passed over.
+    first = {id(module): name for name, module in reversed(hosts.items())}
+    matched = [
+        name
+        for name, module in hosts.items()
+        if name and re.fullmatch(expression, name) and first[id(module)] == name and not isinstance(module, _CONTAINERS)
+    ]
+    if not matched:
+        raise ValueError(
+            f"no module matches {pattern!r}; '*' stays within one segment of a dotted name, '**' crosses them"
+        )
+    return matched
+
+
+def _layer_for(name: str, host: nn.Module, layer: Layer, *, copied: bool) -> Bottleneck:
+    if isinstance(layer, Bottleneck):
+        if not copied:
+            return layer
+        layer = copy.deepcopy(layer)
+        if not (layer.sized and layer.in_features is None):
+            layer.reset_parameters()
+        return layer
+    if isinstance(layer, nn.Module | type) or not callable(layer):
+        raise TypeError(f"{name!r} wants a bottleneck, such as ibreg.VariationalBottleneck(), got {layer!r}")
+    built = layer(name, host)
+    if not isinstance(built, Bottleneck):
+        raise TypeError(f"the callable for {name!r} returned {built!r}, not a bottleneck")
+    return built
+
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
+
+def _refusal(name: str, host: nn.Module) -> str | None:
+    """Returns why a module cannot be a host, or None."""
+    if isinstance(host, _CONTAINERS) or (isinstance(host, nn.Sequential) and not _runs_its_children(host)):
+        return f"{name!r} is a {type(host).__name__} that runs its elements itself: name one of its elements"
+    if _is_host(host):
+        return f"{name!r} has a bottleneck already: eject(model) takes it out"
+    if hasattr(host, CHILD):
+        return f"{name!r} ({type(host).__name__}) has an attribute {CHILD!r} of its own: choose another module"
+    return None
+
+
+def _check_hosts(hosts: dict[str, nn.Module], places: dict[str, Bottleneck]) -> None:
+    names_of: dict[int, str] = {}
+    for name in places:
+        host = hosts[name]
+        refusal = _refusal(name, host)
+        if refusal is not None:
+            raise ValueError(refusal)
+        if id(host) in names_of:
+            raise ValueError(f"{names_of[id(host)]!r} and {name!r} are one module: name it once")
+        names_of[id(host)] = name
+
+
+def _check_layers(model: nn.Module, places: dict[str, Bottleneck]) -> None:
+    names_of = {id(layer): name for name, layer in bottlenecks(model).items()}
+    for name, layer in places.items():
+        if id(layer) in names_of:
+            raise ValueError(
+                f"one layer for {names_of[id(layer)]!r} and {name!r}: build one for each place, or use a pattern with '*'"
+            )
+        names_of[id(layer)] = name
+
+
+def _check_fit(name: str, host: nn.Module, layer: Bottleneck, output: Any) -> None:
+    code = _element(output)
+    if code is None:
+        raise TypeError(_cannot_take(repr(name), host, output))
+    code = _batch_first(host, code)
+    if layer.in_features is not None or not layer.sized:
+        layer.check_shape(code, repr(name))
+    elif code.dim() < 2:
+        raise ValueError(
+            f"{name!r} returns shape {tuple(code.shape)}: a bottleneck takes (batch, features) or more axes"
+        )
+
+
+def _features(layer: Bottleneck, output: Any) -> int:
+    code = _element(output)
+    return code.shape[layer.feature_axis(code)]
+
+
+def _outputs(model: nn.Module, hosts: dict[str, nn.Module], example: Any) -> dict[str, Any]:
+    """Runs the example and returns what each host gave, at its first call; hosts that were not called are left out."""
+    seen: dict[str, Any] = {}
+
+    def remember(name):
+        def hook(module, args, output):
+            seen.setdefault(name, output)
+
+        return hook
+
+    handles = [host.register_forward_hook(remember(name)) for name, host in hosts.items()]
+    try:
+        with evaluating(model), torch.no_grad():
+            if isinstance(example, Mapping):
+                model(**example)
+            else:
+                model(*example) if isinstance(example, tuple) else model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: seen[name] for name in hosts if name in seen}
+
+
+def _device_and_dtype(model: nn.Module, name: str) -> tuple[torch.device, torch.dtype]:
+    """Returns those of the host's first floating-point parameter or buffer, or of the nearest module around it."""
+    segments = name.split(".")
+    for length in range(len(segments), -1, -1):
+        module = model.get_submodule(".".join(segments[:length]))
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.get_default_dtype()
+
+
+def _runs_its_children(host: nn.Module) -> bool:
+    return isinstance(host, nn.Sequential) and type(host).forward is nn.Sequential.forward
+
+
+def _is_host(module: nn.Module) -> bool:
+    return isinstance(module._modules.get(CHILD), Bottleneck) and (
+        _runs_its_children(module) or _through_bottleneck in module._forward_hooks.values()
+    )
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    inner = model.model if isinstance(model, Regularized) else model
+    if unwrap(inner) is not inner:
+        raise ValueError(f"inject first, then wrap: the model is inside {type(inner).__name__} already")
+    if any(module._compiled_call_impl is not None for module in inner.modules()):
+        raise ValueError("inject first, then compile: a compiled model would not see the bottleneck")

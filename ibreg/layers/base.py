@@ -1,0 +1,382 @@
+"""What every bottleneck is, and how its penalty leaves it.
+
+A layer cannot return its penalty (it could not stand in an `nn.Sequential`) nor keep it (wrong under checkpointing, copies
+and several calls). So it leaves itself and what the penalty needs in the `Scope` that `Regularized` opens around the
+model's forward; the penalties are computed after that forward, outside of any activation checkpoint.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+_open = threading.local()
+
+
+class BottleneckOutput(NamedTuple):
+    """What `Bottleneck.measure` returns.
+
+    Attributes:
+        z: the code.
+        penalty: 0-dim float32, not weighted by beta; 0 outside training.
+        logs: detached 0-dim tensors by name.
+    """
+
+    z: Tensor
+    penalty: Tensor
+    logs: dict[str, Tensor]
+
+
+class Record(NamedTuple):
+    """One call of a bottleneck inside a scope."""
+
+    layer: Bottleneck
+    state: Any
+    repeats: int
+
+
+class Scope:
+    """What one forward pass knows beside its input, and the calls that its bottlenecks left.
+
+    Attributes:
+        inputs, target, concepts, mask: what the caller handed over; penalties read them.
+        draws: how many codes the first stochastic layer draws of each sample.
+        repeats: how often the batch stands in what now runs: 1 up to that layer, `draws` behind it.
+        records: the calls so far.
+    """
+
+    def __init__(self, *, inputs=None, target=None, concepts=None, mask=None, draws: int = 1, names=None):
+        self.inputs = inputs
+        self.target = target
+        self.concepts = concepts
+        self.mask = mask
+        self.draws = draws
+        self.names = names or {}
+        self.repeats = 1
+        self.records: list[Record] = []
+        self.grad_enabled = torch.is_grad_enabled()
+
+    def name_of(self, layer: Bottleneck) -> str:
+        """Returns the layer's dotted name in the model, or its description where it has none."""
+        return self.names.get(layer) or repr(layer)
+
+    def claim_draws(self, layer: Bottleneck) -> int:
+        """Returns how many codes a stochastic layer has to draw: `draws` for the first of a pass, 1 for the others."""
+        if self.draws == 1 or self.repeats > 1:
+            return 1
+        if _inside_checkpoint():
+            raise RuntimeError(
+                f"bottleneck {self.name_of(layer)} draws {self.draws} codes of each sample inside an activation checkpoint, "
+                "whose recomputation would draw one: checkpoint the parts before and behind it, or use draws=1"
+            )
+        self.repeats = self.draws
+        return self.draws
+
+    def repeated(self, repeats: int) -> Scope:
+        """Returns this scope with its tensors repeated along the batch, as a layer behind the draws sees it."""
+        if repeats == 1:
+            return self
+
+        def along_batch(value):
+            return tree_map_only(Tensor, lambda tensor: repeat(tensor, "b ... -> (n b) ...", n=repeats), value)
+
+        scope = Scope(
+            inputs=along_batch(self.inputs),
+            target=along_batch(self.target),
+            concepts=along_batch(self.concepts),
+            mask=along_batch(self.mask),
+            names=self.names,
+        )
+        scope.grad_enabled = self.grad_enabled
+        return scope
+
+
+@contextmanager
+def opened(scope: Scope) -> Iterator[Scope]:
+    """Makes a scope the one that bottlenecks of this thread find, and takes it away again whatever happens."""
+    if not hasattr(_open, "scopes"):
+        _open.scopes = []
+    _open.scopes.append(scope)
+    try:
+        yield scope
+    finally:
+        _open.scopes.pop()
+
+
+def current_scope() -> Scope | None:
+    """Returns the innermost open scope of this thread."""
+    scopes = getattr(_open, "scopes", None)
+    return scopes[-1] if scopes else None
+
+
+class Bottleneck(nn.Module):
+    """Base class of all bottlenecks: `z = layer(x)`, and a penalty that `Regularized` collects.
+
+    A subclass writes `transform` (the code, and whatever the penalty needs) and `penalty`; with parameters also
+    `create_parameters` and `reset_parameters`. It keeps every constructor argument as an attribute of the same name, so
+    that `config` can read it back.
+
+    Args:
+        in_features: size of the feature axis; None where the layer does not care, or until `materialize` or `inject`
+            finds it.
+        beta: weight of the penalty in the loss, at least 0; kept in a 0-dim float32 buffer that schedules fill.
+        dim: feature axis; None: the last of vectors and tokens (rank 2 and 3), the channel (1) of maps (rank 4 and up).
+        device: device of beta and of the parameters.
+
+    Raises:
+        ValueError: an argument out of range, or an input that does not fit.
+    """
+
+    registry_name: ClassVar[str]
+    stochastic: ClassVar[bool] = False  # draws noise in training
+    reads_scope: ClassVar[bool] = False  # `transform` reads the scope: activation checkpointing is refused
+    sized: ClassVar[bool] = True  # has parameters whose shape depends on in_features
+
+    beta: Tensor
+
+    def __init__(self, in_features: int | None = None, *, beta: float = 1.0, dim: int | None = None, device=None):
+        super().__init__()
+        if not (math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"beta is the weight of a penalty, a finite number of at least 0, got {beta}")
+        self.in_features = in_features
+        self.dim = dim
+        self.initial_beta = float(beta)
+        self.register_buffer("beta", torch.tensor(self.initial_beta, dtype=torch.float32, device=device))
+        self._warned = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the penalty cannot do without in training, of `inputs`, `target` and `concepts`."""
+        return ()
+
+    def materialize(self, in_features: int | None, *, device=None, dtype=None) -> None:
+        """Creates the parameters for a feature size; does nothing while that is None.
+
+        A subclass calls it last in its `__init__`; `inject` calls it for layers that were built without `in_features`.
+        """
+        if in_features is None:
+            return
+        if in_features < 1:
+            raise ValueError(f"in_features is a number of features, at least 1, got {in_features}")
+        self.in_features = int(in_features)
+        self.create_parameters(device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def create_parameters(self, *, device=None, dtype=None) -> None:
+        """Registers the parameters; `in_features` is known by now."""
+
+    def reset_parameters(self) -> None:
+        """Sets the parameters and beta to their start."""
+        self.beta.fill_(self.initial_beta)
+
+    def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Any]:
+        """Returns the code and the state that `penalty` reads: the same operations with or without a scope.
+
+        The state is a tensor, or a tuple or dict of tensors. Parameters that the penalty needs belong in it.
+        """
+        raise NotImplementedError
+
+    def penalty(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the penalty (batch mean per sample, 0-dim, not weighted by beta) and what to log.
+
+        Half-precision tensors of the state arrive as float32, with autocast off. The only place where buffers move, and
+        only in training.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the code of `x`; inside `Regularized` it leaves behind what its penalty needs."""
+        scope = current_scope()
+        self._check(x, scope)
+        if scope is None:
+            self._check_without_scope()
+            return self.transform(x)[0]
+        if self.training and scope.grad_enabled and not torch.is_grad_enabled():
+            raise RuntimeError(
+                f"bottleneck {scope.name_of(self)} runs without gradients inside a pass that wants them. If the model "
+                "uses torch.utils.checkpoint, pass use_reentrant=False; if this part is frozen, put it in eval()"
+            )
+        if self.reads_scope and self.training and _inside_checkpoint():
+            raise RuntimeError(
+                f"bottleneck {scope.name_of(self)} reads targets or concepts in its forward, which the recomputation of "
+                "an activation checkpoint does not have: leave it outside of the checkpointed part"
+            )
+        repeats = scope.repeats
+        z, state = self.transform(x, scope)
+        scope.records.append(Record(self, state, repeats))
+        return z
+
+    def charge(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the penalty as it enters a loss, before beta: float32, 0 outside training; and the logs, detached."""
+        nothing = torch.zeros((), dtype=torch.float32, device=self.beta.device)
+        missing = [need for need in self.needs if getattr(scope, need) is None]
+        if missing:
+            if self.training and scope.grad_enabled:
+                call = ", ".join(f"{need}=..." for need in missing)
+                raise ValueError(
+                    f"bottleneck {scope.name_of(self)} needs {' and '.join(missing)}: call model(x, {call})"
+                )
+            return nothing, {}
+        with (
+            torch.autocast(self.beta.device.type, enabled=False),
+            torch.set_grad_enabled(self.training and torch.is_grad_enabled()),
+        ):
+            penalty, logs = self.penalty(tree_map_only(Tensor, _at_least_float32, state), scope)
+        logs = {name: value.detach().float() for name, value in logs.items()}
+        return (penalty.float() if self.training else nothing), logs
+
+    def measure(self, x: Tensor, *, inputs=None, target=None, concepts=None, mask=None) -> BottleneckOutput:
+        """Runs the layer alone and returns code, penalty and logs together, for tests and for looking.
+
+        Args:
+            x: `(batch, ...)`.
+            inputs: the model's input; None: `x` itself.
+            target: labels, where the penalty needs them.
+            concepts: concept labels, where the penalty needs them.
+            mask: `(batch, positions)`, True where a position counts.
+        """
+        scope = Scope(inputs=x if inputs is None else inputs, target=target, concepts=concepts, mask=mask)
+        with opened(scope):
+            z = self(x)
+        (record,) = scope.records
+        penalty, logs = self.charge(record.state, scope)
+        return BottleneckOutput(z, penalty, logs)
+
+    def feature_axis(self, x: Tensor) -> int:
+        """Returns the axis of `x` that holds the features."""
+        if self.dim is not None:
+            return self.dim
+        return 1 if x.dim() >= 4 else -1
+
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor arguments that build this layer again, without device and dtype."""
+        names = [
+            name
+            for name in inspect.signature(type(self).__init__).parameters
+            if name not in ("self", "device", "dtype")
+        ]
+        return {name: self._beta_value() if name == "beta" else getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        """Describes sizes and beta."""
+        features = getattr(self, "out_features", None)
+        sizes = f"{self.in_features} -> {features}" if features is not None else f"{self.in_features}"
+        return f"{sizes}, beta={self._beta_value():g}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def _beta_value(self) -> float:
+        return self.initial_beta if self.beta.is_meta else float(f"{float(self.beta):.7g}")
+
+    def check_shape(self, x: Tensor, name: str) -> None:
+        """Raises a ValueError, which begins with a name, where an input does not fit this layer."""
+        if self.sized and self.in_features is None:
+            raise ValueError(f"{name} does not know its in_features: pass them, or inject it with example=x")
+        rank = x.dim()
+        if rank < 2:
+            raise ValueError(f"{name} takes (batch, features) or more axes, got shape {tuple(x.shape)}")
+        axis = self.feature_axis(x)
+        if not -rank <= axis < rank or axis % rank == 0:
+            raise ValueError(f"{name} has dim={axis}, which is no feature axis of an input of shape {tuple(x.shape)}")
+        if self.in_features is not None and x.shape[axis] != self.in_features:
+            fitting = [other for other in range(1, rank) if x.shape[other] == self.in_features]
+            hint = f"; axis {fitting[0]} has that size: pass dim={fitting[0]}" if fitting else ""
+            raise ValueError(
+                f"{name} takes {self.in_features} features on axis {axis % rank}, "
+                f"got an input of shape {tuple(x.shape)}{hint}"
+            )
+
+    def _check(self, x: Tensor, scope: Scope | None) -> None:
+        name = scope.name_of(self) if scope is not None else type(self).__name__
+        self.check_shape(x, f"bottleneck {name}")
+        # On CUDA a failed assertion would end the process: there the NaN shows in the logged penalty instead.
+        # Neither vmap nor exported programs know the operation.
+        if x.device.type == "cpu" and not torch.compiler.is_exporting() and not torch._C._functorch.is_batchedtensor(x):
+            total = _at_least_float32(x.detach()).sum()
+            torch._assert_async(torch.isfinite(total), f"bottleneck {name} got NaN or infinite values in its input")
+
+    def _check_without_scope(self) -> None:
+        if self._warned or not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return
+        # An activation checkpoint that recomputes runs inside the backward pass, where no scope is open any more.
+        if torch._C._current_graph_task_id() != -1:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{self!r} is training without its penalty: wrap the model, model = ibreg.Regularized(model), and add the "
+            "penalty that it returns to the loss (ibreg.Penalized does)",
+            stacklevel=3,
+        )
+
+    def _apply(self, fn, recurse=True):
+        beta = self.beta
+        super()._apply(fn, recurse)
+        # half() and bfloat16() are for weights: a beta of 1e-8 would become 0.
+        if self.beta.dtype != torch.float32:
+            self.beta = beta.to(self.beta.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # Weights saved before the injection know nothing of this layer: it keeps its start, as a strict load of the
+        # rest of the model should not fail on it. Loaded alone (no prefix), a missing key stays an error.
+        if prefix and not any(key.startswith(prefix) for key in state_dict):
+            state_dict.update({prefix + key: value for key, value in self.state_dict().items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def named_bottlenecks(model: nn.Module) -> dict[Bottleneck, str]:
+    """Returns the bottlenecks of a model with their dotted names, those of wrappers inside the model left out."""
+    wrappers = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+    return {
+        module: ".".join(part for part in name.split(".") if part not in wrappers)
+        for name, module in model.named_modules()
+        if isinstance(module, Bottleneck)
+    }
+
+
+def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    """Returns the mean over samples of the sum over positions.
+
+    Args:
+        values: `(batch, *positions)`.
+        mask: `(batch, *positions)`, True where a position counts (not padding). Ignored where there are no positions.
+        valid: `(batch,)` or `(batch, *positions)`, False where a sample or a position has no target.
+
+    Raises:
+        ValueError: a mask whose shape is not that of the positions.
+    """
+    if mask is not None and values.dim() > 1:
+        if mask.shape != values.shape:
+            raise ValueError(
+                f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(values.shape)}"
+            )
+        values = torch.where(mask.bool(), values, 0)
+    samples = values.shape[0]
+    if valid is not None:
+        values = torch.where(valid.reshape(valid.shape + (1,) * (values.dim() - valid.dim())), values, 0)
+        if valid.dim() == 1:
+            samples = valid.sum().clamp(min=1)
+    return values.sum() / (samples if isinstance(samples, Tensor) else max(samples, 1))
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _inside_checkpoint() -> bool:
+    """Whether this code runs in the forward of a non-reentrant activation checkpoint."""
+    if torch.compiler.is_compiling():  # a compiled checkpoint recomputes the graph that was traced, scope included
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", "")

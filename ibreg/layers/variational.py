@@ -1,0 +1,248 @@
+"""Variational information bottleneck and its relatives: one stochastic layer that charges for the rate of its code.
+
+Alemi et al. 2017 (arXiv 1612.00410); conditional prior: Fischer 2020 (arXiv 2002.05379); elastic: Strouse and Schwab 2017
+(arXiv 1604.00268) and Ni et al. 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ibreg.functional.gaussian import gaussian_entropy, gaussian_kl, gaussian_log_prob, gaussian_pool, log_softplus
+from ibreg.functional.lagrangian import LAGRANGIANS
+from ibreg.layers.base import Bottleneck, Scope, batch_mean
+from ibreg.registry import register
+
+# A unit is active when its mean varies over the data by more than this variance (Burda et al. 2016, arXiv 1509.00519).
+ACTIVE_VARIANCE = 1e-2
+
+# The class index that torch's losses leave out.
+IGNORED = -100
+
+
+class Code(NamedTuple):
+    """What the penalty reads: the encoder's Gaussians and the prior's, features last."""
+
+    mean: Tensor
+    raw_scale: Tensor
+    draws: Tensor | None = None
+    prior_mean: Tensor | None = None
+    prior_log_variance: Tensor | None = None
+
+
+@register("variational")
+class VariationalBottleneck(Bottleneck):
+    r"""Replaces features by a noisy code z ~ N(mu(x), sigma(x)^2) and charges for the information that it keeps, in nats.
+
+    .. math:: \text{penalty} = u\left( \frac1n \sum_i KL(p(z|x_i) \,\|\, r) + (1 - \alpha) H(z|x_i) \right), \quad
+        \sigma = \log(1 + e^{\rho})
+
+    with mu and rho linear in the features. In training the code is drawn, in evaluation it is the mean. With alpha = 1 and
+    u the identity the penalty is the rate, an upper bound of I(Z; X) (arXiv 1612.00410, eq. 14).
+
+    Args:
+        in_features: size of the feature axis.
+        out_features: size of the code; None: `in_features`, so that the layer fits in place.
+        beta: weight of the penalty. A rate in nats is easier to choose: see `schedules.TargetRate`.
+        prior: "standard" N(0, I); "learned": one Gaussian with learned mean and variance; "conditional": one learned
+            Gaussian for each class, so that information about the label is free (CEB, arXiv 2002.05379, eq. 11).
+        classes: number of classes, for the conditional prior.
+        rate: "analytic" or "monte_carlo" (log p(z|x) - log r(z) at the drawn codes).
+        lagrangian: u: "linear", "power" (u = r^(1+power)) or "exponential" (u = (e^(power r) - 1) / power), of the batch mean.
+        power: exponent of the convex Lagrangians, > 0.
+        alpha: weight of the noise entropy, in [0, 1]: 1 is the information bottleneck, 0 the deterministic one,
+            H(Z) - alpha H(Z|X) bounded by the prior's cross-entropy.
+        start: "default": Xavier weights, small noise (sigma = 0.0067, arXiv 1612.00410); "identity": the mean is the input
+            and sigma is 0.1 everywhere, so that a pretrained network goes on as it was; needs out_features = in_features.
+        dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shapes:
+        `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, height, width)`; the output has
+        `out_features` on the same axis. The rate is summed over tokens or positions, without those that `mask` leaves
+        out. Behind n training draws the batch is n times as long.
+
+    The conditional prior reads `target`: class indices `(batch,)` or one for each position (-100 is left out of the
+    rate), or class probabilities `(batch, classes)`. In training it needs them, in evaluation without them nothing is logged.
+
+    Logs: `rate` (nats per sample, batch mean of the KL, whatever the penalty), `active_units` (code units whose mean has a
+    variance over the batch of more than 0.01).
+
+    Many processes: each rank charges for its own rows; DDP's mean over ranks is the penalty of the whole batch.
+
+    Raises:
+        ValueError: an option out of range, sizes that do not fit, targets that do not fit.
+
+    Example:
+        >>> layer = VariationalBottleneck(8, 4, beta=1e-2)
+        >>> out = layer.measure(torch.zeros(16, 8))
+        >>> out.z.shape, sorted(out.logs)
+        (torch.Size([16, 4]), ['active_units', 'rate'])
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        *,
+        beta: float = 1e-3,
+        prior: str = "standard",
+        classes: int | None = None,
+        rate: str = "analytic",
+        lagrangian: str = "linear",
+        power: float = 1.0,
+        alpha: float = 1.0,
+        start: str = "default",
+        dim: int | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(in_features, beta=beta, dim=dim, device=device)
+        _choose("prior", prior, ("standard", "learned", "conditional"))
+        _choose("rate", rate, ("analytic", "monte_carlo"))
+        _choose("lagrangian", lagrangian, tuple(LAGRANGIANS))
+        _choose("start", start, ("default", "identity"))
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is in [0, 1], got {alpha}")
+        if not power > 0:
+            raise ValueError(f"power is greater than 0, got {power}")
+        if lagrangian == "power" and alpha != 1:
+            raise ValueError(
+                "alpha below 1 can make the penalty negative, which has no power: use the exponential Lagrangian"
+            )
+        if (prior == "conditional") != (classes is not None):
+            raise ValueError(
+                "classes=number of classes belongs to prior='conditional', which needs it, and to no other"
+            )
+        if classes is not None and classes < 2:
+            raise ValueError(f"classes is at least 2, got {classes}")
+        self.out_features = out_features
+        self.prior = prior
+        self.classes = classes
+        self.rate = rate
+        self.lagrangian = lagrangian
+        self.power = power
+        self.alpha = alpha
+        self.start = start
+        self.materialize(in_features, device=device, dtype=dtype)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The target, where the prior is conditional on it."""
+        return ("target",) if self.prior == "conditional" else ()
+
+    def create_parameters(self, *, device=None, dtype=None) -> None:
+        """Registers the encoder and the learned prior."""
+        if self.out_features is None:
+            self.out_features = self.in_features
+        if self.start == "identity" and self.out_features != self.in_features:
+            raise ValueError(
+                f"start='identity' keeps the features as they are: out_features is {self.out_features}, "
+                f"in_features {self.in_features}; leave out_features away, or use start='default'"
+            )
+        self.encoder = nn.Linear(self.in_features, 2 * self.out_features, device=device, dtype=dtype)
+        if self.prior != "standard":
+            shape = (self.out_features,) if self.prior == "learned" else (self.classes, self.out_features)
+            self.prior_mean = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.prior_log_variance = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Sets the encoder to its `start`, the learned prior to N(0, I), beta to its first value."""
+        super().reset_parameters()
+        weight, bias = self.encoder.weight, self.encoder.bias
+        mean_bias, scale_bias = bias.data.chunk(2)
+        nn.init.zeros_(mean_bias)
+        if self.start == "identity":
+            mean_weight, scale_weight = weight.data.chunk(2)
+            nn.init.eye_(mean_weight)
+            nn.init.zeros_(scale_weight)
+            nn.init.constant_(scale_bias, math.log(math.expm1(0.1)))
+        else:
+            nn.init.xavier_uniform_(weight)
+            nn.init.constant_(scale_bias, -5.0)
+        if self.prior != "standard":
+            nn.init.zeros_(self.prior_mean)
+            nn.init.zeros_(self.prior_log_variance)
+
+    def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Code]:
+        """Returns the drawn code in training, the mean in evaluation."""
+        axis = self.feature_axis(x)
+        mean, raw_scale = self.encoder(x.movedim(axis, -1)).chunk(2, dim=-1)
+        code = Code(mean, raw_scale)
+        if self.prior != "standard":
+            code = code._replace(prior_mean=self.prior_mean, prior_log_variance=self.prior_log_variance)
+        if not self.training:
+            return mean.movedim(-1, axis), code
+        draws = scope.claim_draws(self) if scope is not None else 1
+        noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
+        z = mean + F.softplus(raw_scale) * noise
+        if self.rate == "monte_carlo":
+            code = code._replace(draws=z)
+        return z.flatten(0, 1).movedim(-1, axis), code
+
+    def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns u(rate) and the logs."""
+        mean, log_variance = state.mean, 2 * log_softplus(state.raw_scale)
+        prior_mean, prior_log_variance, gap, valid = self._prior(state, scope.target)
+        divergence = gaussian_kl(mean, log_variance, prior_mean, prior_log_variance) + gap
+        charged = divergence
+        if state.draws is not None:
+            log_code = gaussian_log_prob(state.draws, mean, log_variance)
+            log_prior = gaussian_log_prob(state.draws, prior_mean, prior_log_variance)
+            charged = (log_code - log_prior).mean(0) + gap
+        if self.alpha != 1:
+            charged = charged + (1 - self.alpha) * gaussian_entropy(log_variance)
+        penalty = LAGRANGIANS[self.lagrangian](batch_mean(charged, scope.mask, valid), self.power)
+        with torch.no_grad():
+            logs = {
+                "rate": batch_mean(divergence, scope.mask, valid),
+                "active_units": _active_units(mean, scope.mask),
+            }
+        return penalty, logs
+
+    def _prior(self, code: Code, target: Tensor | None):
+        """Returns the prior's mean, its log variance, what to add to a divergence from it, and where targets are valid."""
+        if self.prior == "standard":
+            return 0.0, 0.0, 0.0, None
+        if self.prior == "learned":
+            return code.prior_mean, code.prior_log_variance, 0.0, None
+        batch, *positions = code.mean.shape[:-1]
+        spread = [1] * len(positions)  # a sample's label stands for all of its positions
+        if target.is_floating_point():
+            if target.shape not in ((batch, self.classes), (batch, *positions, self.classes)):
+                expected = (batch, self.classes)
+                raise ValueError(f"soft targets are class probabilities of shape {expected}, got {tuple(target.shape)}")
+            weights = target.to(code.mean.dtype)
+            weights = weights.reshape(batch, *spread, self.classes) if target.dim() == 2 else weights
+            return *gaussian_pool(code.prior_mean, code.prior_log_variance, weights), None
+        if target.shape not in ((batch,), (batch, *positions)):
+            raise ValueError(f"targets are class indices of shape {(batch,)}, got {tuple(target.shape)}")
+        valid = target != IGNORED
+        known = torch.where(valid, target, 0).long()
+        known = known.reshape(batch, *spread) if target.dim() == 1 else known
+        return code.prior_mean[known], code.prior_log_variance[known], 0.0, valid
+
+
+def _active_units(mean: Tensor, mask: Tensor | None) -> Tensor:
+    """Counts the code units whose mean varies over samples and positions, padding left out."""
+    rows = mean.flatten(0, -2)
+    if mask is None or mean.dim() == 2:
+        variance = rows.var(0, correction=0)
+    else:
+        weight = (mask / mask.sum().clamp(min=1)).flatten().unsqueeze(-1).to(rows.dtype)
+        center = (weight * rows).sum(0)
+        variance = (weight * (rows - center).square()).sum(0)
+    return (variance > ACTIVE_VARIANCE).sum()
+
+
+def _choose(option: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"{option} is one of {', '.join(map(repr, valid))}, got {value!r}")

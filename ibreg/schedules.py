@@ -1,0 +1,232 @@
+"""Beta over time, like `torch.optim.lr_scheduler`: built on the model, stepped by the loop.
+
+`schedule.step(output)` takes what `Regularized` returned; every schedule fills the `beta` buffer of the bottlenecks, so the
+model's own state carries it, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ibreg.injection import bottlenecks
+from ibreg.layers.base import Bottleneck
+from ibreg.regularized import RegularizedOutput
+
+
+class Schedule:
+    """Base class: the bottlenecks that it moves, the beta that each was built with, and the number of steps so far.
+
+    Args:
+        model: with bottlenecks, wrapped or not.
+        layers: names as in `ibreg.bottlenecks(model)`; None: all.
+
+    Raises:
+        ValueError: no bottleneck, or an unknown name.
+    """
+
+    def __init__(self, model: nn.Module, *, layers: Iterable[str] | None = None):
+        found = bottlenecks(model)
+        if not found:
+            raise ValueError("there is no bottleneck in the model, so there is no beta to schedule")
+        chosen = list(found if layers is None else layers)
+        unknown = [name for name in chosen if name not in found]
+        if unknown:
+            raise ValueError(f"no bottleneck is called {', '.join(map(repr, unknown))}: choose from {', '.join(found)}")
+        self.layers: dict[str, Bottleneck] = {name: found[name] for name in chosen}
+        self.steps = 0
+
+    def step(self, output: RegularizedOutput | None = None) -> None:
+        """Moves beta; call it once after each optimizer step.
+
+        Args:
+            output: what `Regularized` returned in training, for schedules that react to it.
+        """
+        self.steps += 1
+        self._update(output)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint needs beside the model, whose buffers hold beta itself."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a `state_dict` was taken."""
+        self.steps = int(state["steps"])
+
+    def _update(self, output: RegularizedOutput | None) -> None:
+        raise NotImplementedError
+
+    def _scale(self, factor: float) -> None:
+        for layer in self.layers.values():
+            layer.beta.fill_(layer.initial_beta * factor)
+
+
+class LinearWarmup(Schedule):
+    """Raises beta linearly from a fraction of its value to the whole: factor = start + (1 - start) * min(step / steps, 1).
+
+    Args:
+        model: with bottlenecks.
+        steps: length of the warm-up, in calls of `step`.
+        start: fraction at step 0, in [0, 1].
+        layers: names; None: all.
+
+    Example:
+        >>> import ibreg
+        >>> layer = ibreg.VariationalBottleneck(4, beta=1.0)
+        >>> warmup = LinearWarmup(nn.Sequential(layer), 4)
+        >>> warmup.step()
+        >>> layer.beta
+        tensor(0.2500)
+    """
+
+    def __init__(self, model: nn.Module, steps: int, *, start: float = 0.0, layers: Iterable[str] | None = None):
+        super().__init__(model, layers=layers)
+        _check_steps(steps)
+        if not 0 <= start <= 1:
+            raise ValueError(f"start is a fraction of beta in [0, 1], got {start}")
+        self.length = steps
+        self.start = start
+        self._scale(start)
+
+    def _update(self, output: RegularizedOutput | None) -> None:
+        self._scale(self.start + (1 - self.start) * min(self.steps / self.length, 1.0))
+
+
+class Cosine(Schedule):
+    """Moves beta along half a cosine: factor = end + (start - end) * (1 + cos(pi * min(step / steps, 1))) / 2.
+
+    Args:
+        model: with bottlenecks.
+        steps: length, in calls of `step`.
+        start: factor of beta at step 0.
+        end: factor at the last step and after; the default falls from the whole beta to 0.
+        layers: names; None: all.
+    """
+
+    def __init__(
+        self, model: nn.Module, steps: int, *, start: float = 1.0, end: float = 0.0, layers: Iterable[str] | None = None
+    ):
+        super().__init__(model, layers=layers)
+        _check_steps(steps)
+        if start < 0 or end < 0:
+            raise ValueError(f"start and end are factors of beta of at least 0, got {start} and {end}")
+        self.length = steps
+        self.start = start
+        self.end = end
+        self._scale(start)
+
+    def _update(self, output: RegularizedOutput | None) -> None:
+        progress = min(self.steps / self.length, 1.0)
+        self._scale(self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+class TargetRate(Schedule):
+    r"""Holds a wanted rate by dual ascent on beta: beta grows while the rate is above, and shrinks while it is below.
+
+    .. math:: \log \beta \leftarrow \log \beta + \eta \, \mathrm{clip}\left( \log \frac{R}{R^*}, -1, 1 \right)
+
+    beta is the multiplier of the constraint R = R*; its logarithm is what moves, so that a beta that is wrong by orders of
+    magnitude is found in tens of steps.
+
+    Args:
+        model: with bottlenecks that log `rate`.
+        rate: the wanted rate R*, in nats per sample; a number, or one for each layer name.
+        step_size: eta; smaller is smoother, larger is faster.
+        bounds: smallest and largest beta.
+        layers: names; None: all.
+
+    Raises:
+        ValueError: at `step`, when the output has no rate of a layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rate: float | Mapping[str, float],
+        *,
+        step_size: float = 0.05,
+        bounds: tuple[float, float] = (1e-8, 1e4),
+        layers: Iterable[str] | None = None,
+    ):
+        super().__init__(model, layers=rate if layers is None and isinstance(rate, Mapping) else layers)
+        self.rate = dict(rate) if isinstance(rate, Mapping) else dict.fromkeys(self.layers, float(rate))
+        if set(self.rate) != set(self.layers):
+            raise ValueError(f"rate names {', '.join(self.rate)}, but the layers are {', '.join(self.layers)}")
+        if not all(wanted > 0 for wanted in self.rate.values()):
+            raise ValueError(f"a wanted rate is greater than 0 nats, got {rate}")
+        if not (step_size > 0 and 0 < bounds[0] < bounds[1]):
+            raise ValueError(f"step_size > 0 and 0 < bounds[0] < bounds[1], got {step_size} and {bounds}")
+        self.step_size = step_size
+        self.bounds = bounds
+
+    @torch.no_grad()
+    def _update(self, output: RegularizedOutput | None) -> None:
+        for name, layer in self.layers.items():
+            key = f"{name}/rate"
+            if output is None or key not in output.logs:
+                raise ValueError(
+                    f"TargetRate needs the logged rate {key!r}: call step(output) with what Regularized returned"
+                )
+            excess = (output.logs[key].clamp(min=1e-6) / self.rate[name]).log().clamp(-1, 1).nan_to_num(0.0)
+            layer.beta.clamp_(min=self.bounds[0]).mul_((self.step_size * excess).exp()).clamp_(*self.bounds)
+
+
+class PatienceGate(Schedule):
+    """Compresses only while the task loss improves: beta is 0 from `patience` steps without improvement until the next one.
+
+    Args:
+        model: with bottlenecks.
+        patience: how many steps without improvement beta outlives.
+        threshold: relative fall of the task loss that counts as an improvement.
+        layers: names; None: all.
+    """
+
+    def __init__(
+        self, model: nn.Module, patience: int = 10, *, threshold: float = 1e-4, layers: Iterable[str] | None = None
+    ):
+        super().__init__(model, layers=layers)
+        _check_steps(patience)
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold is a fraction of the loss in [0, 1), got {threshold}")
+        self.patience = patience
+        self.threshold = threshold
+        self.best = math.inf
+        self.stale = 0
+
+    def step(self, output: RegularizedOutput | None = None, *, task_loss: Tensor | float | None = None) -> None:
+        """Opens or closes the gate.
+
+        Args:
+            output: not read; here so that all schedules are called alike.
+            task_loss: the loss without penalty, of a validation set or averaged over an epoch (of one batch it is noise).
+
+        Raises:
+            ValueError: no task loss.
+        """
+        if task_loss is None:
+            raise ValueError("PatienceGate watches the task loss: call step(output, task_loss=...)")
+        self.steps += 1
+        loss = float(task_loss)
+        if loss < self.best - self.threshold * abs(self.best) or math.isinf(self.best):
+            self.best, self.stale = loss, 0
+        else:
+            self.stale += 1
+        self._scale(1.0 if self.stale < self.patience else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the steps, the best loss and how long ago it was."""
+        return {**super().state_dict(), "best": self.best, "stale": self.stale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a `state_dict` was taken."""
+        super().load_state_dict(state)
+        self.best, self.stale = float(state["best"]), int(state["stale"])
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a number of steps is at least 1, got {steps}")
