@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ibreg.layers.base import Bottleneck, named_bottlenecks
 from ibreg.regularized import Regularized, evaluating, unwrap
 
 CHILD = "bottleneck"
+META = torch.device("meta")
 
 Layer = Bottleneck | Callable[[str, nn.Module], Bottleneck]
 
@@ -45,8 +47,9 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
     Args:
         model: any module. Its state-dict keys stay; weights saved before still load afterwards.
         layers: dotted module name to bottleneck. In a name `*` stands for one segment or a part of one, `**` for any
-            number of segments (the model itself is ""); each module that such a pattern matches gets its own copy, started anew. Instead of a
-            bottleneck, a callable `(name, module) -> bottleneck` builds one where widths differ.
+            number of segments (the model itself is ""); each module that such a pattern matches gets its own copy,
+            started anew. Instead of a bottleneck, a callable `(name, module) -> bottleneck` builds one where widths
+            differ.
         example: an input of the model (a tensor, a tuple of positional or a dict of keyword arguments): finds
             `in_features` where a layer has none, and checks sizes. The model runs once on it, in evaluation mode.
 
@@ -71,8 +74,8 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
         )
     """
     _refuse_wrapped(model)
-    model = unwrap(model)
-    hosts = _modules(model)
+    network = unwrap(model)
+    hosts = _modules(network)
     places: dict[str, Bottleneck] = {}
     for pattern, layer in layers.items():
         for name in _match(pattern, hosts):
@@ -80,10 +83,11 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
                 raise ValueError(f"{name!r} is named twice, the second time by {pattern!r}")
             places[name] = _layer_for(name, hosts[name], layer, copied="*" in pattern)
     _check_hosts(hosts, places)
-    _check_layers(model, places)
-    outputs = _outputs(model, {name: hosts[name] for name in places}, example) if example is not None else {}
-    for name, output in outputs.items():
-        _check_fit(name, hosts[name], places[name], output)
+    _check_layers(network, places)
+    outputs = _outputs(network, {name: hosts[name] for name in places}, example) if example is not None else {}
+    for name, calls in outputs.items():
+        for output in calls:
+            _check_fit(name, hosts[name], places[name], output)
     unsized = {name: layer for name, layer in places.items() if layer.sized and layer.in_features is None}
     for name in unsized:
         if name not in outputs:
@@ -93,13 +97,25 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
                 else "the example did not call it"
             )
             raise ValueError(f"the layer for {name!r} has no in_features: {reason}")
+    sizes = {name: _features(name, layer, outputs[name]) for name, layer in unsized.items()}
     for name, layer in unsized.items():
-        layer.materialize(_features(layer, outputs[name]))
+        copy.deepcopy(layer).materialize(sizes[name], device="meta")  # what it refuses, it refuses here
+    for name, layer in places.items():
+        if (
+            any(tensor.is_meta for tensor in layer.state_dict().values())
+            and _device_and_dtype(network, name)[0] != META
+        ):
+            raise ValueError(
+                f"the layer for {name!r} is on the meta device, where it has no weights to move to its host"
+            )
 
     for name, layer in places.items():
         host = hosts[name]
-        device, dtype = _device_and_dtype(model, name)
-        host.add_module(CHILD, layer.to(device=device, dtype=dtype).train(host.training))
+        layer.materialize(sizes.get(name))
+        device, dtype = _device_and_dtype(network, name)
+        layer.to(device=device, dtype=dtype).train(host.training)
+        layer._injected = True
+        host.add_module(CHILD, layer)
         if not _runs_its_children(host):
             host.register_forward_hook(_through_bottleneck)
     return model
@@ -117,15 +133,18 @@ def candidates(model: nn.Module, example: Any) -> list[Candidate]:
         Candidate(name='1', type='ReLU', shape=(1, 8), features=8)
     """
     model = unwrap(model)
-    hosts = {name: module for name, module in _modules(model).items() if name and _refusal(name, module) is None}
+    modules = _modules(model)
+    hosts = {name: module for name, module in modules.items() if name and _refusal(name, modules) is None}
     rule = Bottleneck()
     found = []
-    for name, output in _outputs(model, hosts, example).items():
-        code = _element(output)
-        if code is not None and code.dim() > 1:
-            code = _batch_first(hosts[name], code)
-            shape, features = tuple(code.shape), code.shape[rule.feature_axis(code)]
-            found.append(Candidate(name, type(hosts[name]).__name__, shape, features))
+    for name, calls in _outputs(model, hosts, example).items():
+        codes = [_element(output) for output in calls]
+        if any(code is None or code.dim() < 2 for code in codes):
+            continue
+        codes = [_batch_first(hosts[name], code) for code in codes]
+        features = {code.shape[rule.feature_axis(code)] for code in codes}
+        if len(features) == 1:
+            found.append(Candidate(name, type(hosts[name]).__name__, tuple(codes[0].shape), *features))
     return found
 
 
@@ -146,12 +165,15 @@ def eject(model: nn.Module) -> nn.Module:
         for key, hook in list(host._forward_hooks.items()):
             if hook is _through_bottleneck:
                 del host._forward_hooks[key]
+        getattr(host, CHILD)._injected = False
         delattr(host, CHILD)
     return model
 
 
 def bottlenecks(model: nn.Module) -> dict[str, Bottleneck]:
-    """Returns the bottlenecks of a model by dotted name, relative to the model inside `Regularized`, DDP or `torch.compile`.
+    """Returns the bottlenecks of a model by dotted name.
+
+    Names are relative to the model inside `Regularized`, DDP or `torch.compile`.
 
     Example:
         >>> import ibreg
@@ -176,28 +198,38 @@ def _through_bottleneck(host: nn.Module, args: tuple, output: Any) -> Any:
 
 def _element(output: Any) -> Tensor | None:
     """Returns the tensor of a host's output that goes through a bottleneck, or None where there is none."""
-    if isinstance(output, tuple) and output:
-        output = output[0]
-    if isinstance(output, Tensor) and output.is_floating_point() and not output.is_nested:
-        return output
+    first = _first(output)
+    if isinstance(first, Tensor) and first.is_floating_point() and not first.is_nested:
+        return first
     return None
 
 
+def _first(output: Any) -> Any:
+    # A PackedSequence is a tuple as well, but what stands first in it has no batch axis.
+    return output[0] if isinstance(output, tuple) and output and not isinstance(output, PackedSequence) else output
+
+
 def _cannot_take(name: str, host: nn.Module, output: Any) -> str:
-    first = output[0] if isinstance(output, tuple) and output else output
+    first = _first(output)
     if isinstance(first, Tensor) and first.is_nested:
         return f"{name} returns a nested tensor: build the nn.TransformerEncoder with enable_nested_tensor=False"
     got = f"a {first.dtype} tensor" if isinstance(first, Tensor) else type(first).__name__
     where = " first in a tuple" if first is not output else ""
-    return f"{name} ({type(host).__name__}) returns {got}{where}, a bottleneck takes a floating-point tensor: choose another module"
+    wanted = "a bottleneck takes a floating-point tensor: choose another module"
+    return f"{name} ({type(host).__name__}) returns {got}{where}, {wanted}"
 
 
 def _batch_first(host: nn.Module, code: Tensor) -> Tensor:
-    """Swaps (sequence, batch, features) of torch's sequence modules with (batch, sequence, features); its own inverse."""
-    layer = host.layers[0] if isinstance(host, nn.TransformerEncoder | nn.TransformerDecoder) else host
-    layer = getattr(layer, "self_attn", layer)
-    sequence_first = isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and not layer.batch_first
-    return code.transpose(0, 1) if sequence_first and code.dim() == 3 else code
+    """Swaps (sequence, batch, features) of torch's sequence modules with (batch, sequence, features), and back."""
+    return code.transpose(0, 1) if _sequence_first(host) and code.dim() == 3 else code
+
+
+def _sequence_first(module: nn.Module) -> bool:
+    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
+        module = module.layers[0]
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        module = module.self_attn
+    return isinstance(module, nn.RNNBase | nn.MultiheadAttention | nn.Transformer) and not module.batch_first
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -249,14 +281,22 @@ def _layer_for(name: str, host: nn.Module, layer: Layer, *, copied: bool) -> Bot
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
-def _refusal(name: str, host: nn.Module) -> str | None:
+def _refusal(name: str, hosts: dict[str, nn.Module]) -> str | None:
     """Returns why a module cannot be a host, or None."""
+    host = hosts[name]
     if isinstance(host, _CONTAINERS) or (isinstance(host, nn.Sequential) and not _runs_its_children(host)):
         return f"{name!r} is a {type(host).__name__} that runs its elements itself: name one of its elements"
     if _is_host(host):
         return f"{name!r} has a bottleneck already: eject(model) takes it out"
     if hasattr(host, CHILD):
         return f"{name!r} ({type(host).__name__}) has an attribute {CHILD!r} of its own: choose another module"
+    if not _sequence_first(host):
+        for parent in (name[: dot.start()] for dot in re.finditer(r"\.", name)):
+            if _sequence_first(hosts[parent]):
+                return (
+                    f"{name!r} is inside {parent!r} ({type(hosts[parent]).__name__}), where the batch is the second axis: "
+                    f"build that with batch_first=True, or name {parent!r}"
+                )
     return None
 
 
@@ -264,7 +304,7 @@ def _check_hosts(hosts: dict[str, nn.Module], places: dict[str, Bottleneck]) -> 
     names_of: dict[int, str] = {}
     for name in places:
         host = hosts[name]
-        refusal = _refusal(name, host)
+        refusal = _refusal(name, hosts)
         if refusal is not None:
             raise ValueError(refusal)
         if id(host) in names_of:
@@ -277,7 +317,8 @@ def _check_layers(model: nn.Module, places: dict[str, Bottleneck]) -> None:
     for name, layer in places.items():
         if id(layer) in names_of:
             raise ValueError(
-                f"one layer for {names_of[id(layer)]!r} and {name!r}: build one for each place, or use a pattern with '*'"
+                f"one layer for {names_of[id(layer)]!r} and {name!r}: build one for each place, "
+                "or use a pattern with '*'"
             )
         names_of[id(layer)] = name
 
@@ -295,18 +336,23 @@ def _check_fit(name: str, host: nn.Module, layer: Bottleneck, output: Any) -> No
         )
 
 
-def _features(layer: Bottleneck, output: Any) -> int:
-    code = _element(output)
-    return code.shape[layer.feature_axis(code)]
+def _features(name: str, layer: Bottleneck, calls: list[Any]) -> int:
+    codes = [_element(output) for output in calls]
+    features = {code.shape[layer.feature_axis(code)] for code in codes}
+    if len(features) > 1:
+        raise ValueError(
+            f"{name!r} is called with {', '.join(map(str, sorted(features)))} features: choose another module"
+        )
+    return features.pop()
 
 
-def _outputs(model: nn.Module, hosts: dict[str, nn.Module], example: Any) -> dict[str, Any]:
-    """Runs the example and returns what each host gave, at its first call; hosts that were not called are left out."""
-    seen: dict[str, Any] = {}
+def _outputs(model: nn.Module, hosts: dict[str, nn.Module], example: Any) -> dict[str, list[Any]]:
+    """Runs the example and returns what each host gave, call by call; hosts that were not called are left out."""
+    seen: dict[str, list[Any]] = {}
 
     def remember(name):
         def hook(module, args, output):
-            seen.setdefault(name, output)
+            seen.setdefault(name, []).append(output)
 
         return hook
 
@@ -317,6 +363,10 @@ def _outputs(model: nn.Module, hosts: dict[str, nn.Module], example: Any) -> dic
                 model(**example)
             else:
                 model(*example) if isinstance(example, tuple) else model(example)
+    except Exception:
+        # What stands behind the hosts may be built for the size of the code already: only what they gave counts.
+        if len(seen) < len(hosts):
+            raise
     finally:
         for handle in handles:
             handle.remove()
@@ -339,14 +389,15 @@ def _runs_its_children(host: nn.Module) -> bool:
 
 
 def _is_host(module: nn.Module) -> bool:
-    return isinstance(module._modules.get(CHILD), Bottleneck) and (
-        _runs_its_children(module) or _through_bottleneck in module._forward_hooks.values()
-    )
+    # A user's own Sequential may have an element of that name too: that one is not ours to take out.
+    return getattr(module._modules.get(CHILD), "_injected", False)
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
-    inner = model.model if isinstance(model, Regularized) else model
-    if unwrap(inner) is not inner:
-        raise ValueError(f"inject first, then wrap: the model is inside {type(inner).__name__} already")
-    if any(module._compiled_call_impl is not None for module in inner.modules()):
-        raise ValueError("inject first, then compile: a compiled model would not see the bottleneck")
+    for module in model.modules():
+        if not isinstance(module, Regularized) and unwrap(module) is not module:
+            raise ValueError(
+                f"inject first, then wrap: the model is inside {type(module).__name__} already, or a part is"
+            )
+        if module._compiled_call_impl is not None:
+            raise ValueError("inject first, then compile: a compiled model would not see the bottleneck")

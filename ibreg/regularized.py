@@ -1,4 +1,4 @@
-"""Around the model: `Regularized` collects the penalties, `Penalized` adds them to a task loss, `predict` averages draws."""
+"""Around a model: `Regularized` collects penalties, `Penalized` adds them to a task loss, `predict` averages draws."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Regularized(nn.Module):
 
     Args:
         model: any module with at least one bottleneck inside, injected or written into it.
-        draws: how many codes the first stochastic bottleneck draws of each sample in training. What stands before it runs
-            once; what stands behind it sees a batch `draws` times as long, and the output is unfolded to
+        draws: how many codes the first stochastic bottleneck draws of each sample in training. What stands before it
+            runs once; what stands behind it sees a batch `draws` times as long, and the output is unfolded to
             `(draws, batch, ...)`. The batch is the first axis.
 
     Raises:
@@ -86,7 +86,8 @@ class Regularized(nn.Module):
             concepts: concept labels, for bottlenecks that need them.
             inputs: what kernel bottlenecks compare the code with; None: the first positional tensor.
             mask: `(batch, tokens)`, True (or 1) where a token counts, False on padding; penalties leave those out.
-            **kwargs: go to the model. `target`, `concepts`, `inputs` and `mask` go to it too where its `forward` declares them.
+            **kwargs: go to the model. `target`, `concepts`, `inputs` and `mask` go to it too where its `forward`
+                declares them.
 
         Raises:
             ValueError: something that a bottleneck needs in training is missing.
@@ -135,8 +136,8 @@ class Penalized(nn.Module):
     """Task loss plus penalty, for the output of `Regularized`; a bare tensor gets the task loss alone.
 
     Args:
-        task_loss: `task_loss(output, target) -> Tensor`. Of several draws it takes the mean. One that has a true attribute
-            `needs_inputs` is called with `inputs=` too.
+        task_loss: `task_loss(output, target) -> Tensor`. Of several draws it takes the mean. One that has a true
+            attribute `needs_inputs` is called with `inputs=` too.
 
     Example:
         >>> criterion = Penalized(nn.CrossEntropyLoss())
@@ -179,7 +180,8 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
     Args:
         model: with or without bottlenecks, wrapped in `Regularized` or not; its modes come back as they were.
         x: the model's input, `(batch, ...)`.
-        draws: 0: the deterministic output, the same as `net.eval()(x)` (logits stay logits); n: the average over n draws.
+        draws: 0: the deterministic output, the same as `net.eval()(x)` (logits stay logits); n: the average over n
+            draws.
         seed: makes the draws reproducible, and leaves the global generator alone.
         mean: what is averaged over draws: "softmax" (class axis 1, gives probabilities) or "output"; None: the softmax
             where the output has two or more columns, else the output.
@@ -261,8 +263,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 NO_BOTTLENECK = (
-    "there is no bottleneck in the model: put one in, ibreg.inject(model, {'name.of.a.module': ibreg.VariationalBottleneck()}, "
-    "example=x), where ibreg.candidates(model, x) lists the places"
+    "there is no bottleneck in the model: put one in, ibreg.inject(model, {'name.of.a.module': "
+    "ibreg.VariationalBottleneck()}, example=x), where ibreg.candidates(model, x) lists the places"
 )
 
 

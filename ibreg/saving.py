@@ -32,9 +32,18 @@ def save_bottlenecks(model: nn.Module, path: str | os.PathLike) -> None:
     for name, layer in layers.items():
         if getattr(layer, "registry_name", None) not in names():
             raise ValueError(
-                f"{name!r} is a {type(layer).__name__}, which has no name to load it by: decorate it with @ibreg.register"
+                f"{name!r} is a {type(layer).__name__}, which has no name to load it by: "
+                "decorate it with @ibreg.register"
             )
-    described = {name: {"class": layer.registry_name, "config": layer.config()} for name, layer in layers.items()}
+    described = {
+        name: {
+            "class": layer.registry_name,
+            # The tensor holds today's beta; schedules of the loaded model start from the first one.
+            "config": layer.config() | {"beta": layer.initial_beta},
+            "injected": getattr(layer, "_injected", False),
+        }
+        for name, layer in layers.items()
+    }
     tensors = {
         f"{name}/{key}": tensor.detach().cpu().contiguous().clone()
         for name, layer in layers.items()
@@ -42,8 +51,12 @@ def save_bottlenecks(model: nn.Module, path: str | os.PathLike) -> None:
     }
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={METADATA: json.dumps(described)})
-    os.replace(partial, path)
+    metadata = {METADATA: json.dumps(described)}
+    try:
+        save_file(tensors, partial, metadata=metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_bottlenecks(model: nn.Module, path: str | os.PathLike) -> nn.Module:
@@ -69,8 +82,8 @@ def load_bottlenecks(model: nn.Module, path: str | os.PathLike) -> nn.Module:
                 f"{name!r} is {present[name]!r} in the model, but {layers[name]!r} was saved: eject it first"
             )
     missing = {name: layer for name, layer in layers.items() if name not in present}
-    for name in missing:
-        if name.rpartition(".")[2] != CHILD:
+    for name, layer in missing.items():
+        if not layer._injected:
             raise ValueError(
                 f"the saved bottleneck {name!r} was part of the model's own code, and this model has none there"
             )
@@ -102,6 +115,7 @@ def _read(path: Path) -> dict:
             layer.load_state_dict(own, assign=True)
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit this version of {entry['class']!r}: {error}") from error
+        layer._injected = entry["injected"]
         layers[name] = layer
     return layers
 

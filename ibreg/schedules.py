@@ -1,7 +1,7 @@
 """Beta over time, like `torch.optim.lr_scheduler`: built on the model, stepped by the loop.
 
-`schedule.step(output)` takes what `Regularized` returned; every schedule fills the `beta` buffer of the bottlenecks, so the
-model's own state carries it, and nothing waits for the device.
+`schedule.step(output)` takes what `Regularized` returned; every schedule fills the `beta` buffer of the bottlenecks, so
+the model's own state carries it, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Schedule:
 
 
 class LinearWarmup(Schedule):
-    """Raises beta linearly from a fraction of its value to the whole: factor = start + (1 - start) * min(step / steps, 1).
+    """Raises beta linearly from a fraction of its value to the whole.
+
+    factor = start + (1 - start) * min(step / steps, 1)
 
     Args:
         model: with bottlenecks.
@@ -129,8 +131,8 @@ class TargetRate(Schedule):
 
     .. math:: \log \beta \leftarrow \log \beta + \eta \, \mathrm{clip}\left( \log \frac{R}{R^*}, -1, 1 \right)
 
-    beta is the multiplier of the constraint R = R*; its logarithm is what moves, so that a beta that is wrong by orders of
-    magnitude is found in tens of steps.
+    beta is the multiplier of the constraint R = R*; its logarithm is what moves, so that a beta that is wrong by orders
+    of magnitude is found in tens of steps.
 
     Args:
         model: with bottlenecks that log `rate`.
@@ -176,7 +178,9 @@ class TargetRate(Schedule):
 
 
 class PatienceGate(Schedule):
-    """Compresses only while the task loss improves: beta is 0 from `patience` steps without improvement until the next one.
+    """Compresses only while the task loss improves.
+
+    beta is 0 from `patience` steps without improvement until the next one.
 
     Args:
         model: with bottlenecks.
@@ -202,7 +206,8 @@ class PatienceGate(Schedule):
 
         Args:
             output: not read; here so that all schedules are called alike.
-            task_loss: the loss without penalty, of a validation set or averaged over an epoch (of one batch it is noise).
+            task_loss: the loss without penalty, of a validation set or averaged over an epoch (of one batch it is
+                noise).
 
         Raises:
             ValueError: no task loss.

@@ -254,7 +254,8 @@ def _annotate_betas(figure: Figure, panel: Axes, points: Sequence[Mapping[str, A
             fontsize=8,
             color=styles[point["arm"]]["color"],
         )
-        for note.xyann in NOTE_OFFSETS:
+        for offset in NOTE_OFFSETS:
+            note.set_position(offset)
             if not any(note.get_window_extent().overlaps(other) for other in taken):
                 break
         taken.append(note.get_window_extent())

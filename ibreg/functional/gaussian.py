@@ -99,7 +99,8 @@ def gaussian_pool(means: Tensor, log_variances: Tensor, weights: Tensor) -> tupl
         mean `(..., dim)`, log variance `(..., dim)` and g `(...)`, at least 0 up to rounding.
 
     Example:
-        >>> mean, log_variance, gap = gaussian_pool(torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1), torch.tensor([0.5, 0.5]))
+        >>> means, log_variances = torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1)
+        >>> mean, log_variance, gap = gaussian_pool(means, log_variances, torch.tensor([0.5, 0.5]))
         >>> mean, log_variance, gap
         (tensor([0.]), tensor([0.]), tensor(0.5000))
     """

@@ -1,8 +1,8 @@
 """How a rate enters the objective: beta * u(rate), with u linear or convex.
 
 The linear one cannot reach all points of an information curve with a linear piece; a strictly convex u can
-(Kolchinsky et al. 2019, arXiv 1808.07593; Rodriguez-Galvez et al. 2020, arXiv 1911.11000). u acts on the *batch mean* of
-the rate.
+(Kolchinsky et al. 2019, arXiv 1808.07593; Rodriguez-Galvez et al. 2020, arXiv 1911.11000). u acts on the *batch mean*
+of the rate.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What every bottleneck is, and how its penalty leaves it.
 
-A layer cannot return its penalty (it could not stand in an `nn.Sequential`) nor keep it (wrong under checkpointing, copies
-and several calls). So it leaves itself and what the penalty needs in the `Scope` that `Regularized` opens around the
-model's forward; the penalties are computed after that forward, outside of any activation checkpoint.
+A layer cannot return its penalty (it could not stand in an `nn.Sequential`) nor keep it (wrong under checkpointing,
+copies and several calls). So it leaves itself and what the penalty needs in the `Scope` that `Regularized` opens around
+the model's forward; the penalties are computed after that forward, outside of any activation checkpoint.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class Scope:
             return 1
         if _inside_checkpoint():
             raise RuntimeError(
-                f"bottleneck {self.name_of(layer)} draws {self.draws} codes of each sample inside an activation checkpoint, "
-                "whose recomputation would draw one: checkpoint the parts before and behind it, or use draws=1"
+                f"bottleneck {self.name_of(layer)} draws {self.draws} codes of each sample inside an activation "
+                "checkpoint, whose recomputation would draw one: checkpoint the parts before and behind it, or use "
+                "draws=1"
             )
         self.repeats = self.draws
         return self.draws
@@ -208,8 +209,8 @@ class Bottleneck(nn.Module):
             )
         if self.reads_scope and self.training and _inside_checkpoint():
             raise RuntimeError(
-                f"bottleneck {scope.name_of(self)} reads targets or concepts in its forward, which the recomputation of "
-                "an activation checkpoint does not have: leave it outside of the checkpointed part"
+                f"bottleneck {scope.name_of(self)} reads targets or concepts in its forward, which the recomputation "
+                "of an activation checkpoint does not have: leave it outside of the checkpointed part"
             )
         repeats = scope.repeats
         z, state = self.transform(x, scope)

@@ -1,7 +1,7 @@
 """Variational information bottleneck and its relatives: one stochastic layer that charges for the rate of its code.
 
-Alemi et al. 2017 (arXiv 1612.00410); conditional prior: Fischer 2020 (arXiv 2002.05379); elastic: Strouse and Schwab 2017
-(arXiv 1604.00268) and Ni et al. 2022.
+Alemi et al. 2017 (arXiv 1612.00410); conditional prior: Fischer 2020 (arXiv 2002.05379); elastic: Strouse and Schwab
+2017 (arXiv 1604.00268) and Ni et al. 2022.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Code(NamedTuple):
 
 @register("variational")
 class VariationalBottleneck(Bottleneck):
-    r"""Replaces features by a noisy code z ~ N(mu(x), sigma(x)^2) and charges for the information that it keeps, in nats.
+    r"""Replaces features by a noisy code z ~ N(mu(x), sigma(x)^2) and charges for the information in it, in nats.
 
     .. math:: \text{penalty} = u\left( \frac1n \sum_i KL(p(z|x_i) \,\|\, r) + (1 - \alpha) H(z|x_i) \right), \quad
         \sigma = \log(1 + e^{\rho})
 
-    with mu and rho linear in the features. In training the code is drawn, in evaluation it is the mean. With alpha = 1 and
-    u the identity the penalty is the rate, an upper bound of I(Z; X) (arXiv 1612.00410, eq. 14).
+    with mu and rho linear in the features. In training the code is drawn, in evaluation it is the mean. With alpha = 1
+    and u the identity the penalty is the rate, an upper bound of I(Z; X) (arXiv 1612.00410, eq. 14).
 
     Args:
         in_features: size of the feature axis.
@@ -53,12 +53,14 @@ class VariationalBottleneck(Bottleneck):
             Gaussian for each class, so that information about the label is free (CEB, arXiv 2002.05379, eq. 11).
         classes: number of classes, for the conditional prior.
         rate: "analytic" or "monte_carlo" (log p(z|x) - log r(z) at the drawn codes).
-        lagrangian: u: "linear", "power" (u = r^(1+power)) or "exponential" (u = (e^(power r) - 1) / power), of the batch mean.
+        lagrangian: u: "linear", "power" (u = r^(1+power)) or "exponential" (u = (e^(power r) - 1) / power), of the
+            batch mean.
         power: exponent of the convex Lagrangians, > 0.
         alpha: weight of the noise entropy, in [0, 1]: 1 is the information bottleneck, 0 the deterministic one,
             H(Z) - alpha H(Z|X) bounded by the prior's cross-entropy.
-        start: "default": Xavier weights, small noise (sigma = 0.0067, arXiv 1612.00410); "identity": the mean is the input
-            and sigma is 0.1 everywhere, so that a pretrained network goes on as it was; needs out_features = in_features.
+        start: "default": Xavier weights, small noise (sigma = 0.0067, arXiv 1612.00410); "identity": the mean is the
+            input and sigma is 0.1 everywhere, so that a pretrained network goes on as it was; needs out_features =
+            in_features.
         dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
         device: of the parameters.
         dtype: of the parameters.
@@ -69,10 +71,11 @@ class VariationalBottleneck(Bottleneck):
         out. Behind n training draws the batch is n times as long.
 
     The conditional prior reads `target`: class indices `(batch,)` or one for each position (-100 is left out of the
-    rate), or class probabilities `(batch, classes)`. In training it needs them, in evaluation without them nothing is logged.
+    rate), or class probabilities `(batch, classes)`. In training it needs them, in evaluation without them nothing is
+    logged.
 
-    Logs: `rate` (nats per sample, batch mean of the KL, whatever the penalty), `active_units` (code units whose mean has a
-    variance over the batch of more than 0.01).
+    Logs: `rate` (nats per sample, batch mean of the KL, whatever the penalty), `active_units` (code units whose mean
+    has a variance over the batch of more than 0.01).
 
     Many processes: each rank charges for its own rows; DDP's mean over ranks is the penalty of the whole batch.
 
@@ -209,7 +212,7 @@ class VariationalBottleneck(Bottleneck):
         return penalty, logs
 
     def _prior(self, code: Code, target: Tensor | None):
-        """Returns the prior's mean, its log variance, what to add to a divergence from it, and where targets are valid."""
+        """Returns the prior's mean, log variance, what to add to a divergence from it, and where targets are valid."""
         if self.prior == "standard":
             return 0.0, 0.0, 0.0, None
         if self.prior == "learned":

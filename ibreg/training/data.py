@@ -260,9 +260,8 @@ class Request:
         if not share:
             return kept, held_out
         with suppress(ValueError):  # scikit-learn refuses a class of one row, and a side with fewer rows than classes
-            kept, held_out = train_test_split(
-                rows, test_size=share, stratify=labels[rows], random_state=self.split_seed
-            )
+            sides = train_test_split(rows, test_size=share, stratify=labels[rows], random_state=self.split_seed)
+            kept, held_out = map(np.asarray, sides)
         if any(len(np.unique(labels[side])) < len(class_names) for side in (kept, held_out)):
             counts = np.bincount(labels[rows], minlength=len(class_names))
             raise ValueError(
@@ -279,7 +278,8 @@ class Request:
                 f"limit={self.limit} cannot be stratified: it is 0 (all {len(rows)} training rows) or from {classes}, "
                 f"one per class, to {len(rows) - classes}"
             )
-        kept, _ = train_test_split(rows, train_size=self.limit, stratify=labels[rows], random_state=self.split_seed)
+        sides = train_test_split(rows, train_size=self.limit, stratify=labels[rows], random_state=self.split_seed)
+        kept = np.asarray(sides[0])
         if missing := set(range(classes)) - set(labels[kept]):
             raise ValueError(
                 f"limit={self.limit} leaves no training row of class {class_names[min(missing)]!r}: raise it"
@@ -306,11 +306,10 @@ def digits(
     """
     pixels, labels = load_digits(return_X_y=True)
     class_names = [str(digit) for digit in range(10)]
-    inputs = _normalised(torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, mean, std)
+    inputs = _normalised(torch.tensor(pixels).view(-1, 1, 8, 8), 16, mean, std)
     targets = torch.tensor(labels)
-    return _data(
-        "digits", [Rows(inputs[rows], targets[rows]) for rows in request.cut(labels, class_names, test)], class_names
-    )
+    parts = [Rows(inputs[rows], targets[rows]) for rows in request.cut(labels, class_names, test)]
+    return _data("digits", parts, class_names)
 
 
 def mnist(
@@ -382,10 +381,10 @@ def _downloadable(name, request, mean, std, augment=None) -> ClassificationData:
     pixels, targets = _channels_first(train.data), torch.as_tensor(train.targets)
 
     def part(rows, augment=None):
-        return Rows(_normalised(pixels[rows] / 255, mean, std), targets[rows], augment)
+        return Rows(_normalised(pixels[rows], 255, mean, std), targets[rows], augment)
 
     training, validation, _ = request.cut(targets.numpy(), train.classes)
-    held_out = Rows(_normalised(_channels_first(test.data) / 255, mean, std), torch.as_tensor(test.targets))
+    held_out = Rows(_normalised(_channels_first(test.data), 255, mean, std), torch.as_tensor(test.targets))
     return _data(name, [part(training, augment), part(validation), held_out], train.classes)
 
 
@@ -395,9 +394,13 @@ def _channels_first(pixels) -> Tensor:
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def _normalised(pixels: Tensor, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
-    mean, std = _per_channel("mean", mean, pixels.shape[1]), _per_channel("std", std, pixels.shape[1])
-    return (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+def _normalised(pixels: Tensor, largest: int, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
+    """Scales pixels from 0 ... `largest` to [0, 1], then by mean and standard deviation."""
+    channels = pixels.shape[1]
+    shift = torch.tensor(_per_channel("mean", mean, channels)).view(-1, 1, 1)
+    scale = torch.tensor(_per_channel("std", std, channels)).view(-1, 1, 1)
+    # One copy and then in place: temporaries of this size cost more time than the arithmetic.
+    return pixels.to(torch.float32, copy=True).div_(largest).sub_(shift).div_(scale)
 
 
 def _per_channel(option: str, value: float | Sequence[float], channels: int) -> list[float]:

@@ -1,0 +1,93 @@
+"""What the recipes add to Hydra: the bottlenecks' YAMLs side by side, run folders named after overrides, early checks."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from ibreg import registry
+from ibreg.layers import Bottleneck
+
+# They say how and where to run, not what: a run that differs in them alone is the same run.
+NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download")
+
+
+def register_with_hydra() -> None:
+    """Makes `bottleneck: all` and `${run_name:...}` known; a recipe calls it before `hydra.main`."""
+    # Hydra composes no group "as many as there are", so the list of bottlenecks is written from the registry.
+    everything = {"defaults": [f"{name}@{name}" for name in registry.names()]}
+    ConfigStore.instance().store(group="bottleneck", name="all", node=everything)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("available_bottlenecks", lambda: ", ".join(registry.names()), replace=True)
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """Names a run after its overrides: the same on every rank, and again when the run is resumed.
+
+    Args:
+        overrides: as given on the command line.
+
+    Example:
+        >>> run_name(["data=mnist", "seeds=[0]"]), run_name(["resume=true", "seeds=[0]", "data=mnist"])
+        ('mnist-89ee3c6b', 'mnist-89ee3c6b')
+    """
+    parts = [override.lstrip("+~").split("=", 1) for override in overrides]
+    kept = sorted("=".join(part) for part in parts if part[0] not in NOT_PART_OF_A_RUN)
+    if not kept:
+        return "default"
+    chosen = {part[0]: part[-1] for part in parts}
+    title = chosen.get("experiment") or chosen.get("data") or "run"
+    return f"{title}-{hashlib.sha256(chr(10).join(kept).encode()).hexdigest()[:8]}"
+
+
+def identity_of(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the part of a configuration that makes a run this run and no other."""
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    for key in NOT_PART_OF_A_RUN:
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if node is not None:
+            node.pop(leaf, None)
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
+    """Refuses keys that the recipe does not have, which `+key=value` would add in silence, and values left open.
+
+    Raises:
+        ValueError: an unknown key, with the closest one; a mandatory value that is missing.
+    """
+    known = {str(key) for key in OmegaConf.load(recipe_yaml)} | {"data", "model", "bottleneck"}
+    for key in map(str, cfg):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"{recipe_yaml.stem} has no key {key!r}{hint}: it has {', '.join(sorted(known - {'defaults'}))}")
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"a value is missing for {', '.join(missing)}: give it on the command line, {missing[0]}=...")
+
+
+def build_bottleneck(cfg: DictConfig, arm: str, **settings: Any) -> Bottleneck:
+    """Builds the bottleneck of one arm from `bottleneck.<arm>`.
+
+    Args:
+        cfg: the recipe's configuration.
+        arm: key under `bottleneck`; its `name` there is the registry name, by default the key itself.
+        **settings: options that go before those of the configuration.
+
+    Raises:
+        ValueError: no such arm, or an option that the bottleneck does not have.
+    """
+    if arm not in cfg.bottleneck:
+        raise ValueError(f"bottleneck {arm!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
+    options = OmegaConf.to_container(cfg.bottleneck[arm], resolve=True)
+    name = options.pop("name", arm)
+    return registry.build(name, **{**options, **settings})

@@ -1,0 +1,94 @@
+"""The folder of a run: who may write into it, and when a run goes on in it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ibreg.training.configuration import identity_of
+
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"
+METRICS = "metrics.csv"
+CHECKPOINTS = "checkpoints"
+
+
+class Finished(Exception):
+    """The run in this folder is complete: there is nothing to resume."""
+
+
+def open_folder(cfg: DictConfig) -> Path:
+    """Creates the run's folder, or goes on in it with `resume=true`, or empties it with `overwrite=true`.
+
+    Args:
+        cfg: with `output_dir`, `resume` and `overwrite`.
+
+    Returns:
+        the folder, with the resolved configuration and an empty folder for checkpoints in it.
+
+    Raises:
+        FileExistsError: there is a run, and neither `resume` nor `overwrite` was asked for; or files of something else.
+        ValueError: the run to resume has another configuration; both options at once.
+        Finished: the run to resume is complete.
+    """
+    folder = Path(cfg.output_dir)
+    if cfg.resume and cfg.overwrite:
+        raise ValueError("resume goes on with a run and overwrite starts it anew: give one of them")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: give another output_dir")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / CONFIG).is_file():
+            raise FileExistsError(f"{folder} holds files, but no run of a recipe: give another output_dir")
+        if cfg.overwrite:
+            _empty(folder)
+        elif cfg.resume:
+            _check_same_run(cfg, folder)
+        else:
+            state = "a finished run" if (folder / SUMMARY).is_file() else "an unfinished run (resume=true goes on with it)"
+            raise FileExistsError(f"{folder} holds {state}: overwrite=true starts it anew")
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    replace(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
+    return folder
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as a csv with the union of their keys as columns, in one step."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    replace(path, text.getvalue().encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it, so that a kill leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _check_same_run(cfg: DictConfig, folder: Path) -> None:
+    before, now = identity_of(OmegaConf.load(folder / CONFIG)), identity_of(cfg)
+    different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if different:
+        raise ValueError(
+            f"the run in {folder} had another configuration ({', '.join(different)} differ): resume it with the same "
+            "overrides, or start anew with overwrite=true"
+        )
+    if (folder / SUMMARY).is_file():
+        raise Finished(str(folder))
+
+
+def _empty(folder: Path) -> None:
+    """Removes what a run wrote, and nothing else that may lie there."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for path in [folder / SUMMARY, folder / METRICS, folder / CONFIG, *folder.glob("*.png"), *folder.glob("*.partial")]:
+        path.unlink(missing_ok=True)
