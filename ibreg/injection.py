@@ -51,10 +51,11 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
             started anew. Instead of a bottleneck, a callable `(name, module) -> bottleneck` builds one where widths
             differ.
         example: an input of the model (a tensor, a tuple of positional or a dict of keyword arguments): finds
-            `in_features` where a layer has none, and checks sizes. The model runs once on it, in evaluation mode.
+            `in_features` where a layer has none, and checks sizes. The model runs once on it, in evaluation mode. Maps
+            with the channels last (Swin) need a layer with `dim=-1`.
 
     Returns:
-        the model.
+        the model, in the `Regularized` that it was given in.
 
     Of a host that returns a tuple with a float tensor first (LSTM, attention), that tensor goes through; states and
     attention weights pass by. The outputs of torch's recurrent and attention modules built with `batch_first=False` are
@@ -152,7 +153,7 @@ def eject(model: nn.Module) -> nn.Module:
     """Takes the injected bottlenecks out again, in place: behaviour and keys are those before the injection.
 
     Returns:
-        the model. Bottlenecks that are written into the model stay.
+        the model, without a `Regularized` around it. Bottlenecks that are written into the model stay.
 
     Raises:
         ValueError: there is nothing to take out.
@@ -240,6 +241,8 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _match(pattern: str, hosts: dict[str, nn.Module]) -> list[str]:
+    if not isinstance(pattern, str):
+        raise TypeError(f"a module is named by a string such as '0' or 'layer3.*', got {pattern!r}")
     if "*" not in pattern:
         if pattern not in hosts:
             close = difflib.get_close_matches(pattern, hosts, n=3, cutoff=0.5)
@@ -294,8 +297,8 @@ def _refusal(name: str, hosts: dict[str, nn.Module]) -> str | None:
         for parent in (name[: dot.start()] for dot in re.finditer(r"\.", name)):
             if _sequence_first(hosts[parent]):
                 return (
-                    f"{name!r} is inside {parent!r} ({type(hosts[parent]).__name__}), where the batch is the second axis: "
-                    f"build that with batch_first=True, or name {parent!r}"
+                    f"{name!r} is inside {parent!r} ({type(hosts[parent]).__name__}), where the batch is the second "
+                    f"axis: build that with batch_first=True, or name {parent!r}"
                 )
     return None
 
@@ -328,12 +331,10 @@ def _check_fit(name: str, host: nn.Module, layer: Bottleneck, output: Any) -> No
     if code is None:
         raise TypeError(_cannot_take(repr(name), host, output))
     code = _batch_first(host, code)
-    if layer.in_features is not None or not layer.sized:
-        layer.check_shape(code, repr(name))
-    elif code.dim() < 2:
-        raise ValueError(
-            f"{name!r} returns shape {tuple(code.shape)}: a bottleneck takes (batch, features) or more axes"
-        )
+    if layer.in_features is None:
+        layer = copy.copy(layer)
+        layer.sized = False  # any size fits, but rank and axis have to be right
+    layer.check_shape(code, repr(name))
 
 
 def _features(name: str, layer: Bottleneck, calls: list[Any]) -> int:
@@ -390,7 +391,7 @@ def _runs_its_children(host: nn.Module) -> bool:
 
 def _is_host(module: nn.Module) -> bool:
     # A user's own Sequential may have an element of that name too: that one is not ours to take out.
-    return getattr(module._modules.get(CHILD), "_injected", False)
+    return getattr(getattr(module, CHILD, None), "_injected", False)
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -401,3 +402,5 @@ def _refuse_wrapped(model: nn.Module) -> None:
             )
         if module._compiled_call_impl is not None:
             raise ValueError("inject first, then compile: a compiled model would not see the bottleneck")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError("the model is a TorchScript program, which takes no new modules: inject into its source")

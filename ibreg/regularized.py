@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ibreg.layers.base import Bottleneck, Record, Scope, named_bottlenecks, opened
 
@@ -129,7 +130,7 @@ class Regularized(nn.Module):
             else:
                 continue
             self._warned.add(name)
-            warnings.warn(f"bottleneck {name} {problem}", stacklevel=4)
+            warnings.warn(f"bottleneck {name} {problem}", stacklevel=5)
 
 
 class Penalized(nn.Module):
@@ -167,8 +168,9 @@ class Penalized(nn.Module):
                 raise ValueError(f"{self.task_loss} compares with the inputs: call criterion(output, target, inputs)")
             further["inputs"] = inputs
         if isinstance(output, DrawnOutput):
-            losses = [self.task_loss(draw, target, **further) for draw in output.output]
-            return torch.stack(losses).mean(0) + output.penalty
+            draws = next(len(leaf) for leaf in tree_leaves(output.output) if isinstance(leaf, Tensor))
+            each = (tree_map_only(Tensor, operator.itemgetter(n), output.output) for n in range(draws))
+            return torch.stack([self.task_loss(draw, target, **further) for draw in each]).mean(0) + output.penalty
         if isinstance(output, RegularizedOutput):
             return self.task_loss(output.output, target, **further) + output.penalty
         return self.task_loss(output, target, **further)
@@ -272,7 +274,8 @@ def _collect(scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
     total, calls = next(iter(scope.names)).beta.new_zeros(()), {}
     for layer, state, repeats in scope.records:
         penalty, logs = layer.charge(state, scope.repeated(repeats))
-        total = total + layer.beta * penalty
+        # A copy, because schedules fill beta, maybe before the backward pass.
+        total = total + layer.beta.clone() * penalty
         for quantity, value in logs.items():
             calls.setdefault(f"{scope.name_of(layer)}/{quantity}", []).append(value)
     return total, {name: torch.stack(values).mean() for name, values in calls.items()}

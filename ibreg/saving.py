@@ -23,6 +23,7 @@ def save_bottlenecks(model: nn.Module, path: str | os.PathLike) -> None:
 
     Raises:
         ValueError: no bottleneck in the model, or one whose class is not registered.
+        FileNotFoundError: no such folder.
     """
     from safetensors.torch import save_file
 
@@ -50,6 +51,8 @@ def save_bottlenecks(model: nn.Module, path: str | os.PathLike) -> None:
         for key, tensor in layer.state_dict().items()
     }
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
     partial = path.with_name(path.name + ".partial")
     metadata = {METADATA: json.dumps(described)}
     try:

@@ -56,6 +56,10 @@ class Schedule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where a `state_dict` was taken."""
         self.steps = int(state["steps"])
+        self._restore()
+
+    def _restore(self) -> None:
+        """Sets beta to what the steps so far made it, where they alone say so."""
 
     def _update(self, output: RegularizedOutput | None) -> None:
         raise NotImplementedError
@@ -92,9 +96,12 @@ class LinearWarmup(Schedule):
             raise ValueError(f"start is a fraction of beta in [0, 1], got {start}")
         self.length = steps
         self.start = start
-        self._scale(start)
+        self._restore()
 
     def _update(self, output: RegularizedOutput | None) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         self._scale(self.start + (1 - self.start) * min(self.steps / self.length, 1.0))
 
 
@@ -119,9 +126,12 @@ class Cosine(Schedule):
         self.length = steps
         self.start = start
         self.end = end
-        self._scale(start)
+        self._restore()
 
     def _update(self, output: RegularizedOutput | None) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         progress = min(self.steps / self.length, 1.0)
         self._scale(self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2)
 
@@ -129,15 +139,19 @@ class Cosine(Schedule):
 class TargetRate(Schedule):
     r"""Holds a wanted rate by dual ascent on beta: beta grows while the rate is above, and shrinks while it is below.
 
-    .. math:: \log \beta \leftarrow \log \beta + \eta \, \mathrm{clip}\left( \log \frac{R}{R^*}, -1, 1 \right)
+    .. math:: \log \beta_t = \log \beta_{t-1} + \eta \, \mathrm{clip}(e_t) + \gamma \, \mathrm{clip}(e_t - e_{t-1}),
+        \quad e_t = \log \frac{R_t}{R^*}
 
-    beta is the multiplier of the constraint R = R*; its logarithm is what moves, so that a beta that is wrong by orders
-    of magnitude is found in tens of steps.
+    with clip to [-1, 1]. beta is the multiplier of the constraint R = R*; its logarithm is what moves, so that a beta
+    that is wrong by orders of magnitude is found in hundreds of steps. The second term keeps beta from growing on while
+    the rate is on its way down already; without it beta overshoots and the code collapses (Stooke et al. 2020, arXiv
+    2007.03964). A code that has collapsed may not come back at any beta: of two guesses start from the smaller.
 
     Args:
         model: with bottlenecks that log `rate`.
         rate: the wanted rate R*, in nats per sample; a number, or one for each layer name.
         step_size: eta; smaller is smoother, larger is faster.
+        damping: gamma; larger overshoots less and hands more of the rate's noise on to beta.
         bounds: smallest and largest beta.
         layers: names; None: all.
 
@@ -150,7 +164,8 @@ class TargetRate(Schedule):
         model: nn.Module,
         rate: float | Mapping[str, float],
         *,
-        step_size: float = 0.05,
+        step_size: float = 0.03,
+        damping: float = 1.5,
         bounds: tuple[float, float] = (1e-8, 1e4),
         layers: Iterable[str] | None = None,
     ):
@@ -160,21 +175,38 @@ class TargetRate(Schedule):
             raise ValueError(f"rate names {', '.join(self.rate)}, but the layers are {', '.join(self.layers)}")
         if not all(wanted > 0 for wanted in self.rate.values()):
             raise ValueError(f"a wanted rate is greater than 0 nats, got {rate}")
-        if not (step_size > 0 and 0 < bounds[0] < bounds[1]):
-            raise ValueError(f"step_size > 0 and 0 < bounds[0] < bounds[1], got {step_size} and {bounds}")
+        if not (step_size > 0 and damping >= 0 and 0 < bounds[0] < bounds[1]):
+            raise ValueError(
+                f"step_size > 0, damping >= 0 and 0 < bounds[0] < bounds[1], got {step_size}, {damping} and {bounds}"
+            )
         self.step_size = step_size
+        self.damping = damping
         self.bounds = bounds
+        self.excess: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the steps and the last log excess of each layer."""
+        return {**super().state_dict(), "excess": {name: value.clone() for name, value in self.excess.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a `state_dict` was taken."""
+        super().load_state_dict(state)
+        self.excess = {name: value.to(self.layers[name].beta.device) for name, value in state["excess"].items()}
 
     @torch.no_grad()
     def _update(self, output: RegularizedOutput | None) -> None:
-        for name, layer in self.layers.items():
-            key = f"{name}/rate"
-            if output is None or key not in output.logs:
+        for name in self.layers:
+            if output is None or f"{name}/rate" not in output.logs:
                 raise ValueError(
-                    f"TargetRate needs the logged rate {key!r}: call step(output) with what Regularized returned"
+                    f"TargetRate needs the logged rate '{name}/rate': call step(output) with what Regularized returned"
                 )
-            excess = (output.logs[key].clamp(min=1e-6) / self.rate[name]).log().clamp(-1, 1).nan_to_num(0.0)
-            layer.beta.clamp_(min=self.bounds[0]).mul_((self.step_size * excess).exp()).clamp_(*self.bounds)
+        for name, layer in self.layers.items():
+            excess = (output.logs[f"{name}/rate"].clamp(min=1e-6) / self.rate[name]).log()
+            last = self.excess.get(name, excess)
+            move = self.step_size * excess.clamp(-1, 1) + self.damping * (excess - last).clamp(-1, 1)
+            # A rate of NaN moves nothing, and the next one is compared with the last that was finite.
+            layer.beta.clamp_(min=self.bounds[0]).mul_(move.nan_to_num(0.0).exp()).clamp_(*self.bounds)
+            self.excess[name] = torch.where(excess.isfinite(), excess, last)
 
 
 class PatienceGate(Schedule):
@@ -216,11 +248,12 @@ class PatienceGate(Schedule):
             raise ValueError("PatienceGate watches the task loss: call step(output, task_loss=...)")
         self.steps += 1
         loss = float(task_loss)
-        if loss < self.best - self.threshold * abs(self.best) or math.isinf(self.best):
+        margin = self.threshold * abs(self.best) if math.isfinite(self.best) else 0.0
+        if loss < self.best - margin:
             self.best, self.stale = loss, 0
         else:
             self.stale += 1
-        self._scale(1.0 if self.stale < self.patience else 0.0)
+        self._restore()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the steps, the best loss and how long ago it was."""
@@ -228,8 +261,11 @@ class PatienceGate(Schedule):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where a `state_dict` was taken."""
-        super().load_state_dict(state)
         self.best, self.stale = float(state["best"]), int(state["stale"])
+        super().load_state_dict(state)
+
+    def _restore(self) -> None:
+        self._scale(1.0 if self.stale < self.patience else 0.0)
 
 
 def _check_steps(steps: int) -> None:

@@ -5,7 +5,7 @@
     python recipes/classification.py experiment=vib_mnist                 # a paper's settings
     accelerate launch --num_processes 2 recipes/classification.py ...     # the same on several processes
 
-`main` reads top to bottom: check, plan, train, select, test, report. Every training is a function of (configuration, seed);
+`main` reads top to bottom: check, plan, train, select, test, report. A training is a function of configuration and seed:
 with `resume=true` a killed run goes on at its last epoch and ends bit-identically on a CPU.
 """
 
@@ -33,9 +33,9 @@ from ibreg.evaluation.plots import information_curve, learning_curves, reliabili
 from ibreg.training import data as datasets
 from ibreg.training import models
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
-from ibreg.training.configuration import build_bottleneck, check_keys, register_with_hydra
-from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY, Finished, open_folder, write_rows
-from ibreg.training.loop import EpochSampler, Evaluation, Lines, evaluate, seed_all
+from ibreg.training.configuration import build_bottleneck, check_keys, is_part_of_a_run, register_with_hydra
+from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY, open_folder, write_rows
+from ibreg.training.loop import EpochSampler, Evaluation, Lines, described, evaluate, quantities, seed_all
 from ibreg.training.report import console_table, read_summary, summarize, write_summary
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -89,15 +89,14 @@ def main(cfg: DictConfig) -> None:
     data = datasets.load(**cfg.data)
     for arm in arms(cfg):
         build_model(cfg, data, Trial(arm, seed=0, weight_decay=0.0))
+    if len(data.train) < cfg.batch_size:
+        raise ValueError(f"batch_size={cfg.batch_size} is more than the {len(data.train)} training rows")
     with accelerator.main_process_first():
-        try:
-            folder = open_folder(cfg)
-        except Finished as finished:
-            folder = Path(str(finished))
-            if accelerator.is_main_process:
-                console.print(console_table(read_summary(folder / SUMMARY), COLUMNS), f"\nfinished before: {folder}")
-            return
-        accelerator.wait_for_everyone()
+        folder = open_folder(cfg) if accelerator.is_main_process else Path(cfg.output_dir)
+    if (folder / SUMMARY).is_file():
+        if accelerator.is_main_process:
+            console.print(console_table(read_summary(folder / SUMMARY), COLUMNS), f"\nfinished before: {folder}")
+        return
 
     comparison, sweep = plan(cfg)
     rows: list[dict[str, Any]] = []
@@ -109,7 +108,9 @@ def main(cfg: DictConfig) -> None:
             rows += outcomes[trial]["rows"]
 
     selected = select(cfg, comparison, outcomes)
-    evaluations = {trial: test(trial, cfg, data, accelerator, outcomes[trial]) for trials in selected.values() for trial in trials}
+    evaluations = {
+        trial: test(trial, cfg, data, accelerator, outcomes[trial]) for trials in selected.values() for trial in trials
+    }
     curve = information_points(sweep, cfg, data, accelerator, outcomes)
     if accelerator.is_main_process:
         report(folder, cfg, data, rows, selected, outcomes, evaluations, curve, started)
@@ -132,15 +133,23 @@ def check(cfg: DictConfig) -> None:
     for key, least in (("epochs", 1), ("batch_size", 1), ("draws", 1), ("prediction_draws", 0), ("accumulate", 1)):
         if cfg[key] < least:
             raise ValueError(f"{key} is at least {least}, got {cfg[key]}")
-    for key, valid in (("selection", ("best", "last")), ("device", ("auto", "cpu")), ("precision", ("no", "bf16", "fp16"))):
+    for key, valid in (
+        ("selection", ("best", "last")),
+        ("device", ("auto", "cpu")),
+        ("precision", ("no", "bf16", "fp16")),
+    ):
         if str(cfg[key]) not in valid:
             raise ValueError(f"{key} is one of {', '.join(valid)}, got {cfg[key]}")
     if cfg.schedule.name not in SCHEDULES:
         raise ValueError(f"schedule.name is one of {', '.join(SCHEDULES)}, got {cfg.schedule.name}")
     if (cfg.tune or cfg.selection == "best") and not cfg.data.validation:
-        raise ValueError("tune=true and selection=best choose on validation data: give data.validation, or selection=last")
+        raise ValueError(
+            "tune=true and selection=best choose on validation data: give data.validation, or selection=last"
+        )
     if cfg.tune and not len(cfg.grid.beta) == len(cfg.grid.weight_decay) > 0:
-        raise ValueError("grid.beta and grid.weight_decay have equally many values, so that the control is tuned as hard")
+        raise ValueError(
+            "grid.beta and grid.weight_decay have equally many values, so that the control is tuned as hard"
+        )
     for name in names:
         build_bottleneck(cfg, name)
 
@@ -176,7 +185,9 @@ def epochs_of(cfg: DictConfig, trial: Trial) -> int:
 
 def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
     """Builds the model of an arm: the control as it is, the others with their bottleneck in it."""
-    options = {key: value for key, value in OmegaConf.to_container(cfg.model, resolve=True).items() if key != "inject_at"}
+    options = {
+        key: value for key, value in OmegaConf.to_container(cfg.model, resolve=True).items() if key != "inject_at"
+    }
     if trial.arm in ("none", "null"):
         return models.build(**options, input_shape=data.input_shape, classes=data.classes)
     settings = {} if trial.beta is None else {"beta": trial.beta}
@@ -197,7 +208,7 @@ def train(
     lines: Lines,
     rows_before: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Trains one model and returns its checkpoint: the selected weights, their epoch and validation metrics, all rows."""
+    """Trains one model and returns its last checkpoint: selected weights, epoch and validation metrics, all rows."""
     path = folder / CHECKPOINTS / f"{trial.name}.pt"
     state = load_checkpoint(path)
     epochs = epochs_of(cfg, trial)
@@ -212,13 +223,13 @@ def train(
     regularized = isinstance(model, ibreg.Regularized)
     criterion = ibreg.Penalized(nn.CrossEntropyLoss())
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay
+        model.parameters(), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
     )
-    lr_schedule = torch.optim.lr_scheduler.StepLR(optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0)
+    lr_schedule = torch.optim.lr_scheduler.StepLR(
+        optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0
+    )
     sampler = EpochSampler(len(data.train), seed=trial.seed + 1_000_003 * key[1])
     loader = datasets.loader(data.train, cfg.batch_size, sampler=sampler, drop_last=True)
-    if len(loader) == 0:
-        raise ValueError(f"batch_size={cfg.batch_size} is more than the {len(data.train)} training rows")
     beta_schedule = SCHEDULES[cfg.schedule.name](model, cfg, trial.arm) if regularized else None
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     plain = accelerator.unwrap_model(model)
@@ -260,7 +271,9 @@ def train(
 
         row = {"arm": trial.arm, "seed": trial.seed, "beta": trial.beta, "weight_decay": trial.weight_decay}
         row |= {"sweep": trial.sweep, "epoch": epoch + 1}
-        row |= {f"train/{name}": accelerator.reduce(value / len(loader), "mean").item() for name, value in running.items()}
+        row |= {
+            f"train/{name}": accelerator.reduce(value / len(loader), "mean").item() for name, value in running.items()
+        }
         if not torch.isfinite(torch.tensor(row["train/loss"])):
             raise RuntimeError(f"{trial.name}: the loss of epoch {epoch + 1} is {row['train/loss']}: lower lr or beta")
         validation = None
@@ -273,7 +286,11 @@ def train(
             state["best"], state["validation"] = epoch + 1, validation
             state["weights"] = {name: tensor.clone() for name, tensor in evaluated.state_dict().items()}
         if epoch + 1 < epochs:
-            state |= {"model": plain.state_dict(), "optimizer": optimizer.state_dict(), "lr_schedule": lr_schedule.state_dict()}
+            state |= {
+                "model": plain.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "lr_schedule": lr_schedule.state_dict(),
+            }
             state |= {"ema": ema.state_dict()} if ema else {}
             state |= {"beta_schedule": beta_schedule.state_dict()} if beta_schedule else {}
         else:
@@ -284,20 +301,6 @@ def train(
         lines.advance(f"{trial.name} epoch {epoch + 1}/{epochs}  {described(row)}")
     accelerator.free_memory()
     return state
-
-
-def quantities(loss: torch.Tensor, output: Any) -> dict[str, torch.Tensor]:
-    """Names what an epoch averages; the rate is summed over bottlenecks."""
-    if not isinstance(output, ibreg.RegularizedOutput):
-        return {"loss": loss.detach()}
-    rates = [value for name, value in output.logs.items() if name.endswith("/rate")]
-    return {"loss": loss.detach(), "penalty": output.penalty.detach()} | ({"rate": sum(rates)} if rates else {})
-
-
-def described(row: dict[str, Any]) -> str:
-    """Says the main numbers of an epoch in a line."""
-    shown = {"train/loss": "loss", "train/rate": "rate", "validation/accuracy": "validation accuracy"}
-    return "  ".join(f"{label} {row[key]:.4f}" for key, label in shown.items() if key in row)
 
 
 def rank_of(validation: dict[str, float]) -> tuple[float, float]:
@@ -330,7 +333,9 @@ def select(cfg: DictConfig, comparison: list[Trial], outcomes: dict[Trial, dict]
     return chosen
 
 
-def test(trial: Trial, cfg: DictConfig, data: datasets.ClassificationData, accelerator: Accelerator, state: dict) -> Evaluation:
+def test(
+    trial: Trial, cfg: DictConfig, data: datasets.ClassificationData, accelerator: Accelerator, state: dict
+) -> Evaluation:
     """Evaluates the selected weights on the test part, which nothing else has seen."""
     model = build_model(cfg, data, trial).to(accelerator.device)
     model.load_state_dict(state["weights"])
@@ -338,7 +343,7 @@ def test(trial: Trial, cfg: DictConfig, data: datasets.ClassificationData, accel
 
 
 def information_points(sweep, cfg, data, accelerator, outcomes) -> list[dict[str, Any]]:
-    """Measures rate and I(Z; Y) over the betas of the sweep: on validation data, or on the test part where there is none."""
+    """Measures rate and I(Z; Y) over the betas of the sweep, on validation data or else on the test part."""
     part = data.test if data.validation is None else data.validation
     points = []
     for trial in sweep:
@@ -346,7 +351,10 @@ def information_points(sweep, cfg, data, accelerator, outcomes) -> list[dict[str
         model.load_state_dict(outcomes[trial]["weights"])
         measured = evaluate(model, part, accelerator, batch_size=1000, draws=max(cfg.prediction_draws, 1)).metrics()
         if "rate" in measured:
-            points.append({"arm": trial.arm, "beta": trial.beta} | {key: measured[key] for key in ("rate", "information", "accuracy")})
+            points.append(
+                {"arm": trial.arm, "beta": trial.beta}
+                | {key: measured[key] for key in ("rate", "information", "accuracy")}
+            )
     return points
 
 
@@ -371,7 +379,9 @@ def report(folder, cfg, data, rows, selected, outcomes, evaluations, curve, star
         entropy = label_entropy(torch.cat([y for _, y in datasets.loader(part, 1000)]))
         information_curve(curve, folder / "information_curve.png", label_entropy=entropy)
     curves = [row for trials in selected.values() for trial in trials for row in outcomes[trial]["rows"]]
-    drawn = [{key: value for key, value in row.items() if key in ("arm", "seed", "epoch") or "/" in key} for row in curves]
+    drawn = [
+        {key: value for key, value in row.items() if key in ("arm", "seed", "epoch") or "/" in key} for row in curves
+    ]
     learning_curves(drawn, folder / "learning_curves.png")
     pooled = {
         arm: (
@@ -390,7 +400,7 @@ def report(folder, cfg, data, rows, selected, outcomes, evaluations, curve, star
         paired=paired,
         selected=choices,
         wall_s=time.monotonic() - started,
-        command=" ".join(["python", "recipes/classification.py", *sys.argv[1:]]),
+        command=" ".join(["python recipes/classification.py", *(a for a in sys.argv[1:] if is_part_of_a_run(a))]),
         headline=COLUMNS,
     )
 

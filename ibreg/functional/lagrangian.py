@@ -7,6 +7,7 @@ of the rate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -50,8 +51,8 @@ def exponential_lagrangian(rate: Tensor, power: float = 1.0, *, threshold: float
     """
     scaled = power * rate
     curved = torch.expm1(scaled.clamp(max=threshold))
-    tangent = torch.exp(rate.new_tensor(threshold)) * (scaled - threshold).clamp(min=0)
-    return (curved + tangent) / power
+    tangent = math.expm1(threshold) + math.exp(threshold) * (scaled - threshold)
+    return torch.where(scaled < threshold, curved, tangent) / power
 
 
 LAGRANGIANS: dict[str, Callable[..., Tensor]] = {

@@ -67,8 +67,8 @@ class Scope:
         self.grad_enabled = torch.is_grad_enabled()
 
     def name_of(self, layer: Bottleneck) -> str:
-        """Returns the layer's dotted name in the model, or its description where it has none."""
-        return self.names.get(layer) or repr(layer)
+        """Returns the layer's dotted name in the model, or its class where it stands alone."""
+        return self.names.get(layer) or type(layer).__name__
 
     def claim_draws(self, layer: Bottleneck) -> int:
         """Returns how many codes a stochastic layer has to draw: `draws` for the first of a pass, 1 for the others."""
@@ -278,7 +278,9 @@ class Bottleneck(nn.Module):
         return f"{type(self).__name__}({self.extra_repr()})"
 
     def _beta_value(self) -> float:
-        return self.initial_beta if self.beta.is_meta else float(f"{float(self.beta):.7g}")
+        if self.beta.is_meta or self.beta == torch.tensor(self.initial_beta, dtype=torch.float32):
+            return self.initial_beta
+        return float(self.beta)
 
     def check_shape(self, x: Tensor, name: str) -> None:
         """Raises a ValueError, which begins with a name, where an input does not fit this layer."""
@@ -301,9 +303,7 @@ class Bottleneck(nn.Module):
     def _check(self, x: Tensor, scope: Scope | None) -> None:
         name = scope.name_of(self) if scope is not None else type(self).__name__
         self.check_shape(x, f"bottleneck {name}")
-        # On CUDA a failed assertion would end the process: there the NaN shows in the logged penalty instead.
-        # Neither vmap nor exported programs know the operation.
-        if x.device.type == "cpu" and not torch.compiler.is_exporting() and not torch._C._functorch.is_batchedtensor(x):
+        if can_assert(x):
             total = _at_least_float32(x.detach()).sum()
             torch._assert_async(torch.isfinite(total), f"bottleneck {name} got NaN or infinite values in its input")
 
@@ -317,7 +317,7 @@ class Bottleneck(nn.Module):
         warnings.warn(
             f"{self!r} is training without its penalty: wrap the model, model = ibreg.Regularized(model), and add the "
             "penalty that it returns to the loss (ibreg.Penalized does)",
-            stacklevel=3,
+            stacklevel=5,
         )
 
     def _apply(self, fn, recurse=True):
@@ -344,6 +344,17 @@ def named_bottlenecks(model: nn.Module) -> dict[Bottleneck, str]:
         for name, module in model.named_modules()
         if isinstance(module, Bottleneck)
     }
+
+
+def can_assert(x: Tensor) -> bool:
+    """Whether the values of a tensor can be checked by `torch._assert_async`, an error without a graph break.
+
+    On CUDA a failed assertion would end the process: there a NaN shows in the logged penalty instead. Neither
+    torch.func's transformations nor exported programs know the operation.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_exporting() or torch._C._functorch.is_batchedtensor(x):
+        return False
+    return torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:

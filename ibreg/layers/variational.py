@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ibreg.functional.gaussian import gaussian_entropy, gaussian_kl, gaussian_log_prob, gaussian_pool, log_softplus
 from ibreg.functional.lagrangian import LAGRANGIANS
-from ibreg.layers.base import Bottleneck, Scope, batch_mean
+from ibreg.layers.base import Bottleneck, Scope, batch_mean, can_assert
 from ibreg.registry import register
 
 # A unit is active when its mean varies over the data by more than this variance (Burda et al. 2016, arXiv 1509.00519).
@@ -30,7 +30,7 @@ class Code(NamedTuple):
 
     mean: Tensor
     raw_scale: Tensor
-    draws: Tensor | None = None
+    noise: Tensor | None = None
     prior_mean: Tensor | None = None
     prior_log_variance: Tensor | None = None
 
@@ -109,6 +109,8 @@ class VariationalBottleneck(Bottleneck):
         dtype=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
+        if out_features is not None and out_features < 1:
+            raise ValueError(f"out_features is the size of the code, at least 1, got {out_features}")
         _choose("prior", prior, ("standard", "learned", "conditional"))
         _choose("rate", rate, ("analytic", "monte_carlo"))
         _choose("lagrangian", lagrangian, tuple(LAGRANGIANS))
@@ -181,14 +183,15 @@ class VariationalBottleneck(Bottleneck):
         mean, raw_scale = self.encoder(x.movedim(axis, -1)).chunk(2, dim=-1)
         code = Code(mean, raw_scale)
         if self.prior != "standard":
-            code = code._replace(prior_mean=self.prior_mean, prior_log_variance=self.prior_log_variance)
+            # Copies: FSDP2 frees the parameters' storage before the penalty reads it.
+            code = code._replace(prior_mean=self.prior_mean.clone(), prior_log_variance=self.prior_log_variance.clone())
         if not self.training:
-            return mean.movedim(-1, axis), code
+            return mean.clone().movedim(-1, axis), code  # an in-place ReLU behind the layer leaves the state alone
         draws = scope.claim_draws(self) if scope is not None else 1
         noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
         z = mean + F.softplus(raw_scale) * noise
         if self.rate == "monte_carlo":
-            code = code._replace(draws=z)
+            code = code._replace(noise=noise)
         return z.flatten(0, 1).movedim(-1, axis), code
 
     def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
@@ -197,10 +200,11 @@ class VariationalBottleneck(Bottleneck):
         prior_mean, prior_log_variance, gap, valid = self._prior(state, scope.target)
         divergence = gaussian_kl(mean, log_variance, prior_mean, prior_log_variance) + gap
         charged = divergence
-        if state.draws is not None:
-            log_code = gaussian_log_prob(state.draws, mean, log_variance)
-            log_prior = gaussian_log_prob(state.draws, prior_mean, prior_log_variance)
-            charged = (log_code - log_prior).mean(0) + gap
+        if state.noise is not None:
+            # Not from z: where sigma is small beside the mean, (z - mean) / sigma has lost the noise, in the end 0 / 0.
+            log_code = gaussian_log_prob(state.noise) - 0.5 * log_variance.sum(-1)
+            z = mean + torch.exp(0.5 * log_variance) * state.noise
+            charged = (log_code - gaussian_log_prob(z, prior_mean, prior_log_variance)).mean(0) + gap
         if self.alpha != 1:
             charged = charged + (1 - self.alpha) * gaussian_entropy(log_variance)
         penalty = LAGRANGIANS[self.lagrangian](batch_mean(charged, scope.mask, valid), self.power)
@@ -228,17 +232,24 @@ class VariationalBottleneck(Bottleneck):
             return *gaussian_pool(code.prior_mean, code.prior_log_variance, weights), None
         if target.shape not in ((batch,), (batch, *positions)):
             raise ValueError(f"targets are class indices of shape {(batch,)}, got {tuple(target.shape)}")
+        target = target.long()
         valid = target != IGNORED
-        known = torch.where(valid, target, 0).long()
+        known = torch.where(valid, target, 0)
+        if can_assert(known):
+            torch._assert_async(
+                ((known >= 0) & (known < self.classes)).all(),
+                f"targets are class indices from 0 to {self.classes - 1}, or {IGNORED} to be left out",
+            )
         known = known.reshape(batch, *spread) if target.dim() == 1 else known
-        return code.prior_mean[known], code.prior_log_variance[known], 0.0, valid
+        # Not prior_mean[known], which takes -1 for the last class.
+        return F.embedding(known, code.prior_mean), F.embedding(known, code.prior_log_variance), 0.0, valid
 
 
 def _active_units(mean: Tensor, mask: Tensor | None) -> Tensor:
     """Counts the code units whose mean varies over samples and positions, padding left out."""
     rows = mean.flatten(0, -2)
     if mask is None or mean.dim() == 2:
-        variance = rows.var(0, correction=0)
+        variance = (rows - rows.mean(0)).square().mean(0)
     else:
         weight = (mask / mask.sum().clamp(min=1)).flatten().unsqueeze(-1).to(rows.dtype)
         center = (weight * rows).sum(0)

@@ -1,4 +1,4 @@
-"""One file per training that survives a kill at any moment: written under another name, renamed, read without pickled code."""
+"""One file per training that survives a kill at any moment: written aside, renamed, read without pickled code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ibreg.training.folder import replace
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes a nested dict of tensors, numbers and strings; the file that was there stays until the new one is whole."""
+    """Writes a nested dict of tensors, numbers and strings; the old file stays until the new one is whole."""
     content = io.BytesIO()
     torch.save(state, content)
     replace(path, content.getvalue())
@@ -30,5 +30,5 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises four unrelated types for a damaged file
         raise ValueError(
-            f"{path} cannot be read, it is cut short or no checkpoint: delete it, and resume=true starts that training anew"
+            f"{path} cannot be read, cut short or no checkpoint: delete it, and resume=true starts that training anew"
         ) from error

@@ -1,4 +1,4 @@
-"""What the recipes add to Hydra: the bottlenecks' YAMLs side by side, run folders named after overrides, early checks."""
+"""What the recipes add to Hydra: all bottlenecks' YAMLs at once, run folders named after overrides, early checks."""
 
 from __future__ import annotations
 
@@ -37,13 +37,17 @@ def run_name(overrides: Sequence[str]) -> str:
         >>> run_name(["data=mnist", "seeds=[0]"]), run_name(["resume=true", "seeds=[0]", "data=mnist"])
         ('mnist-89ee3c6b', 'mnist-89ee3c6b')
     """
-    parts = [override.lstrip("+~").split("=", 1) for override in overrides]
-    kept = sorted("=".join(part) for part in parts if part[0] not in NOT_PART_OF_A_RUN)
+    kept = sorted(filter(is_part_of_a_run, overrides))
     if not kept:
         return "default"
-    chosen = {part[0]: part[-1] for part in parts}
+    chosen = dict(override.partition("=")[::2] for override in kept)
     title = chosen.get("experiment") or chosen.get("data") or "run"
     return f"{title}-{hashlib.sha256(chr(10).join(kept).encode()).hexdigest()[:8]}"
+
+
+def is_part_of_a_run(override: str) -> bool:
+    """Whether an override says what a run is, rather than how and where to run it."""
+    return override.lstrip("+~").partition("=")[0] not in NOT_PART_OF_A_RUN
 
 
 def identity_of(cfg: DictConfig) -> dict[str, Any]:
@@ -69,7 +73,9 @@ def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"{recipe_yaml.stem} has no key {key!r}{hint}: it has {', '.join(sorted(known - {'defaults'}))}")
+            raise ValueError(
+                f"{recipe_yaml.stem} has no key {key!r}{hint}: it has {', '.join(sorted(known - {'defaults'}))}"
+            )
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"a value is missing for {', '.join(missing)}: give it on the command line, {missing[0]}=...")

@@ -20,10 +20,6 @@ METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 
 
-class Finished(Exception):
-    """The run in this folder is complete: there is nothing to resume."""
-
-
 def open_folder(cfg: DictConfig) -> Path:
     """Creates the run's folder, or goes on in it with `resume=true`, or empties it with `overwrite=true`.
 
@@ -31,12 +27,12 @@ def open_folder(cfg: DictConfig) -> Path:
         cfg: with `output_dir`, `resume` and `overwrite`.
 
     Returns:
-        the folder, with the resolved configuration and an empty folder for checkpoints in it.
+        the folder, with the resolved configuration and a folder for checkpoints in it; and with a summary where the run
+        to resume is complete.
 
     Raises:
         FileExistsError: there is a run, and neither `resume` nor `overwrite` was asked for; or files of something else.
         ValueError: the run to resume has another configuration; both options at once.
-        Finished: the run to resume is complete.
     """
     folder = Path(cfg.output_dir)
     if cfg.resume and cfg.overwrite:
@@ -51,7 +47,9 @@ def open_folder(cfg: DictConfig) -> Path:
         elif cfg.resume:
             _check_same_run(cfg, folder)
         else:
-            state = "a finished run" if (folder / SUMMARY).is_file() else "an unfinished run (resume=true goes on with it)"
+            state = (
+                "a finished run" if (folder / SUMMARY).is_file() else "an unfinished run (resume=true goes on with it)"
+            )
             raise FileExistsError(f"{folder} holds {state}: overwrite=true starts it anew")
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     replace(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
@@ -83,8 +81,6 @@ def _check_same_run(cfg: DictConfig, folder: Path) -> None:
             f"the run in {folder} had another configuration ({', '.join(different)} differ): resume it with the same "
             "overrides, or start anew with overwrite=true"
         )
-    if (folder / SUMMARY).is_file():
-        raise Finished(str(folder))
 
 
 def _empty(folder: Path) -> None:

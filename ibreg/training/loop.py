@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler, Subset
 
 from ibreg.evaluation.metrics import classification_metrics, information_bound
-from ibreg.regularized import Regularized, draw, evaluating
+from ibreg.regularized import Regularized, RegularizedOutput, draw, evaluating
 from ibreg.training.data import loader
 
 
@@ -64,8 +64,8 @@ class Evaluation(NamedTuple):
     Attributes:
         probabilities: `(samples, classes)`, averaged over draws.
         targets: `(samples,)`.
-        cross_entropy: mean over samples and draws of -log q(y|z), nats; it bounds I(Z; Y), which the average over draws
-            does not.
+        cross_entropy: mean over samples and draws of -log q(y|z), nats; it bounds I(Z; Y), which that of the averaged
+            probabilities does not.
         rate: nats per sample, summed over the bottlenecks that log one; None without any.
     """
 
@@ -97,7 +97,7 @@ def evaluate(
         seed: of the draws.
     """
     ranks, samples = accelerator.num_processes, len(dataset)
-    # Every rank runs equally many batches, or collectives inside the model would wait for ever: the last rows wrap around.
+    # Every rank runs equally many batches, or collectives in the model would wait for ever: the last rows wrap around.
     share = [row % samples for row in range(accelerator.process_index, -(-samples // ranks) * ranks, ranks)]
     regularized = isinstance(model, Regularized)
     kept = []
@@ -111,7 +111,9 @@ def evaluate(
             log_probabilities = logits.float().log_softmax(-1)
             each = F.nll_loss(log_probabilities.flatten(0, 1), y.repeat(len(logits)), reduction="none")
             rate = sum(rates) if rates else torch.full((), torch.nan, device=x.device)
-            kept.append((log_probabilities.exp().mean(0), y, each.unflatten(0, (-1, len(y))).mean(0), rate.expand(len(y))))
+            kept.append(
+                (log_probabilities.exp().mean(0), y, each.unflatten(0, (-1, len(y))).mean(0), rate.expand(len(y)))
+            )
     gathered = [accelerator.gather(torch.cat(part)) for part in zip(*kept, strict=True)]
     # Gathered rank by rank; row i of rank r is sample i * ranks + r.
     probabilities, targets, cross_entropy, rate = (
@@ -121,6 +123,20 @@ def evaluate(
     return Evaluation(
         probabilities, targets, float(cross_entropy.double().mean()), None if np.isnan(mean_rate) else mean_rate
     )
+
+
+def quantities(loss: Tensor, output: Any) -> dict[str, Tensor]:
+    """Names what an epoch averages; the rate is summed over bottlenecks."""
+    if not isinstance(output, RegularizedOutput):
+        return {"loss": loss.detach()}
+    rates = [value for name, value in output.logs.items() if name.endswith("/rate")]
+    return {"loss": loss.detach(), "penalty": output.penalty.detach()} | ({"rate": sum(rates)} if rates else {})
+
+
+def described(row: dict[str, Any]) -> str:
+    """Says the main numbers of an epoch in a line."""
+    shown = {"train/loss": "loss", "train/rate": "rate", "validation/accuracy": "validation accuracy"}
+    return "  ".join(f"{label} {row[key]:.4f}" for key, label in shown.items() if key in row)
 
 
 class Lines:

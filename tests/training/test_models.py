@@ -146,6 +146,14 @@ def test_depths_that_no_residual_network_has_are_refused(depth):
         build("resnet20", input_shape=(3, 32, 32), classes=10, depth=depth)
 
 
+def test_shortcuts_take_every_second_pixel_between_channels_of_zeros():
+    block = build("resnet20", input_shape=(3, 9, 9), classes=10).layer2[0].eval()
+    nn.init.zeros_(block.bn2.weight)  # silences the residual branch
+    x = torch.rand(2, 16, 9, 9)
+    zeros = torch.zeros(2, 8, 5, 5)
+    assert torch.equal(block(x), torch.cat([zeros, x[:, :, [0, 2, 4, 6, 8]][..., [0, 2, 4, 6, 8]], zeros], dim=1))
+
+
 # --- weights of the residual network
 
 

@@ -1,0 +1,353 @@
+"""The recipes as a user runs them: from the command line, with wrong input, killed, resumed, on two processes."""
+
+import csv
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+
+from ibreg.training.checkpoint import load_checkpoint
+from ibreg.training.folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes" / "classification.py"
+QUICK = ["seeds=[0,1]", "epochs=3", "sweep.betas=[1e-3,1e-1]", "sweep.epochs=2", "model.hidden=[32]", "device=cpu"]
+
+
+def command(*overrides):
+    return [sys.executable, "-W", "error::UserWarning", str(RECIPE), *overrides]
+
+
+def run(*overrides, cwd):
+    return subprocess.run(command(*overrides), cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def classification():
+    spec = importlib.util.spec_from_file_location("classification", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["classification"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def launch(classification, tmp_path):
+    """Runs the recipe in this process; the output folder is `tmp_path / "run"`."""
+
+    def call(*overrides):
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("classification", [*overrides, f"output_dir={tmp_path / 'run'}"])
+        classification.main(cfg)
+        return tmp_path / "run"
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted quick run."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = run(*QUICK, "output_dir=run", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "run", result.stdout
+
+
+def without_volatile(folder):
+    summary = json.loads((folder / SUMMARY).read_text())
+    return {key: summary[key] for key in ("recipe", "data", "seeds", "results", "paired", "selected")}
+
+
+def weights(folder):
+    return {path.name: load_checkpoint(path)["weights"] for path in sorted((folder / CHECKPOINTS).glob("*.pt"))}
+
+
+def assert_equal_runs(first, second):
+    assert without_volatile(first) == without_volatile(second)
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].keys() == other[name].keys()
+        assert all(torch.equal(one[name][key], other[name][key]) for key in one[name]), name
+    assert (first / METRICS).read_text() == (second / METRICS).read_text()
+
+
+def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finished):
+    folder, printed = finished
+    for word in ("none, other init", "variational", "test error", SUMMARY, "information_curve.png"):
+        assert word in printed.replace("\n", " ")
+    summary = json.loads((folder / SUMMARY).read_text())
+    assert summary["recipe"] == "classification"
+    assert summary["data"] == "digits"
+    assert summary["seeds"] == [0, 1]
+    assert set(summary["results"]) == {"none", "null", "variational"}
+    assert set(summary["paired"]) == {"null", "variational"}
+    for arm, metrics in summary["results"].items():
+        assert len(metrics["test/accuracy"]["values"]) == 2
+        assert ("test/rate" in metrics) == (arm == "variational")
+    assert summary["command"].startswith("python recipes/classification.py seeds=[0,1]")
+    assert "output_dir" not in summary["command"]
+    assert {path.name for path in folder.glob("*.png")} == {"information_curve.png", "learning_curves.png", "reliability.png"}
+    assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == 3 * 2 + 2
+    with (folder / METRICS).open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * 3 + 2 * 2
+    assert {"arm", "seed", "beta", "epoch", "train/loss", "train/rate", "validation/accuracy"} <= set(rows[0].keys() | rows[-1].keys())
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_the_learnt_weights_are_those_that_were_tested(finished, classification):
+    """Independent of the recipe's own evaluation: accuracy from the checkpoint with a bare forward."""
+    from ibreg.training import data as datasets
+    from ibreg.training import models
+
+    folder, _ = finished
+    data = datasets.load("digits")
+    summary = json.loads((folder / SUMMARY).read_text())
+    for position, seed in enumerate((0, 1)):
+        network = models.build("mlp", input_shape=data.input_shape, classes=10, hidden=[32])
+        network.load_state_dict(load_checkpoint(folder / CHECKPOINTS / f"none-decay0-seed{seed}.pt")["weights"])
+        right = network.eval()(data.test.inputs).argmax(1) == data.test.targets
+        reported = summary["results"]["none"]["test/accuracy"]["values"][position]
+        assert right.double().mean().item() == pytest.approx(reported, abs=1e-12)
+
+
+def test_the_selected_epoch_is_the_best_on_validation(finished):
+    folder, _ = finished
+    summary = json.loads((folder / SUMMARY).read_text())
+    with (folder / METRICS).open() as file:
+        rows = [row for row in csv.DictReader(file) if row["sweep"] == "False"]
+    for arm, choice in summary["selected"].items():
+        for seed, epoch in zip(summary["seeds"], choice["epochs"], strict=True):
+            own = [row for row in rows if row["arm"] == arm and row["seed"] == str(seed)]
+            best = max(own, key=lambda row: (float(row["validation/accuracy"]), -float(row["validation/nll"])))
+            assert int(best["epoch"]) == epoch
+
+
+def test_a_killed_run_resumes_bit_identically(finished, tmp_path):
+    whole, _ = finished
+    overrides = [*QUICK, "output_dir=run"]
+    lines_in_all = 3 * 2 * 3 + 2 * 2
+    generator = random.Random(torch.randint(2**31, ()).item())
+    for kill_after in sorted(generator.sample(range(1, lines_in_all - 2), 3)):
+        process = subprocess.Popen(command(*overrides, "resume=true"), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        done = 0
+        for line in process.stdout:
+            done += 2 if "resumed" in line or "done before" in line else 1
+            if done >= kill_after:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert not (tmp_path / "run" / SUMMARY).exists()
+    result = run(*overrides, "resume=true", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert_equal_runs(whole, tmp_path / "run")
+
+
+def test_resuming_a_finished_run_shows_its_table_and_changes_nothing(finished):
+    folder, _ = finished
+    before = (folder / SUMMARY).read_bytes()
+    result = run(*QUICK, "output_dir=run", "resume=true", cwd=folder.parent)
+    assert result.returncode == 0
+    assert "finished before" in result.stdout
+    assert (folder / SUMMARY).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "finished run.*overwrite=true"),
+        (["resume=true", "lr=1e-2"], "another configuration.*lr"),
+        (["resume=true", "overwrite=true"], "one of them"),
+    ],
+)
+def test_a_run_that_is_there_is_not_lost(finished, overrides, message):
+    folder, _ = finished
+    before = (folder / SUMMARY).read_bytes()
+    result = run(*QUICK, "output_dir=run", *overrides, cwd=folder.parent)
+    assert result.returncode != 0
+    assert pytest.importorskip("re").search(message, result.stderr.replace("\n", " "))
+    assert (folder / SUMMARY).read_bytes() == before
+
+
+def test_help_shows_the_choices(tmp_path):
+    result = run("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for word in ("vib_mnist", "fashion_mnist", "resnet20", "variational", "bottleneck.<name>.<option>", "batch_size"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+epoch=3"], "no key 'epoch' .did you mean 'epochs'"),
+        (["bottlenecks=[variatonal]"], "'variatonal' is not configured: choose from variational"),
+        (["+bottleneck.variational.betta=1"], "no option 'betta': choose from .*beta"),
+        (["bottleneck.variational.prior=flat"], "prior is one of 'standard', 'learned', 'conditional'"),
+        (["bottlenecks=[none]"], "none and null are the controls"),
+        (["bottlenecks=[]", "control=false"], "nothing to train"),
+        (["seeds=[]"], "seeds are"),
+        (["seeds=[1,1]"], "seeds are"),
+        (["epochs=0"], "epochs is at least 1"),
+        (["selection=worst"], "selection is one of best, last"),
+        (["schedule.name=linaer"], "schedule.name is one of"),
+        (["data.validation=0"], "choose on validation data"),
+        (["tune=true", "grid.beta=[1e-3]"], "equally many"),
+        (["inject_at=trunc"], "no module 'trunc'.*trunk"),
+        (["model=resnet20", "bottleneck.variational.out_features=7"], "no trunk"),
+        (["batch_size=5000"], "batch_size=5000 is more than"),
+        (["data=mnist", "data.root=/nowhere"], "download=true"),
+        (["data=csv"], "value is missing for data.path, data.target"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, overrides, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        launch(*overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_key_is_refused_by_hydra(launch):
+    with pytest.raises(ConfigCompositionException, match="epoch"):
+        launch("epoch=3")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("a,b,kind\n1,x,0\n2,3,1\n", "'b'"),
+        ("a,b,kind\n1,,0\n2,3,1\n", "'b'"),
+        ("a,b,kind\n", "no row|header|empty"),
+        ("", "empty|header"),
+        ("a,b,kind\n" + "1,2,0\n2,3,0\n" * 20, "one class|class"),
+        ("a,b,kind\n" + "1,2,0\n2,3,1\n" * 20 + "5,5,2\n", "'2'|class"),
+    ],
+)
+def test_a_bad_csv_is_refused(launch, tmp_path, table, message):
+    path = tmp_path / "table.csv"
+    path.write_text(table)
+    with pytest.raises(ValueError, match=message):
+        launch("data=csv", f"data.path={path}", "data.target=kind")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_csv_trains(launch, tmp_path):
+    generator = random.Random(0)
+    rows = [(generator.gauss(0, 1), generator.gauss(0, 1)) for _ in range(300)]
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,kind\n" + "".join(f"{a},{b},{'up' if a + b > 0 else 'down'}\n" for a, b in rows))
+    folder = launch(
+        "data=csv", f"data.path={path}", "data.target=kind", "epochs=10", "seeds=[0]", "sweep.betas=[]", "batch_size=32", "lr=1e-2"
+    )
+    results = json.loads((folder / SUMMARY).read_text())["results"]
+    assert results["none"]["test/accuracy"]["mean"] > 0.9
+    assert results["variational"]["test/accuracy"]["mean"] > 0.9
+
+
+def test_a_damaged_checkpoint_is_named_and_the_rest_stays(launch, tmp_path):
+    options = ["seeds=[0]", "epochs=1", "sweep.betas=[]", "model.hidden=[8]"]
+    folder = launch(*options)
+    whole = (folder / SUMMARY).read_bytes()
+    (folder / SUMMARY).unlink()
+    checkpoint = folder / CHECKPOINTS / "null-decay0-seed0.pt"
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[: len(content) // 2])
+    others = {path.name: path.read_bytes() for path in (folder / CHECKPOINTS).iterdir()}
+    with pytest.raises(ValueError, match=f"{checkpoint.name} cannot be read.*delete it"):
+        launch(*options, "resume=true")
+    assert {path.name: path.read_bytes() for path in (folder / CHECKPOINTS).iterdir()} == others
+    checkpoint.unlink()
+    launch(*options, "resume=true")
+    assert json.loads((folder / SUMMARY).read_text())["results"] == json.loads(whole)["results"]
+
+
+def test_the_grid_is_chosen_on_validation_for_control_and_bottleneck(launch):
+    folder = launch(
+        "tune=true", "grid.beta=[1e-4,100]", "grid.weight_decay=[0,50]", "seeds=[0]", "epochs=3", "sweep.betas=[]", "lr=1e-2"
+    )
+    selected = json.loads((folder / SUMMARY).read_text())["selected"]
+    # A beta of 100 and a decay of 50 leave nothing to predict with.
+    assert selected["variational"]["beta"] == 1e-4
+    assert selected["none"]["weight_decay"] == selected["null"]["weight_decay"] == 0
+
+
+def test_every_option_of_the_loop_runs(launch):
+    folder = launch(
+        "seeds=[0]", "epochs=2", "sweep.betas=[]", "ema=0.9", "draws=3", "prediction_draws=4", "accumulate=2", "precision=bf16",
+        "selection=last", "lr_every=1", "lr_factor=0.5", "schedule.name=target_rate", "schedule.rate=5",
+        "bottleneck.variational.prior=conditional", "bottleneck.variational.classes=10",
+    )  # fmt: skip
+    results = json.loads((folder / SUMMARY).read_text())["results"]
+    assert results["variational"]["test/rate"]["mean"] > 0
+
+
+@pytest.mark.parametrize("model", ["lenet", "resnet20", "torchvision"])
+def test_every_model_runs(launch, model):
+    options = ["model.architecture=mobilenet_v3_small"] if model == "torchvision" else []
+    folder = launch(
+        f"model={model}", *options, "data.limit=200", "batch_size=50", "seeds=[0]", "epochs=1", "sweep.betas=[]", "control=false"
+    )
+    assert "variational" in json.loads((folder / SUMMARY).read_text())["results"]
+
+
+def test_two_processes_give_the_metrics_of_one(tmp_path):
+    options = [
+        "bottlenecks=[]", "seeds=[0]", "epochs=2", "device=cpu", "batch_size=64", "sweep.betas=[]", "model.hidden=[32]"
+    ]  # fmt: skip
+    single = run(*options, "output_dir=one", cwd=tmp_path)
+    assert single.returncode == 0, single.stderr
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    double = subprocess.run(
+        [*accelerate, str(RECIPE), *options, "output_dir=two"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert double.returncode == 0, double.stderr
+    assert double.stdout.count("none-decay0-seed0 epoch 1/2") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    one, two = without_volatile(tmp_path / "one")["results"], without_volatile(tmp_path / "two")["results"]
+    for arm in one:
+        for metric in one[arm]:
+            assert two[arm][metric]["values"] == pytest.approx(one[arm][metric]["values"], abs=1e-5), metric
+    with (tmp_path / "one" / METRICS).open() as first, (tmp_path / "two" / METRICS).open() as second:
+        for row, other in zip(csv.DictReader(first), csv.DictReader(second), strict=True):
+            assert float(other["train/loss"]) == pytest.approx(float(row["train/loss"]), abs=1e-5)
+    assert (tmp_path / "two" / CONFIG).is_file()
+
+
+def test_experiments_compose(classification):
+    for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("classification", [f"experiment={path.stem}", "output_dir=unused"])
+        classification.check(cfg)
+
+
+def test_the_command_line_lists_and_runs(tmp_path):
+    def ibreg(*arguments):
+        return subprocess.run([sys.executable, "-m", "ibreg.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+    listing = ibreg("list").stdout
+    for word in ("classification", "variational", "digits", "mlp", "vib_mnist"):
+        assert word in listing
+    unknown = ibreg("classify")
+    assert unknown.returncode == 2
+    assert "classification" in unknown.stderr
+    assert "batch_size" in ibreg("classification", "--help").stdout
+
+
+def test_the_benchmark_prints_ratios(tmp_path):
+    benchmark = [sys.executable, str(ROOT / "recipes" / "benchmark.py"), "repeats=1", "cases=[mlp]", "threads=1"]
+    result = subprocess.run(benchmark, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "training step" in result.stdout
+    assert "ratio" in result.stdout

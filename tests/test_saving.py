@@ -1,0 +1,350 @@
+"""Only the added part in a file, and back: the same bits, or an error that changes nothing."""
+
+import json
+import os
+
+import pytest
+import torch
+import torchvision
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import ibreg
+from ibreg import VariationalBottleneck
+
+torch.set_num_threads(1)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def injected(**options):
+    return ibreg.inject(mlp(), {"1": VariationalBottleneck(8, **options)})
+
+
+def outputs(model, x):
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+def state(model):
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def assert_unchanged(model, before, kinds):
+    assert [type(module) for module in model.modules()] == kinds
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_round_trip_on_resnet18(tmp_path):
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=5)
+    backbone = state(net)
+    layers = {
+        "layer3": VariationalBottleneck(256, beta=1e-2, prior="learned", start="identity"),
+        "avgpool": VariationalBottleneck(512, prior="conditional", classes=5, lagrangian="power", power=0.5),
+    }
+    ibreg.inject(net, layers)
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.encoder.weight.add_(0.01 * torch.randn_like(layer.encoder.weight))
+    path = tmp_path / "added.safetensors"
+    ibreg.save_bottlenecks(net, path)
+    fresh = torchvision.models.resnet18(num_classes=5)
+    fresh.load_state_dict(backbone)
+    assert ibreg.load_bottlenecks(fresh, path) is fresh
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(outputs(fresh, x), outputs(net, x))
+    for name, layer in ibreg.bottlenecks(net).items():
+        again = ibreg.bottlenecks(fresh)[name]
+        assert again.config() == layer.config()
+        assert again.registry_name == layer.registry_name
+        assert {key: (value.shape, value.dtype) for key, value in again.state_dict().items()} == {
+            key: (value.shape, value.dtype) for key, value in layer.state_dict().items()
+        }
+    # Only the added part: its tensors and a small header.
+    added = sum(value.nbytes for layer in layers.values() for value in layer.state_dict().values())
+    assert added <= path.stat().st_size <= added + 4096
+    with safe_open(path, framework="pt") as file:
+        assert all(key.startswith(("layer3.bottleneck/", "avgpool.bottleneck/")) for key in file.keys())  # noqa: SIM118
+    assert os.listdir(tmp_path) == ["added.safetensors"]
+    ibreg.eject(fresh)
+    assert list(fresh.state_dict()) == list(backbone)
+
+
+def test_the_loaded_model_trains_on(tmp_path):
+    net = injected(beta=0.5)
+    ibreg.save_bottlenecks(net, tmp_path / "b")
+    fresh = mlp()
+    ibreg.load_bottlenecks(fresh, tmp_path / "b")
+    assert fresh[1].bottleneck.training
+    output, penalty, _ = ibreg.Regularized(fresh)(X)
+    (output.square().mean() + penalty).backward()
+    assert all(parameter.grad is not None for parameter in fresh.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        ibreg.Regularized,
+        lambda net: torch.compile(net, backend="eager"),
+        lambda net: torch.compile(ibreg.Regularized(net), backend="eager"),
+        lambda net: ibreg.Regularized(torch.compile(net, backend="eager")),
+        torch.optim.swa_utils.AveragedModel,
+    ],
+)
+def test_wrappers_leave_no_trace(tmp_path, wrap):
+    torch.manual_seed(0)
+    net = injected()
+    ibreg.save_bottlenecks(net, tmp_path / "plain")
+    ibreg.save_bottlenecks(wrap(net), tmp_path / "wrapped")
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "wrapped").read_bytes()
+    target = wrap(injected())
+    ibreg.load_bottlenecks(target, tmp_path / "plain")
+    (layer,) = ibreg.bottlenecks(target).values()
+    assert torch.equal(layer.encoder.weight, net[1].bottleneck.encoder.weight)
+
+
+def test_a_model_that_has_the_bottleneck_gets_the_weights(tmp_path):
+    net, other = injected(beta=0.1), injected(beta=0.9)
+    ibreg.save_bottlenecks(net, tmp_path / "b")
+    layer = other[1].bottleneck
+    parameters = list(layer.parameters())
+    ibreg.load_bottlenecks(other, str(tmp_path / "b"))
+    assert other[1].bottleneck is layer
+    assert all(new is old for new, old in zip(layer.parameters(), parameters, strict=True))
+    assert torch.equal(layer.encoder.weight, net[1].bottleneck.encoder.weight)
+    assert layer.beta == net[1].bottleneck.beta
+
+
+def test_some_there_and_some_missing(tmp_path):
+    net = ibreg.inject(mlp(), {"0": VariationalBottleneck(8), "1": VariationalBottleneck(8)})
+    ibreg.save_bottlenecks(net, tmp_path / "b")
+    other = injected()
+    ibreg.load_bottlenecks(other, tmp_path / "b")
+    assert set(ibreg.bottlenecks(other)) == {"0.bottleneck", "1.bottleneck"}
+    other.load_state_dict({key: value for key, value in net.state_dict().items() if "bottleneck" not in key})
+    assert torch.equal(outputs(other, X), outputs(net, X))
+
+
+@pytest.mark.parametrize("name", ["code", "bottleneck"])
+def test_a_bottleneck_of_the_users_code(tmp_path, name):
+    def build(layer):
+        net = nn.Sequential(nn.Linear(4, 8))
+        net.add_module(name, layer)
+        net.add_module("head", nn.Linear(8, 3))
+        return net
+
+    net, other = build(VariationalBottleneck(8)), build(VariationalBottleneck(8))
+    ibreg.save_bottlenecks(net, tmp_path / "b")
+    ibreg.load_bottlenecks(other, tmp_path / "b")
+    assert torch.equal(other[1].encoder.weight, net[1].encoder.weight)
+    without = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    before, kinds = state(without), [type(module) for module in without.modules()]
+    with pytest.raises(ValueError, match=f"'{name}' was part of the model's own code"):
+        ibreg.load_bottlenecks(without, tmp_path / "b")
+    assert_unchanged(without, before, kinds)
+
+
+def test_the_beta_of_a_schedule_survives_and_the_first_one_too(tmp_path):
+    net = injected(beta=0.3)
+    warmup = ibreg.schedules.LinearWarmup(net, 4)
+    ibreg.save_bottlenecks(net, tmp_path / "at_0")
+    warmup.step()
+    ibreg.save_bottlenecks(net, tmp_path / "at_1")
+    at_0, at_1 = ibreg.load_bottlenecks(mlp(), tmp_path / "at_0"), ibreg.load_bottlenecks(mlp(), tmp_path / "at_1")
+    assert at_0[1].bottleneck.beta == 0
+    assert torch.equal(at_1[1].bottleneck.beta, net[1].bottleneck.beta)
+    # A beta of 0 is not the end of all schedules.
+    again = ibreg.schedules.LinearWarmup(at_0, 1)
+    again.step()
+    assert at_0[1].bottleneck.beta.item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_dtype_is_that_of_the_host(tmp_path, dtype):
+    net = ibreg.inject(mlp().to(dtype), {"1": VariationalBottleneck(8, beta=1e-8)})
+    ibreg.save_bottlenecks(net, tmp_path / "b")
+    same, single = mlp().to(dtype), mlp()
+    weight = ibreg.load_bottlenecks(same, tmp_path / "b")[1].bottleneck.encoder.weight
+    assert weight.dtype == dtype
+    assert torch.equal(weight, net[1].bottleneck.encoder.weight)
+    assert ibreg.load_bottlenecks(single, tmp_path / "b")[1].bottleneck.encoder.weight.dtype == torch.float32
+    assert same[1].bottleneck.beta == net[1].bottleneck.beta
+
+
+def good(path):
+    ibreg.save_bottlenecks(injected(), path)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def text(path):
+    path.write_text("these are not weights")
+
+
+def pickled(path):
+    torch.save(mlp().state_dict(), path)
+
+
+def cut_short(path):
+    good(path)
+    path.write_bytes(path.read_bytes()[:-16])
+
+
+def cut_in_the_header(path):
+    good(path)
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def of_others(path):
+    save_file({"weight": torch.zeros(2)}, path, metadata={"format": "pt"})
+
+
+def without_metadata(path):
+    save_file({"weight": torch.zeros(2)}, path)
+
+
+def rewritten(change):
+    def write(path):
+        good(path)
+        with safe_open(path, framework="pt") as file:
+            described = json.loads(file.metadata()["ibreg"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        change(described, tensors)
+        save_file(tensors, path, metadata={"ibreg": json.dumps(described)})
+
+    return write
+
+
+def unknown_class(described, tensors):
+    described["1.bottleneck"]["class"] = "telepathic"
+
+
+def unknown_option(described, tensors):
+    described["1.bottleneck"]["config"]["colour"] = "blue"
+
+
+def lost_tensor(described, tensors):
+    tensors.pop("1.bottleneck/encoder.bias")
+
+
+def another_size(described, tensors):
+    tensors["1.bottleneck/encoder.bias"] = torch.zeros(3)
+
+
+def renamed_host(described, tensors):
+    described["11.bottleneck"] = described.pop("1.bottleneck")
+    for key in list(tensors):
+        tensors["1" + key] = tensors.pop(key)
+
+
+def another_host_missing(described, tensors):
+    described["9.bottleneck"] = described["1.bottleneck"]
+    tensors |= {key.replace("1.", "9.", 1): value.clone() for key, value in tensors.items()}
+
+
+BROKEN = {
+    "missing": (lambda path: None, FileNotFoundError, "there is no file"),
+    "a folder": (lambda path: path.mkdir(), FileNotFoundError, "there is no file"),
+    "empty": (empty, ValueError, "no safetensors file, or was cut short"),
+    "text": (text, ValueError, "no safetensors file, or was cut short"),
+    "pickle": (pickled, ValueError, "no safetensors file, or was cut short"),
+    "cut short": (cut_short, ValueError, "no safetensors file, or was cut short"),
+    "cut in the header": (cut_in_the_header, ValueError, "no safetensors file, or was cut short"),
+    "of others": (of_others, ValueError, r"was not written by ibreg.save_bottlenecks"),
+    "without metadata": (without_metadata, ValueError, r"was not written by ibreg.save_bottlenecks"),
+    "unknown class": (rewritten(unknown_class), ValueError, "no bottleneck is called 'telepathic'.*variational"),
+    "unknown option": (rewritten(unknown_option), ValueError, "no option 'colour'"),
+    "lost tensor": (rewritten(lost_tensor), ValueError, "does not fit this version of 'variational'.*encoder.bias"),
+    "another size": (rewritten(another_size), ValueError, "does not fit this version of 'variational'"),
+    "renamed host": (rewritten(renamed_host), ValueError, "no module '11'"),
+    "one host of two missing": (rewritten(another_host_missing), ValueError, "no module '9'"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("build", [mlp, injected])
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path, case, build):
+    write, error, message = BROKEN[case]
+    path = tmp_path / "b.safetensors"
+    write(path)
+    net = build()
+    before, kinds = state(net), [type(module) for module in net.modules()]
+    with pytest.raises(error, match=message.replace("'.*", "'(?s:.)*")):
+        ibreg.load_bottlenecks(net, path)
+    assert_unchanged(net, before, kinds)
+
+
+@pytest.mark.parametrize("options", [{"prior": "learned"}, {"out_features": 4}])
+def test_another_bottleneck_in_that_place(tmp_path, options):
+    good(tmp_path / "b")
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    ibreg.inject(net, {"1": VariationalBottleneck(8, **options)})
+    before, kinds = state(net), [type(module) for module in net.modules()]
+    with pytest.raises(ValueError, match=r"'1.bottleneck' is VariationalBottleneck.* in the model.*eject it first"):
+        ibreg.load_bottlenecks(net, tmp_path / "b")
+    assert_unchanged(net, before, kinds)
+
+
+def test_another_module_of_that_name(tmp_path):
+    class Host(nn.ReLU):
+        bottleneck = None
+
+    good(tmp_path / "b")
+    net = nn.Sequential(nn.Linear(4, 8), Host())
+    before, kinds = state(net), [type(module) for module in net.modules()]
+    with pytest.raises(ValueError, match="has an attribute 'bottleneck'"):
+        ibreg.load_bottlenecks(net, tmp_path / "b")
+    assert_unchanged(net, before, kinds)
+
+
+def test_nothing_to_save_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="there is no bottleneck"):
+        ibreg.save_bottlenecks(mlp(), tmp_path / "b")
+    assert not os.listdir(tmp_path)
+
+
+def test_an_unregistered_class_cannot_be_saved(tmp_path):
+    class Plain(ibreg.Bottleneck):
+        sized = False
+
+        def transform(self, x, scope=None):
+            return x, x
+
+        def penalty(self, state, scope):
+            return state.square().sum(), {}
+
+    net = ibreg.inject(mlp(), {"1": Plain()})
+    with pytest.raises(ValueError, match=r"'1.bottleneck' is a Plain, which has no name .*@ibreg.register"):
+        ibreg.save_bottlenecks(net, tmp_path / "b")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "b"
+    good(path)
+    old = path.read_bytes()
+
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("ibreg.saving.os.replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        ibreg.save_bottlenecks(injected(), path)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["b"]
+
+
+def test_saving_into_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        ibreg.save_bottlenecks(injected(), tmp_path / "nowhere" / "b")
