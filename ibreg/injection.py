@@ -20,7 +20,6 @@ from ibreg.layers.base import Bottleneck, named_bottlenecks
 from ibreg.regularized import Regularized, evaluating, unwrap
 
 CHILD = "bottleneck"
-META = torch.device("meta")
 
 Layer = Bottleneck | Callable[[str, nn.Module], Bottleneck]
 
@@ -89,23 +88,17 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
     for name, calls in outputs.items():
         for output in calls:
             _check_fit(name, hosts[name], places[name], output)
-    unsized = {name: layer for name, layer in places.items() if layer.sized and layer.in_features is None}
-    for name in unsized:
-        if name not in outputs:
-            reason = (
-                "pass them, or inject(..., example=x) to find them"
-                if example is None
-                else "the example did not call it"
-            )
-            raise ValueError(f"the layer for {name!r} has no in_features: {reason}")
-    sizes = {name: _features(name, layer, outputs[name]) for name, layer in unsized.items()}
-    for name, layer in unsized.items():
-        copy.deepcopy(layer).materialize(sizes[name], device="meta")  # what it refuses, it refuses here
+    sizes: dict[str, int] = {}
     for name, layer in places.items():
-        if (
-            any(tensor.is_meta for tensor in layer.state_dict().values())
-            and _device_and_dtype(network, name)[0] != META
-        ):
+        if layer.sized and layer.in_features is None:
+            if name not in outputs:
+                advice = "pass them, or inject(..., example=x) to find them"
+                reason = advice if example is None else "the example did not call it"
+                raise ValueError(f"the layer for {name!r} has no in_features: {reason}")
+            sizes[name] = _features(name, hosts[name], layer, outputs[name])
+            copy.deepcopy(layer).materialize(sizes[name], device="meta")  # what it refuses, it refuses here
+        weightless = any(tensor.is_meta for tensor in layer.state_dict().values())
+        if weightless and _device_and_dtype(network, name)[0].type != "meta":
             raise ValueError(
                 f"the layer for {name!r} is on the meta device, where it has no weights to move to its host"
             )
@@ -139,10 +132,9 @@ def candidates(model: nn.Module, example: Any) -> list[Candidate]:
     rule = Bottleneck()
     found = []
     for name, calls in _outputs(model, hosts, example).items():
-        codes = [_element(output) for output in calls]
+        codes = [_code(hosts[name], output) for output in calls]
         if any(code is None or code.dim() < 2 for code in codes):
             continue
-        codes = [_batch_first(hosts[name], code) for code in codes]
         features = {code.shape[rule.feature_axis(code)] for code in codes}
         if len(features) == 1:
             found.append(Candidate(name, type(hosts[name]).__name__, tuple(codes[0].shape), *features))
@@ -187,21 +179,21 @@ def bottlenecks(model: nn.Module) -> dict[str, Bottleneck]:
 
 def _through_bottleneck(host: nn.Module, args: tuple, output: Any) -> Any:
     """The hook of every host: a function of the module, so that copies and pickles of the host work on themselves."""
-    code = _element(output)
+    code = _code(host, output)
     if code is None:
         raise TypeError(_cannot_take(type(host).__name__, host, output))
-    code = _batch_first(host, host.bottleneck(_batch_first(host, code)))
+    code = _batch_first(host, host.bottleneck(code))
     if isinstance(output, Tensor):
         return code
     rest = output[1:]
     return type(output)(code, *rest) if hasattr(output, "_fields") else (code, *rest)
 
 
-def _element(output: Any) -> Tensor | None:
-    """Returns the tensor of a host's output that goes through a bottleneck, or None where there is none."""
+def _code(host: nn.Module, output: Any) -> Tensor | None:
+    """Returns the tensor of a host's output that goes through a bottleneck, batch first; None where there is none."""
     first = _first(output)
     if isinstance(first, Tensor) and first.is_floating_point() and not first.is_nested:
-        return first
+        return _batch_first(host, first)
     return None
 
 
@@ -327,18 +319,17 @@ def _check_layers(model: nn.Module, places: dict[str, Bottleneck]) -> None:
 
 
 def _check_fit(name: str, host: nn.Module, layer: Bottleneck, output: Any) -> None:
-    code = _element(output)
+    code = _code(host, output)
     if code is None:
         raise TypeError(_cannot_take(repr(name), host, output))
-    code = _batch_first(host, code)
     if layer.in_features is None:
         layer = copy.copy(layer)
         layer.sized = False  # any size fits, but rank and axis have to be right
     layer.check_shape(code, repr(name))
 
 
-def _features(name: str, layer: Bottleneck, calls: list[Any]) -> int:
-    codes = [_element(output) for output in calls]
+def _features(name: str, host: nn.Module, layer: Bottleneck, calls: list[Any]) -> int:
+    codes = [_code(host, output) for output in calls]
     features = {code.shape[layer.feature_axis(code)] for code in codes}
     if len(features) > 1:
         raise ValueError(

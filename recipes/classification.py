@@ -5,7 +5,7 @@
     python recipes/classification.py experiment=vib_mnist                 # a paper's settings
     accelerate launch --num_processes 2 recipes/classification.py ...     # the same on several processes
 
-`main` reads top to bottom: check, plan, train, select, test, report. A training is a function of configuration and seed:
+`main` reads top to bottom: check, plan, train, select, test, report. Trainings are functions of configuration and seed:
 with `resume=true` a killed run goes on at its last epoch and ends bit-identically on a CPU.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,9 @@ from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.training.configuration import build_bottleneck, check_keys, is_part_of_a_run, register_with_hydra
 from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY, open_folder, write_rows
 from ibreg.training.loop import EpochSampler, Evaluation, Lines, described, evaluate, quantities, seed_all
-from ibreg.training.report import console_table, read_summary, summarize, write_summary
+from ibreg.training.report import console_table
+from ibreg.training.summary import read_summary, summarize, write_summary
+from ibreg.training.trials import CONTROLS, Trial, arms, epochs_of, plan, select
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 COLUMNS = [
@@ -45,40 +46,16 @@ COLUMNS = [
     ("test/ece", "test ECE (%)", 100, 2),
     ("test/rate", "rate (nats)", 1, 2),
 ]
+CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy", "validation/rate")
 
 register_with_hydra()
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training.
-
-    Attributes:
-        arm: "none" (the control), "null" (the control from a second initialisation) or a bottleneck.
-        seed: of initialisation, order of the data, and noise.
-        weight_decay: AdamW's.
-        beta: of the bottleneck; None for the controls, and where a bottleneck keeps its configured one.
-        sweep: whether it belongs to the information curve rather than to the comparison.
-    """
-
-    arm: str
-    seed: int
-    weight_decay: float
-    beta: float | None = None
-    sweep: bool = False
-
-    @property
-    def name(self) -> str:
-        """Stem of the checkpoint's file."""
-        beta = "" if self.beta is None else f"-beta{self.beta:g}"
-        return f"{'sweep-' if self.sweep else ''}{self.arm}{beta}-decay{self.weight_decay:g}-seed{self.seed}"
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="classification", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Checks, plans, trains, selects, tests and reports."""
     started = time.monotonic()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     accelerator = Accelerator(
         cpu=cfg.device == "cpu",
         mixed_precision=str(cfg.precision),
@@ -107,13 +84,13 @@ def main(cfg: DictConfig) -> None:
             outcomes[trial] = train(trial, cfg, data, accelerator, folder, lines, rows)
             rows += outcomes[trial]["rows"]
 
-    selected = select(cfg, comparison, outcomes)
+    selected = select(cfg, comparison, lambda trial: rank_of(outcomes[trial]["validation"]))
     evaluations = {
         trial: test(trial, cfg, data, accelerator, outcomes[trial]) for trials in selected.values() for trial in trials
     }
     curve = information_points(sweep, cfg, data, accelerator, outcomes)
     if accelerator.is_main_process:
-        report(folder, cfg, data, rows, selected, outcomes, evaluations, curve, started)
+        report(folder, cfg, data, selected, outcomes, evaluations, curve, started, accelerator.device)
         console.print(console_table(read_summary(folder / SUMMARY), COLUMNS))
         for path in sorted(path for path in folder.iterdir() if path.name != CHECKPOINTS):
             console.print(f"  {path}", highlight=False, soft_wrap=True)
@@ -124,7 +101,7 @@ def check(cfg: DictConfig) -> None:
     """Finds what can be wrong with a configuration before anything is loaded or written."""
     check_keys(cfg, CONFIGS / "classification.yaml")
     names, seeds = list(cfg.bottlenecks), list(cfg.seeds)
-    if len(set(names)) < len(names) or {"none", "null"} & set(names):
+    if len(set(names)) < len(names) or set(CONTROLS) & set(names):
         raise ValueError(f"bottlenecks are named once each, and none and null are the controls, got {names}")
     if not names and not cfg.control:
         raise ValueError("there is nothing to train: name bottlenecks, or leave control=true")
@@ -140,6 +117,9 @@ def check(cfg: DictConfig) -> None:
     ):
         if str(cfg[key]) not in valid:
             raise ValueError(f"{key} is one of {', '.join(valid)}, got {cfg[key]}")
+    rates = cfg.schedule.rate
+    if isinstance(rates, DictConfig) and set(names) - set(rates):
+        raise ValueError(f"schedule.rate has no rate for {', '.join(set(names) - set(rates))}")
     if cfg.schedule.name not in SCHEDULES:
         raise ValueError(f"schedule.name is one of {', '.join(SCHEDULES)}, got {cfg.schedule.name}")
     if (cfg.tune or cfg.selection == "best") and not cfg.data.validation:
@@ -154,41 +134,12 @@ def check(cfg: DictConfig) -> None:
         build_bottleneck(cfg, name)
 
 
-def arms(cfg: DictConfig) -> list[str]:
-    """Lists what is compared: the control, its second initialisation, and the bottlenecks."""
-    return [*(("none", "null") if cfg.control else ()), *cfg.bottlenecks]
-
-
-def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
-    """Lists the trainings of the comparison and those of the information curve."""
-    comparison, sweep = [], []
-    for arm in arms(cfg):
-        is_control = arm in ("none", "null")
-        for seed in cfg.seeds:
-            trial = Trial(arm, seed, float(cfg.weight_decay))
-            if not cfg.tune:
-                comparison.append(trial)
-            elif is_control:
-                comparison += [replace(trial, weight_decay=float(decay)) for decay in cfg.grid.weight_decay]
-            else:
-                comparison += [replace(trial, beta=float(beta)) for beta in cfg.grid.beta]
-        if not is_control and cfg.schedule.name != "target_rate":
-            first = Trial(arm, cfg.seeds[0], float(cfg.weight_decay), sweep=True)
-            sweep += [replace(first, beta=float(beta)) for beta in cfg.sweep.betas]
-    return comparison, sweep
-
-
-def epochs_of(cfg: DictConfig, trial: Trial) -> int:
-    """Returns how long a trial trains."""
-    return cfg.sweep.epochs if trial.sweep else cfg.epochs
-
-
 def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
     """Builds the model of an arm: the control as it is, the others with their bottleneck in it."""
     options = {
         key: value for key, value in OmegaConf.to_container(cfg.model, resolve=True).items() if key != "inject_at"
     }
-    if trial.arm in ("none", "null"):
+    if trial.arm in CONTROLS:
         return models.build(**options, input_shape=data.input_shape, classes=data.classes)
     settings = {} if trial.beta is None else {"beta": trial.beta}
     places = [cfg.inject_at] if isinstance(cfg.inject_at, str) else list(cfg.inject_at)
@@ -313,26 +264,6 @@ def predicted(cfg: DictConfig, model: nn.Module, part: Any, accelerator: Acceler
     return evaluate(model, part, accelerator, batch_size=1000, draws=cfg.prediction_draws)
 
 
-def select(cfg: DictConfig, comparison: list[Trial], outcomes: dict[Trial, dict]) -> dict[str, list[Trial]]:
-    """Chooses one grid point for each arm by its mean over seeds on validation; the null row takes the control's."""
-    chosen: dict[str, list[Trial]] = {}
-    for arm in arms(cfg):
-        points: dict[tuple, list[Trial]] = {}
-        for trial in comparison:
-            if trial.arm == arm:
-                points.setdefault((trial.beta, trial.weight_decay), []).append(trial)
-
-        def quality(trials):
-            ranks = [rank_of(outcomes[trial]["validation"]) for trial in trials]
-            return tuple(sum(column) / len(ranks) for column in zip(*ranks, strict=True))
-
-        if arm == "null":
-            chosen[arm] = points[(None, chosen["none"][0].weight_decay)]
-        else:
-            chosen[arm] = max(points.values(), key=quality) if len(points) > 1 else next(iter(points.values()))
-    return chosen
-
-
 def test(
     trial: Trial, cfg: DictConfig, data: datasets.ClassificationData, accelerator: Accelerator, state: dict
 ) -> Evaluation:
@@ -358,7 +289,7 @@ def information_points(sweep, cfg, data, accelerator, outcomes) -> list[dict[str
     return points
 
 
-def report(folder, cfg, data, rows, selected, outcomes, evaluations, curve, started) -> None:
+def report(folder, cfg, data, selected, outcomes, evaluations, curve, started, device) -> None:
     """Writes summary and plots."""
     values: dict[str, dict[str, list]] = {}
     for arm, trials in selected.items():
@@ -378,9 +309,11 @@ def report(folder, cfg, data, rows, selected, outcomes, evaluations, curve, star
         part = data.test if data.validation is None else data.validation
         entropy = label_entropy(torch.cat([y for _, y in datasets.loader(part, 1000)]))
         information_curve(curve, folder / "information_curve.png", label_entropy=entropy)
-    curves = [row for trials in selected.values() for trial in trials for row in outcomes[trial]["rows"]]
     drawn = [
-        {key: value for key, value in row.items() if key in ("arm", "seed", "epoch") or "/" in key} for row in curves
+        {key: row.get(key) for key in ("arm", "seed", "epoch", *CURVES)}
+        for trials in selected.values()
+        for trial in trials
+        for row in outcomes[trial]["rows"]
     ]
     learning_curves(drawn, folder / "learning_curves.png")
     pooled = {
@@ -400,6 +333,7 @@ def report(folder, cfg, data, rows, selected, outcomes, evaluations, curve, star
         paired=paired,
         selected=choices,
         wall_s=time.monotonic() - started,
+        device=device,
         command=" ".join(["python recipes/classification.py", *(a for a in sys.argv[1:] if is_part_of_a_run(a))]),
         headline=COLUMNS,
     )

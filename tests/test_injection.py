@@ -198,6 +198,15 @@ def test_recurrent_networks_give_both_layouts_the_same_penalty(module, bidirecti
     torch.testing.assert_close(*codes)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_an_axis_of_a_recurrent_network_is_counted_batch_first_in_both_layouts(batch_first):
+    x = torch.randn(5, 7, 4)
+    given = x if batch_first else x.transpose(0, 1)
+    net = ibreg.inject(nn.LSTM(4, 6, batch_first=batch_first), {"": VariationalBottleneck(dim=1)}, example=given)
+    assert net.bottleneck.in_features == 7
+    assert outputs(net, given)[0].shape == (*given.shape[:2], 6)
+
+
 def test_padding_mask_of_a_recurrent_network_is_batch_first_in_both_layouts():
     mask = torch.arange(7) < torch.tensor([[7], [3], [1]])
     x = torch.randn(3, 7, 4)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
@@ -21,6 +23,8 @@ from ibreg.training.folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "classification.py"
 QUICK = ["seeds=[0,1]", "epochs=3", "sweep.betas=[1e-3,1e-1]", "sweep.epochs=2", "model.hidden=[32]", "device=cpu"]
+QUICK += ["ema=0.5", "lr=1e-2", "lr_every=1", "lr_factor=0.5", "draws=2", "prediction_draws=2"]
+QUICK += ["schedule.name=linear_warmup", "schedule.steps=20"]
 
 
 def command(*overrides):
@@ -47,6 +51,7 @@ def launch(classification, tmp_path):
     def call(*overrides):
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             cfg = compose("classification", [*overrides, f"output_dir={tmp_path / 'run'}"])
+        AcceleratorState._reset_state(True)  # it refuses another precision in the same process
         classification.main(cfg)
         return tmp_path / "run"
 
@@ -96,12 +101,13 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
         assert ("test/rate" in metrics) == (arm == "variational")
     assert summary["command"].startswith("python recipes/classification.py seeds=[0,1]")
     assert "output_dir" not in summary["command"]
-    assert {path.name for path in folder.glob("*.png")} == {"information_curve.png", "learning_curves.png", "reliability.png"}
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert pictures == {"information_curve.png", "learning_curves.png", "reliability.png"}
     assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == 3 * 2 + 2
     with (folder / METRICS).open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 2 * 3 + 2 * 2
-    assert {"arm", "seed", "beta", "epoch", "train/loss", "train/rate", "validation/accuracy"} <= set(rows[0].keys() | rows[-1].keys())
+    assert {"arm", "seed", "beta", "epoch", "train/loss", "train/rate", "validation/accuracy"} <= rows[0].keys()
     assert not list(folder.rglob("*.partial"))
 
 
@@ -167,7 +173,7 @@ def test_resuming_a_finished_run_shows_its_table_and_changes_nothing(finished):
     ("overrides", "message"),
     [
         ([], "finished run.*overwrite=true"),
-        (["resume=true", "lr=1e-2"], "another configuration.*lr"),
+        (["resume=true", "batch_size=64"], "another configuration.*batch_size"),
         (["resume=true", "overwrite=true"], "one of them"),
     ],
 )
@@ -176,7 +182,7 @@ def test_a_run_that_is_there_is_not_lost(finished, overrides, message):
     before = (folder / SUMMARY).read_bytes()
     result = run(*QUICK, "output_dir=run", *overrides, cwd=folder.parent)
     assert result.returncode != 0
-    assert pytest.importorskip("re").search(message, result.stderr.replace("\n", " "))
+    assert re.search(message, result.stderr.replace("\n", " "))
     assert (folder / SUMMARY).read_bytes() == before
 
 
@@ -246,8 +252,9 @@ def test_a_csv_trains(launch, tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("a,b,kind\n" + "".join(f"{a},{b},{'up' if a + b > 0 else 'down'}\n" for a, b in rows))
     folder = launch(
-        "data=csv", f"data.path={path}", "data.target=kind", "epochs=10", "seeds=[0]", "sweep.betas=[]", "batch_size=32", "lr=1e-2"
-    )
+        "data=csv", f"data.path={path}", "data.target=kind", "epochs=10", "seeds=[0]", "sweep.betas=[]",
+        "batch_size=32", "lr=1e-2",
+    )  # fmt: skip
     results = json.loads((folder / SUMMARY).read_text())["results"]
     assert results["none"]["test/accuracy"]["mean"] > 0.9
     assert results["variational"]["test/accuracy"]["mean"] > 0.9
@@ -271,9 +278,8 @@ def test_a_damaged_checkpoint_is_named_and_the_rest_stays(launch, tmp_path):
 
 
 def test_the_grid_is_chosen_on_validation_for_control_and_bottleneck(launch):
-    folder = launch(
-        "tune=true", "grid.beta=[1e-4,100]", "grid.weight_decay=[0,50]", "seeds=[0]", "epochs=3", "sweep.betas=[]", "lr=1e-2"
-    )
+    grid = ["grid.beta=[1e-4,100]", "grid.weight_decay=[0,50]"]
+    folder = launch("tune=true", *grid, "seeds=[0]", "epochs=3", "sweep.betas=[]", "lr=1e-2")
     selected = json.loads((folder / SUMMARY).read_text())["selected"]
     # A beta of 100 and a decay of 50 leave nothing to predict with.
     assert selected["variational"]["beta"] == 1e-4
@@ -282,8 +288,9 @@ def test_the_grid_is_chosen_on_validation_for_control_and_bottleneck(launch):
 
 def test_every_option_of_the_loop_runs(launch):
     folder = launch(
-        "seeds=[0]", "epochs=2", "sweep.betas=[]", "ema=0.9", "draws=3", "prediction_draws=4", "accumulate=2", "precision=bf16",
-        "selection=last", "lr_every=1", "lr_factor=0.5", "schedule.name=target_rate", "schedule.rate=5",
+        "seeds=[0]", "epochs=2", "sweep.betas=[]", "ema=0.9", "draws=3", "prediction_draws=4", "accumulate=2",
+        "precision=bf16", "selection=last", "lr_every=1", "lr_factor=0.5", "schedule.name=target_rate",
+        "schedule.rate=5",
         "bottleneck.variational.prior=conditional", "bottleneck.variational.classes=10",
     )  # fmt: skip
     results = json.loads((folder / SUMMARY).read_text())["results"]
@@ -293,9 +300,8 @@ def test_every_option_of_the_loop_runs(launch):
 @pytest.mark.parametrize("model", ["lenet", "resnet20", "torchvision"])
 def test_every_model_runs(launch, model):
     options = ["model.architecture=mobilenet_v3_small"] if model == "torchvision" else []
-    folder = launch(
-        f"model={model}", *options, "data.limit=200", "batch_size=50", "seeds=[0]", "epochs=1", "sweep.betas=[]", "control=false"
-    )
+    short = ["data.limit=200", "batch_size=50", "seeds=[0]", "epochs=1", "sweep.betas=[]", "control=false"]
+    folder = launch(f"model={model}", *options, *short)
     assert "variational" in json.loads((folder / SUMMARY).read_text())["results"]
 
 
@@ -305,8 +311,10 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
     ]  # fmt: skip
     single = run(*options, "output_dir=one", cwd=tmp_path)
     assert single.returncode == 0, single.stderr
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    # Without --multi_gpu, the launcher starts a single process where there is no GPU.
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    accelerate += ["--main_process_port", "0"]
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     double = subprocess.run(
         [*accelerate, str(RECIPE), *options, "output_dir=two"],
@@ -314,6 +322,7 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
     )  # fmt: skip
     assert double.returncode == 0, double.stderr
     assert double.stdout.count("none-decay0-seed0 epoch 1/2") == 1
+    assert json.loads((tmp_path / "two" / SUMMARY).read_text())["hardware"]["processes"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
     one, two = without_volatile(tmp_path / "one")["results"], without_volatile(tmp_path / "two")["results"]
     for arm in one:
@@ -334,7 +343,8 @@ def test_experiments_compose(classification):
 
 def test_the_command_line_lists_and_runs(tmp_path):
     def ibreg(*arguments):
-        return subprocess.run([sys.executable, "-m", "ibreg.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        module = [sys.executable, "-m", "ibreg.cli"]
+        return subprocess.run([*module, *arguments], cwd=tmp_path, capture_output=True, text=True)
 
     listing = ibreg("list").stdout
     for word in ("classification", "variational", "digits", "mlp", "vib_mnist"):

@@ -60,7 +60,7 @@ def gaussian_kl(
     .. math:: KL = \frac12 \sum_d \left[ (\mu_d - m_d)^2 / v_d + \sigma_d^2 / v_d - 1 - \log(\sigma_d^2 / v_d) \right]
 
     With the standard prior (m = 0, v = 1) it is the rate of the variational information bottleneck
-    (Alemi et al. 2017, arXiv 1612.00410, eq. 14); its minimum, 0, is at mean 0 and variance 1.
+    (Alemi et al. 2017, arXiv 1612.00410); its minimum, 0, is at mean 0 and variance 1.
 
     Args:
         mean: `(..., dim)`.

@@ -26,7 +26,7 @@ def power_lagrangian(rate: Tensor, power: float = 1.0) -> Tensor:
 
     Args:
         rate: nats, 0-dim; taken as 0 where an estimate fell below.
-        power: p > 0; 1 is the squared information bottleneck (arXiv 1808.07593, eq. 8).
+        power: p > 0; 1 is the squared information bottleneck (arXiv 1808.07593).
 
     Example:
         >>> power_lagrangian(torch.tensor(3.0))
@@ -42,7 +42,7 @@ def exponential_lagrangian(rate: Tensor, power: float = 1.0, *, threshold: float
 
     Args:
         rate: nats, 0-dim.
-        power: p > 0 (arXiv 1911.11000, section 3.2).
+        power: p > 0 (arXiv 1911.11000).
         threshold: t; the plain exponential overflows float32 at p r = 89.
 
     Example:

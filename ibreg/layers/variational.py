@@ -1,7 +1,7 @@
 """Variational information bottleneck and its relatives: one stochastic layer that charges for the rate of its code.
 
-Alemi et al. 2017 (arXiv 1612.00410); conditional prior: Fischer 2020 (arXiv 2002.05379); elastic: Strouse and Schwab
-2017 (arXiv 1604.00268) and Ni et al. 2022.
+Alemi et al. 2017 (arXiv 1612.00410); conditional prior: Fischer 2020 (arXiv 2002.05379); between the information
+bottleneck and the deterministic one: Strouse and Schwab 2017 (arXiv 1604.00268).
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class VariationalBottleneck(Bottleneck):
         \sigma = \log(1 + e^{\rho})
 
     with mu and rho linear in the features. In training the code is drawn, in evaluation it is the mean. With alpha = 1
-    and u the identity the penalty is the rate, an upper bound of I(Z; X) (arXiv 1612.00410, eq. 14).
+    and u the identity the penalty is the rate, an upper bound of I(Z; X) (arXiv 1612.00410).
 
     Args:
         in_features: size of the feature axis.
         out_features: size of the code; None: `in_features`, so that the layer fits in place.
         beta: weight of the penalty. A rate in nats is easier to choose: see `schedules.TargetRate`.
         prior: "standard" N(0, I); "learned": one Gaussian with learned mean and variance; "conditional": one learned
-            Gaussian for each class, so that information about the label is free (CEB, arXiv 2002.05379, eq. 11).
+            Gaussian for each class, so that information about the label is free (CEB, arXiv 2002.05379).
         classes: number of classes, for the conditional prior.
         rate: "analytic" or "monte_carlo" (log p(z|x) - log r(z) at the drawn codes).
         lagrangian: u: "linear", "power" (u = r^(1+power)) or "exponential" (u = (e^(power r) - 1) / power), of the
@@ -186,7 +186,8 @@ class VariationalBottleneck(Bottleneck):
             # Copies: FSDP2 frees the parameters' storage before the penalty reads it.
             code = code._replace(prior_mean=self.prior_mean.clone(), prior_log_variance=self.prior_log_variance.clone())
         if not self.training:
-            return mean.clone().movedim(-1, axis), code  # an in-place ReLU behind the layer leaves the state alone
+            z = mean if scope is None else mean.clone()  # an in-place ReLU behind the layer leaves the state alone
+            return z.movedim(-1, axis), code
         draws = scope.claim_draws(self) if scope is not None else 1
         noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
         z = mean + F.softplus(raw_scale) * noise

@@ -35,7 +35,7 @@ def run_name(overrides: Sequence[str]) -> str:
 
     Example:
         >>> run_name(["data=mnist", "seeds=[0]"]), run_name(["resume=true", "seeds=[0]", "data=mnist"])
-        ('mnist-89ee3c6b', 'mnist-89ee3c6b')
+        ('mnist-05bc107b', 'mnist-05bc107b')
     """
     kept = sorted(filter(is_part_of_a_run, overrides))
     if not kept:

@@ -4,13 +4,8 @@ Every set is cut in the same way: a validation share is held out of the training
 without a test part of its own gives one up first. Whatever is fitted is fitted on the training rows alone.
 """
 
-import csv
-import difflib
-import inspect
-import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +13,13 @@ import numpy as np
 import torch
 import torchvision
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torchvision import transforms
-from torchvision.datasets.folder import default_loader
+
+from ibreg.training.images import ImageFiles, channels_first, crop_and_flip, normalised, per_channel
+from ibreg.training.options import choose, keyword_options
+from ibreg.training.request import Request
+from ibreg.training.tables import feature_values, read_table, standardised, target_classes
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -88,7 +84,7 @@ def load(
         >>> len(data.train), len(data.validation), len(data.test)
         (1077, 360, 360)
     """
-    function = _chosen(name, options)
+    function = choose("data set", name, _SETS, options, beside=f", all sets {list(keyword_options(load))}")
     folder = Path(root or os.environ.get("IBREG_DATA") or "data").expanduser()
     return function(Request(folder, download, validation, split_seed, limit), **options)
 
@@ -157,136 +153,6 @@ class Rows(Dataset):
         return inputs if self.augment is None else self.augment(inputs), self.targets[indices]
 
 
-class ImageFiles:
-    """Image files that are indexed like a tensor `(rows, 3, size, size)` and decoded when asked for.
-
-    Args:
-        paths: One file per row.
-        image_size: Side of the square picture in pixels: the shorter side is resized to it, the centre is kept.
-        mean: Mean of each channel, in [0, 1].
-        std: Standard deviation of each channel.
-    """
-
-    def __init__(self, paths: Sequence[str], image_size: int, mean: Sequence[float], std: Sequence[float]):
-        self.paths = paths
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize(image_size),
-                transforms.CenterCrop(image_size),
-                transforms.ToTensor(),
-                transforms.Normalize(mean, std),
-            ]
-        )
-
-    def __getitem__(self, indices: list[int]) -> Tensor:
-        return torch.stack([self.transform(default_loader(self.paths[index])) for index in indices])
-
-
-def crop_and_flip(images: Tensor) -> Tensor:
-    """Shifts every picture by up to an eighth of its size and mirrors half of them, as is usual for CIFAR-10.
-
-    What is shifted in is 0, the mean colour of normalised pictures (He et al. 2016, arXiv 1512.03385, section 4.2).
-
-    Args:
-        images: `(batch, channels, height, width)`.
-
-    Example:
-        >>> crop_and_flip(torch.randn(4, 3, 32, 32)).shape
-        torch.Size([4, 3, 32, 32])
-    """
-    batch, channels, height, width = images.shape
-    down, right = height // 8, width // 8
-    padded = F.pad(images, (right, right, down, down))
-    rows = torch.randint(2 * down + 1, (batch, 1)) + torch.arange(height)
-    columns = torch.randint(2 * right + 1, (batch, 1)) + torch.arange(width)
-    columns = torch.where(torch.rand(batch, 1) < 0.5, columns, columns.flip(1))
-    picture = torch.arange(batch)[:, None, None, None]
-    channel = torch.arange(channels)[:, None, None]
-    return padded[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of every set: where it lies and how it is cut; the arguments are those of `load`."""
-
-    root: Path
-    download: bool
-    validation: float
-    split_seed: int
-    limit: int
-
-    def __post_init__(self):
-        if not (isinstance(self.validation, int | float) and 0 <= self.validation < 1):
-            raise ValueError(f"validation={self.validation!r} is a share: at least 0 (none) and less than 1")
-        if not (isinstance(self.split_seed, int) and 0 <= self.split_seed < 2**32):
-            raise ValueError(f"split_seed={self.split_seed!r} is a whole number from 0 to 2**32 - 1")
-        if not (isinstance(self.limit, int) and self.limit >= 0):
-            raise ValueError(f"limit={self.limit!r} is a number of training rows: 0 (all) or more")
-
-    def find(self, path: str | Path, what: str) -> Path:
-        """Finds a user's own file or folder, under the root or as the path stands."""
-        places = [self.root / Path(path).expanduser(), Path(path).expanduser()]
-        for place in places:
-            if place.exists():
-                return place
-        looked = " nor ".join(str(place.absolute()) for place in dict.fromkeys(places))
-        raise FileNotFoundError(
-            f"no {what} at {looked}: set data.path to it (and data.root or IBREG_DATA to the folder that data.path "
-            "starts from); it is your own data, which data.download=true cannot fetch"
-        )
-
-    def cut(
-        self, labels: np.ndarray, class_names: Sequence[str], test: float | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cuts rows into training, validation and test rows, each class in the same proportion in all of them.
-
-        Args:
-            labels: `(rows,)`, classes from 0.
-            class_names: One name per class, for messages.
-            test: Share of the rows for the test part; None for a set that has one of its own.
-        """
-        if not (test is None or (isinstance(test, int | float) and 0 < test < 1)):
-            raise ValueError(f"test={test!r} is a share: more than 0 and less than 1")
-        if len(class_names) < 2:
-            raise ValueError(f"the only class is {class_names[0]!r}: classification needs two or more")
-        train, held_out = self._hold_out(np.arange(len(labels)), test, "test", labels, class_names)
-        train, validation = self._hold_out(train, self.validation, "validation", labels, class_names)
-        if 0 < self.limit < len(train):
-            train = self._keep(train, labels, class_names)
-        return train, validation, held_out
-
-    def _hold_out(self, rows, share, part, labels, class_names) -> tuple[np.ndarray, np.ndarray]:
-        kept, held_out = rows, rows[:0]
-        if not share:
-            return kept, held_out
-        with suppress(ValueError):  # scikit-learn refuses a class of one row, and a side with fewer rows than classes
-            sides = train_test_split(rows, test_size=share, stratify=labels[rows], random_state=self.split_seed)
-            kept, held_out = map(np.asarray, sides)
-        if any(len(np.unique(labels[side])) < len(class_names) for side in (kept, held_out)):
-            counts = np.bincount(labels[rows], minlength=len(class_names))
-            raise ValueError(
-                f"{part}={share} of {len(rows)} rows cannot have every class on both sides: class "
-                f"{class_names[counts.argmin()]!r} has {counts.min()} of them. Set data.{part} nearer to 0.5, give the "
-                "class more rows, merge it with another or leave it out; data.validation=0 holds out no validation rows"
-            )
-        return kept, held_out
-
-    def _keep(self, rows, labels, class_names) -> np.ndarray:
-        classes = len(class_names)
-        if not classes <= self.limit <= len(rows) - classes:
-            raise ValueError(
-                f"limit={self.limit} cannot be stratified: it is 0 (all {len(rows)} training rows) or from {classes}, "
-                f"one per class, to {len(rows) - classes}"
-            )
-        sides = train_test_split(rows, train_size=self.limit, stratify=labels[rows], random_state=self.split_seed)
-        kept = np.asarray(sides[0])
-        if missing := set(range(classes)) - set(labels[kept]):
-            raise ValueError(
-                f"limit={self.limit} leaves no training row of class {class_names[min(missing)]!r}: raise it"
-            )
-        return kept
-
-
 def _data(name: str, parts: Sequence[Rows], class_names: Sequence[str]) -> ClassificationData:
     train, validation, test = parts
     shape = tuple(test[0][0].shape)
@@ -306,7 +172,7 @@ def digits(
     """
     pixels, labels = load_digits(return_X_y=True)
     class_names = [str(digit) for digit in range(10)]
-    inputs = _normalised(torch.tensor(pixels).view(-1, 1, 8, 8), 16, mean, std)
+    inputs = normalised(torch.tensor(pixels).view(-1, 1, 8, 8), 16, mean, std)
     targets = torch.tensor(labels)
     parts = [Rows(inputs[rows], targets[rows]) for rows in request.cut(labels, class_names, test)]
     return _data("digits", parts, class_names)
@@ -378,38 +244,14 @@ def _downloadable(name, request, mean, std, augment=None) -> ClassificationData:
             f"{name} is not in {request.root.absolute()}, or is damaged: put {files} there, set data.root or "
             "IBREG_DATA to the folder that has them, or fetch them with data.download=true"
         ) from error
-    pixels, targets = _channels_first(train.data), torch.as_tensor(train.targets)
+    pixels, targets = channels_first(train.data), torch.as_tensor(train.targets)
 
     def part(rows, augment=None):
-        return Rows(_normalised(pixels[rows], 255, mean, std), targets[rows], augment)
+        return Rows(normalised(pixels[rows], 255, mean, std), targets[rows], augment)
 
     training, validation, _ = request.cut(targets.numpy(), train.classes)
-    held_out = Rows(_normalised(_channels_first(test.data), 255, mean, std), torch.as_tensor(test.targets))
+    held_out = Rows(normalised(channels_first(test.data), 255, mean, std), torch.as_tensor(test.targets))
     return _data(name, [part(training, augment), part(validation), held_out], train.classes)
-
-
-def _channels_first(pixels) -> Tensor:
-    """Gives `(rows, channels, height, width)` for `(rows, height, width)` and `(rows, height, width, channels)`."""
-    pixels = torch.as_tensor(pixels)
-    return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-
-
-def _normalised(pixels: Tensor, largest: int, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
-    """Scales pixels from 0 ... `largest` to [0, 1], then by mean and standard deviation."""
-    channels = pixels.shape[1]
-    shift = torch.tensor(_per_channel("mean", mean, channels)).view(-1, 1, 1)
-    scale = torch.tensor(_per_channel("std", std, channels)).view(-1, 1, 1)
-    # One copy and then in place: temporaries of this size cost more time than the arithmetic.
-    return pixels.to(torch.float32, copy=True).div_(largest).sub_(shift).div_(scale)
-
-
-def _per_channel(option: str, value: float | Sequence[float], channels: int) -> list[float]:
-    numbers = list(value) if isinstance(value, Sequence) else [value] * channels
-    valid = len(numbers) == channels and all(isinstance(number, int | float) for number in numbers)
-    if not valid or (option == "std" and min(numbers) <= 0):
-        above = " above 0" if option == "std" else ""
-        raise ValueError(f"{option}={value!r} is one number{above}, or a list of {channels}, one per channel")
-    return [float(number) for number in numbers]
 
 
 def image_folder(
@@ -436,7 +278,7 @@ def image_folder(
     """
     if not (isinstance(image_size, int) and image_size > 0):
         raise ValueError(f"image_size={image_size!r} is a number of pixels: 1 or more")
-    mean, std = _per_channel("mean", mean, 3), _per_channel("std", std, 3)
+    mean, std = per_channel("mean", mean, 3), per_channel("std", std, 3)
     folder = request.find(path, "image folder")
     train, test = (_class_folders(folder / part) for part in ("train", "test"))
     if odd := sorted(set(train.classes) ^ set(test.classes)):
@@ -483,89 +325,13 @@ def csv_file(
     Raises:
         ValueError: For columns that are not there, and for cells that are no numbers, with their lines.
     """
-    if isinstance(drop, str):
-        raise ValueError(f"drop={drop!r} is a list of columns: data.drop=[{drop}]")
-    target, drop = str(target), [str(column) for column in drop]  # a column called 5 arrives as a number
-    file = request.find(path, "table")
-    header, lines, cells = _read(file)
-    for column in (target, *drop):
-        if column not in header:
-            close = difflib.get_close_matches(column, header, n=1, cutoff=0)
-            raise ValueError(f"{file} has no column {column!r}; the closest is {close[0]!r} of {header}")
-    if target in drop:
-        raise ValueError(f"the target {target!r} stands in drop={drop} too")
-    features = [column for column in header if column != target and column not in drop]
-    if not features:
-        raise ValueError(f"{file} has no column left to learn from beside the target {target!r}")
-    labels, class_names = _classes(target, cells[target], lines)
-    table = np.stack(_columns({column: cells[column] for column in features}, lines), axis=1)
+    table = read_table(request.find(path, "table"), target, drop)
+    labels, class_names = target_classes(table)
+    values = feature_values(table)
     parts = request.cut(labels, class_names, test)
-
-    train = table[parts[0]]
-    constant = np.ptp(train, axis=0) == 0  # their computed deviation may be a rounding error instead of 0
-    table = (table - train.mean(axis=0)) / np.where(constant, 1, train.std(axis=0))
-    inputs, targets = torch.tensor(table, dtype=torch.float32), torch.tensor(labels)
+    inputs = torch.tensor(standardised(values, parts[0]), dtype=torch.float32)
+    targets = torch.tensor(labels)
     return _data("csv", [Rows(inputs[rows], targets[rows]) for rows in parts], class_names)
-
-
-def _read(file: Path) -> tuple[list[str], list[int], dict[str, list[str]]]:
-    """Reads a table: its header, the line number of each row, and the cells of each column."""
-    with open(file, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream)
-        try:
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8 text ({error}): save it as UTF-8") from error
-    if len(rows) < 2:
-        raise ValueError(f"{file} has no rows: a header and then one row per example are expected")
-    (_, header), *rows = rows
-    if twice := sorted({column for column in header if header.count(column) > 1}):
-        raise ValueError(f"{file} has more than one column of the name {twice[0]!r}: columns need different names")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"{file}, line {line}: {len(row)} cells under a header of {len(header)} columns")
-    lines = [line for line, _ in rows]
-    return header, lines, {column: [row[place] for _, row in rows] for place, column in enumerate(header)}
-
-
-def _classes(target: str, cells: list[str], lines: list[int]) -> tuple[np.ndarray, list[str]]:
-    """Numbers the classes from 0: integers in their own order, text in the alphabet's."""
-    for cell, line in zip(cells, lines, strict=True):
-        if cell.lower() in ("", "nan"):
-            raise ValueError(f"column {target!r}, line {line}: the target is missing; remove the row or fill it in")
-    numbers = [_number(cell) for cell in cells]
-    whole = np.isfinite(numbers).all()
-    if whole and (fractions := [cell for cell, number in zip(cells, numbers, strict=True) if number % 1]):
-        raise ValueError(
-            f"column {target!r} holds fractions such as {fractions[0]}: a class is an integer or text, and a "
-            "quantity is a matter of regression"
-        )
-    found, labels = np.unique([int(number) for number in numbers] if whole else cells, return_inverse=True)
-    return labels, [str(name) for name in found]
-
-
-def _columns(columns: dict[str, list[str]], lines: list[int]) -> list[np.ndarray]:
-    """Turns text into numbers, or names the first cell of each column where that fails."""
-    numbers = {column: np.array([_number(cell) for cell in cells]) for column, cells in columns.items()}
-    bad = {column: int(np.isnan(values).argmax()) for column, values in numbers.items() if np.isnan(values).any()}
-    if bad:
-        places = "; ".join(
-            f"column {column!r}, line {lines[row]}: {columns[column][row] or 'empty'}" for column, row in bad.items()
-        )
-        raise ValueError(
-            f"not a finite number: {places}. Encode or fill in such cells, or leave the columns out with "
-            f"data.drop=[{','.join(bad)}]"
-        )
-    return list(numbers.values())
-
-
-def _number(cell: str) -> float:
-    """Gives the number in a cell, NaN where there is no finite one."""
-    try:
-        number = float(cell)
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 _SETS: dict[str, Callable[..., ClassificationData]] = {
@@ -576,16 +342,3 @@ _SETS: dict[str, Callable[..., ClassificationData]] = {
     "image_folder": image_folder,
     "csv": csv_file,
 }
-
-
-def _chosen(name: str, options: dict) -> Callable[..., ClassificationData]:
-    if name not in _SETS:
-        raise ValueError(f"no data set {name!r}: it is one of {names()}")
-    function = _SETS[name]
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    common = [p.name for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    if unknown := sorted(options.keys() - {p.name for p in parameters}):
-        raise ValueError(f"{name} has no option {unknown}: it has {[p.name for p in parameters]}, all sets {common}")
-    if missing := [p.name for p in parameters if p.default is p.empty and p.name not in options]:
-        raise ValueError(f"{name} needs the option {missing}")
-    return function

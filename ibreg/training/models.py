@@ -15,6 +15,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ibreg.training.options import choose
+
 
 def build(
     name: str, *, input_shape: Sequence[int], classes: int, code_features: int | None = None, **options
@@ -37,17 +39,11 @@ def build(
         >>> model(torch.randn(4, 1, 8, 8)).shape
         torch.Size([4, 10])
     """
-    if name not in _MODELS:
-        raise ValueError(f"no model {name!r}: it is one of {names()}")
-    function = _MODELS[name]
-    parameters = inspect.signature(function).parameters
-    valid = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
-    if unknown := sorted(options.keys() - set(valid)):
-        raise ValueError(f"{name} has no option {unknown}: it has {valid}")
-    if "code_features" in parameters:
+    function = choose("model", name, _MODELS, options)
+    with_trunk = [model for model in names() if "code_features" in inspect.signature(_MODELS[model]).parameters]
+    if name in with_trunk:
         return function(tuple(input_shape), classes, code_features, **options)
     if code_features is not None:
-        with_trunk = [model for model in names() if "code_features" in inspect.signature(_MODELS[model]).parameters]
         raise ValueError(
             f"{name} has no trunk of its own, so its head keeps its width (code_features={code_features}): use a "
             f"bottleneck that does not change the width, or one of {with_trunk}"

@@ -1,0 +1,148 @@
+"""Tables of numbers, read from csv files and checked: what is made of the target is the caller's choice."""
+
+import csv
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a csv file as text, its columns told apart.
+
+    Args:
+        target: Column to predict.
+        features: Columns to learn from, in the order of the file.
+        cells: The cells of each column.
+        lines: The line of each row in the file, for messages.
+    """
+
+    target: str
+    features: tuple[str, ...]
+    cells: dict[str, list[str]]
+    lines: list[int]
+
+
+def read_table(file: Path, target: str, drop: Sequence[str] = ()) -> Table:
+    """Reads a comma-separated file with a header, and checks that the columns asked for are there.
+
+    Args:
+        file: The file, in UTF-8.
+        target: Column to predict.
+        drop: Columns to leave out.
+
+    Raises:
+        ValueError: For a file that is no table, columns that are not there, and a target without a value.
+    """
+    if isinstance(drop, str):
+        raise ValueError(f"drop={drop!r} is a list of columns: data.drop=[{drop}]")
+    target, drop = str(target), [str(column) for column in drop]  # a column called 5 arrives as a number
+    header, lines, cells = _read(file)
+    for column in (target, *drop):
+        if column not in header:
+            close = difflib.get_close_matches(column, header, n=1, cutoff=0)
+            raise ValueError(f"{file} has no column {column!r}; the closest is {close[0]!r} of {header}")
+    if target in drop:
+        raise ValueError(f"the target {target!r} stands in drop={drop} too")
+    features = tuple(column for column in header if column != target and column not in drop)
+    if not features:
+        raise ValueError(f"{file} has no column left to learn from beside the target {target!r}")
+    for cell, line in zip(cells[target], lines, strict=True):
+        if cell.lower() in ("", "nan"):
+            raise ValueError(f"column {target!r}, line {line}: the target is missing; remove the row or fill it in")
+    return Table(target, features, cells, lines)
+
+
+def _read(file: Path) -> tuple[list[str], list[int], dict[str, list[str]]]:
+    """Reads a table: its header, the line number of each row, and the cells of each column."""
+    with open(file, newline="", encoding="utf-8-sig") as stream:
+        reader = csv.reader(stream)
+        try:
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text ({error}): save it as UTF-8") from error
+    if len(rows) < 2:
+        raise ValueError(f"{file} has no rows: a header and then one row per example are expected")
+    (_, header), *rows = rows
+    if twice := sorted({column for column in header if header.count(column) > 1}):
+        raise ValueError(f"{file} has more than one column of the name {twice[0]!r}: columns need different names")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{file}, line {line}: {len(row)} cells under a header of {len(header)} columns")
+    lines = [line for line, _ in rows]
+    return header, lines, {column: [row[place] for _, row in rows] for place, column in enumerate(header)}
+
+
+def target_classes(table: Table) -> tuple[np.ndarray, list[str]]:
+    """Numbers the classes of the target from 0: integers in their own order, text in the alphabet's.
+
+    Returns:
+        The class of each row, `(rows,)`, and one name per class.
+
+    Raises:
+        ValueError: For a target of fractions.
+
+    Example:
+        >>> target_classes(Table("grade", ("size",), {"grade": ["10", "9", "10"]}, [2, 3, 4]))
+        (array([1, 0, 1]), ['9', '10'])
+    """
+    cells = table.cells[table.target]
+    numbers = [_number(cell) for cell in cells]
+    whole = np.isfinite(numbers).all()
+    if whole and (fractions := [cell for cell, number in zip(cells, numbers, strict=True) if number % 1]):
+        raise ValueError(
+            f"column {table.target!r} holds fractions such as {fractions[0]}: a class is an integer or text, and a "
+            "quantity is a matter of regression"
+        )
+    found, labels = np.unique([int(number) for number in numbers] if whole else cells, return_inverse=True)
+    return labels, [str(name) for name in found]
+
+
+def feature_values(table: Table) -> np.ndarray:
+    """Turns the features into numbers `(rows, features)`.
+
+    Raises:
+        ValueError: For cells that are no finite numbers, with the line of the first in each column.
+    """
+    values = np.array([[_number(cell) for cell in table.cells[column]] for column in table.features])
+    bad = {place: int(np.isnan(row).argmax()) for place, row in enumerate(values) if np.isnan(row).any()}
+    if bad:
+        columns = [table.features[place] for place in bad]
+        places = "; ".join(
+            f"column {column!r}, line {table.lines[row]}: {table.cells[column][row] or 'empty'}"
+            for column, row in zip(columns, bad.values(), strict=True)
+        )
+        raise ValueError(
+            f"not a finite number: {places}. Encode or fill in such cells, or leave the columns out with "
+            f"data.drop=[{','.join(columns)}]"
+        )
+    return np.ascontiguousarray(values.T)
+
+
+def _number(cell: str) -> float:
+    """Gives the number in a cell, NaN where there is no finite one."""
+    try:
+        number = float(cell)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def standardised(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Gives each column mean 0 and standard deviation 1 over some of the rows; one that is constant there becomes 0.
+
+    Args:
+        values: `(rows, columns)`.
+        rows: The rows to fit on: those of the training part.
+
+    Example:
+        >>> standardised(np.array([[1.0, 5.0], [3.0, 5.0], [7.0, 5.0]]), np.array([0, 1])).tolist()
+        [[-1.0, 0.0], [1.0, 0.0], [5.0, 0.0]]
+    """
+    fitted = values[rows]
+    constant = np.ptp(fitted, axis=0) == 0  # their computed deviation may be a rounding error instead of 0
+    return (values - fitted.mean(axis=0)) / np.where(constant, 1, fitted.std(axis=0))

@@ -1,0 +1,94 @@
+"""What a run trains: every arm with every seed, the tuning grid, the information curve; and what is chosen of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from omegaconf import DictConfig
+
+CONTROLS = ("none", "null")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training.
+
+    Attributes:
+        arm: "none" (the control), "null" (the control from a second initialisation) or a bottleneck.
+        seed: of initialisation, order of the data, and noise.
+        weight_decay: AdamW's.
+        beta: of the bottleneck; None for the controls, and where a bottleneck keeps its configured one.
+        sweep: whether it belongs to the information curve rather than to the comparison.
+    """
+
+    arm: str
+    seed: int
+    weight_decay: float
+    beta: float | None = None
+    sweep: bool = False
+
+    @property
+    def name(self) -> str:
+        """Stem of the checkpoint's file."""
+        beta = "" if self.beta is None else f"-beta{self.beta:g}"
+        return f"{'sweep-' if self.sweep else ''}{self.arm}{beta}-decay{self.weight_decay:g}-seed{self.seed}"
+
+
+def arms(cfg: DictConfig) -> list[str]:
+    """Lists what is compared: the control, its second initialisation, and the bottlenecks."""
+    return [*(CONTROLS if cfg.control else ()), *cfg.bottlenecks]
+
+
+def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
+    """Lists the trainings of the comparison and those of the information curve."""
+    comparison, sweep = [], []
+    for arm in arms(cfg):
+        is_control = arm in CONTROLS
+        for seed in cfg.seeds:
+            trial = Trial(arm, seed, float(cfg.weight_decay))
+            if not cfg.tune:
+                comparison.append(trial)
+            elif is_control:
+                comparison += [replace(trial, weight_decay=float(decay)) for decay in cfg.grid.weight_decay]
+            else:
+                comparison += [replace(trial, beta=float(beta)) for beta in cfg.grid.beta]
+        if not is_control and cfg.schedule.name != "target_rate":
+            first = Trial(arm, cfg.seeds[0], float(cfg.weight_decay), sweep=True)
+            sweep += [replace(first, beta=float(beta)) for beta in cfg.sweep.betas]
+    return comparison, sweep
+
+
+def epochs_of(cfg: DictConfig, trial: Trial) -> int:
+    """Returns how long a trial trains."""
+    return cfg.sweep.epochs if trial.sweep else cfg.epochs
+
+
+def select(
+    cfg: DictConfig, comparison: Sequence[Trial], quality: Callable[[Trial], tuple[float, ...]]
+) -> dict[str, list[Trial]]:
+    """Chooses one grid point for each arm by its mean quality over seeds; the null row takes the control's.
+
+    Args:
+        cfg: the recipe's configuration.
+        comparison: the trainings, as `plan` lists them.
+        quality: how good a training is on validation data, larger is better; only asked where there is a choice.
+
+    Returns:
+        the chosen trainings of each arm, in the order of the seeds.
+    """
+    chosen: dict[str, list[Trial]] = {}
+    for arm in arms(cfg):
+        points: dict[tuple, list[Trial]] = {}
+        for trial in comparison:
+            if trial.arm == arm:
+                points.setdefault((trial.beta, trial.weight_decay), []).append(trial)
+
+        def mean_quality(trials):
+            return tuple(sum(column) / len(trials) for column in zip(*map(quality, trials), strict=True))
+
+        if arm == "null":
+            chosen[arm] = points[(None, chosen["none"][0].weight_decay)]
+        else:
+            chosen[arm] = max(points.values(), key=mean_quality) if len(points) > 1 else next(iter(points.values()))
+    return chosen

@@ -1,0 +1,65 @@
+"""The README is run: its Python as a new user would run it, its tables against the committed results."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ibreg.training.report import render_readme
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("position", range(len(SNIPPETS)))
+def test_a_snippet_runs_in_a_new_process(position, tmp_path):
+    script = tmp_path / "snippet.py"
+    script.write_text(SNIPPETS[position])
+    result = subprocess.run([sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_own_bottleneck_takes_25_lines_and_bounds_the_information(tmp_path):
+    (snippet,) = (snippet for snippet in SNIPPETS if "class GaussianChannel" in snippet)
+    body = snippet[snippet.index("@ibreg.register") : snippet.index("print(")]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 25
+    script = tmp_path / "own.py"
+    # One Gaussian unit of standard deviation 3 in noise 1: I(X; Z) = log(1 + 9) / 2. And it is drawn, injected, saved.
+    script.write_text(
+        snippet
+        + """
+from torch import nn
+torch.manual_seed(0)
+measured = GaussianChannel().measure(3 * torch.randn(100_000, 1))
+assert abs(float(measured.penalty) - 0.5 * torch.tensor(10.0).log()) < 0.01
+net = ibreg.inject(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), {"1": ibreg.build("gaussian_channel")})
+output = ibreg.Regularized(net, draws=5)(torch.randn(7, 4))
+assert output.output.shape == (5, 7, 2) and output.penalty.requires_grad
+ibreg.save_bottlenecks(net, "own.safetensors")
+x = torch.randn(7, 4)
+before = net.eval()(x)
+assert torch.equal(ibreg.load_bottlenecks(ibreg.eject(net), "own.safetensors")(x), before)
+"""
+    )
+    result = subprocess.run([sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_tables_are_those_of_the_committed_results():
+    assert render_readme(README, ROOT / "recipes" / "results") == README
+
+
+def test_there_are_two_set_up_commands_and_ci_runs_the_second():
+    assert len(COMMANDS) == 2
+    ci = (ROOT / ".ci" / "run").read_text()
+    for part in COMMANDS[1].split(" && "):
+        assert part.replace('test]"', 'test,dev]"') in ci
+
+
+def test_pictures_of_the_readme_are_committed():
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / picture).is_file(), picture
