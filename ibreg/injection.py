@@ -182,7 +182,9 @@ def _through_bottleneck(host: nn.Module, args: tuple, output: Any) -> Any:
     code = _code(host, output)
     if code is None:
         raise TypeError(_cannot_take(type(host).__name__, host, output))
+    laid_out = _first(output).is_contiguous()
     code = _batch_first(host, host.bottleneck(code))
+    code = code.contiguous() if laid_out else code  # a `view` behind the host may count on it
     if isinstance(output, Tensor):
         return code
     rest = output[1:]

@@ -60,6 +60,8 @@ class Regularized(nn.Module):
 
     def __init__(self, model: nn.Module, draws: int = 1):
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Regularized goes around a torch.nn.Module, got {model!r}")
         if any(isinstance(module, Regularized) for module in model.modules()):
             raise ValueError(
                 "the model is, or holds, a Regularized already: one around the whole model collects all penalties"
@@ -67,8 +69,8 @@ class Regularized(nn.Module):
         layers = named_bottlenecks(model)
         if not layers:
             raise ValueError(NO_BOTTLENECK)
-        if draws < 1:
-            raise ValueError(f"draws is at least 1, got {draws}")
+        if not isinstance(draws, int) or draws < 1:
+            raise ValueError(f"draws is a whole number of at least 1, got {draws!r}")
         if draws > 1 and not any(layer.stochastic for layer in layers):
             raise ValueError(
                 f"draws={draws} needs a stochastic bottleneck, the model has {', '.join(map(repr, layers))}"
@@ -101,11 +103,12 @@ class Regularized(nn.Module):
                 kwargs[name] = value
         if inputs is None:
             inputs = next((arg for arg in args if isinstance(arg, Tensor)), None)
-        draws = self.draws if self.training else 1
+        # net.eval() is enough for an evaluation, although the wrapper does not hear of it.
+        training = self.training and self.model.training
+        draws = self.draws if training else 1
         scope = Scope(inputs=inputs, target=target, concepts=concepts, mask=mask, draws=draws, names=layers)
-        with opened(scope):
-            output = self.model(*args, **kwargs)
-        if self.training:
+        output = _run(self.model, scope, *args, **kwargs)
+        if training:
             self._warn_of_idle(layers, scope.records)
         penalty, logs = _collect(scope)
         if draws == 1:
@@ -114,7 +117,8 @@ class Regularized(nn.Module):
             raise RuntimeError(
                 f"draws={draws}, but no stochastic bottleneck ran in training mode: call train() on it, or use draws=1"
             )
-        return DrawnOutput(_unfold(output, draws), penalty, logs)
+        batch = next(arg.shape[0] for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor) and arg.dim())
+        return DrawnOutput(_unfold(output, draws, batch), penalty, logs)
 
     def _warn_of_idle(self, layers: dict[Bottleneck, str], records: list[Record]) -> None:
         if torch.compiler.is_compiling():
@@ -186,10 +190,12 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
             draws.
         seed: makes the draws reproducible, and leaves the global generator alone.
         mean: what is averaged over draws: "softmax" (class axis 1, gives probabilities) or "output"; None: the softmax
-            where the output has two or more columns, else the output.
+            of an output `(batch, columns)` with two or more columns, the output where there is one. A regression of
+            several targets has to say "output".
 
     Raises:
-        ValueError: draws below 0, draws of a model without a stochastic bottleneck, another `mean`.
+        ValueError: draws below 0, draws of a model without a stochastic bottleneck, another `mean`, or none for an
+            output of more than two axes.
 
     Example:
         >>> import ibreg
@@ -204,10 +210,14 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
         with evaluating(model), torch.no_grad():
             return unwrap(model)(x)
     outputs = draw(model, x, draws=draws, seed=seed)
-    columns = outputs.shape[2] if outputs.dim() > 2 else 1
-    if mean == "softmax" or (mean is None and columns > 1):
-        outputs = outputs.softmax(2)
-    return outputs.mean(0)
+    if mean is None:
+        if outputs.dim() > 3:
+            raise ValueError(
+                f"the output has shape {tuple(outputs.shape[1:])}: say mean='softmax' (classes on axis 1) "
+                "or mean='output'"
+            )
+        mean = "softmax" if outputs.dim() == 3 and outputs.shape[2] > 1 else "output"
+    return (outputs.softmax(2) if mean == "softmax" else outputs).mean(0)
 
 
 @torch.no_grad()
@@ -219,23 +229,33 @@ def draw(model: nn.Module, x: Tensor, *, draws: int, seed: int | None = None) ->
         x: the model's input.
         draws: how many, at least 1.
         seed: makes them reproducible, and leaves the global generator alone.
+
+    What stands before the bottleneck runs once, unless the model does not run on a batch that grows inside it (a
+    bottleneck in a residual branch): then it runs as a whole for each draw.
     """
-    if draws < 1:
-        raise ValueError(f"draws is at least 1 here, got {draws}")
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws is a whole number of at least 0, got {draws!r}")
     network = unwrap(model)
     layers = named_bottlenecks(network)
+    if not any(layer.stochastic for layer in layers):
+        raise ValueError(f"draws={draws} needs a stochastic bottleneck, the model has none")
     devices = {x.device} - {torch.device("cpu")}
-    scope = Scope(inputs=x, draws=draws, names=layers)
     with evaluating(model), torch.random.fork_rng(devices, enabled=seed is not None):
         for layer in layers:
             layer.training = layer.stochastic  # its noise alone: a dropout inside it stays off
         if seed is not None:
             torch.manual_seed(seed)
-        with opened(scope):
-            output = network(x)
+        scope = Scope(inputs=x, draws=draws, names=layers)
+        try:
+            outputs = _unfold(_run(network, scope, x), draws, len(x))
+        except RuntimeError:
+            if draws == 1 or scope.repeats == 1:
+                raise
+            passes = (_run(network, Scope(inputs=x, names=layers), x) for _ in range(draws))
+            outputs = torch.stack(list(passes))
     if not any(record.layer.stochastic for record in scope.records):
-        raise ValueError(f"draws={draws} needs a stochastic bottleneck that the model calls, it has none")
-    return _unfold(output, draws)
+        raise ValueError(f"draws={draws} needs a stochastic bottleneck that the model calls, none of them was")
+    return outputs
 
 
 @contextmanager
@@ -251,7 +271,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the model inside `Regularized`, DDP, `torch.compile` and averages of weights."""
+    """Returns the model inside `Regularized`, DDP, `torch.compile` and averages of weights.
+
+    A module that holds a `Regularized` (a LightningModule, say) counts as a wrapper of it.
+    """
+    model = next((module for module in model.modules() if isinstance(module, Regularized)), model)
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
     while True:
         if isinstance(model, Regularized):
@@ -281,13 +305,34 @@ def _collect(scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
     return total, {name: torch.stack(values).mean() for name, values in calls.items()}
 
 
-def _unfold(output: Any, draws: int) -> Any:
-    return tree_map_only(Tensor, lambda tensor: tensor.unflatten(0, (draws, -1)), output)
+def _run(model: nn.Module, scope: Scope, *args, **kwargs) -> Any:
+    """Runs a model in a scope; an error behind several draws says what it may come from."""
+    with opened(scope):
+        if scope.draws == 1 or torch.compiler.is_compiling():
+            return model(*args, **kwargs)
+        try:
+            return model(*args, **kwargs)
+        except RuntimeError as error:
+            error.add_note(
+                f"The first stochastic bottleneck makes the batch {scope.draws} times as long (draws={scope.draws}): "
+                "it has to stand on the main path, not in a residual branch, and what follows has to take any batch"
+            )
+            raise
+
+
+def _unfold(output: Any, draws: int, batch: int) -> Any:
+    """Gives the tensors that grew with the batch a leading axis of draws; others (states, losses) stay as they are."""
+
+    def unfold(tensor: Tensor) -> Tensor:
+        grown = tensor.dim() > 0 and tensor.shape[0] == draws * batch
+        return tensor.unflatten(0, (draws, batch)) if grown else tensor
+
+    return tree_map_only(Tensor, unfold, output)
 
 
 def _scope_keywords(model: nn.Module) -> frozenset[str]:
     """Names the scope's keywords that a model's forward declares itself."""
-    declared = set(inspect.signature(model.forward).parameters)
+    declared = set(inspect.signature(unwrap(model).forward).parameters)
     if "src_key_padding_mask" in declared:
         declared -= {"mask"}  # torch's encoder calls its attention mask so: a padding mask there would be another thing
     return frozenset(declared & {"target", "concepts", "inputs", "mask"})

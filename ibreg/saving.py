@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ibreg.injection import CHILD, bottlenecks, inject
+from ibreg.layers.base import Bottleneck
 from ibreg.registry import build, names
 
 METADATA = "ibreg"
@@ -79,10 +80,12 @@ def load_bottlenecks(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     layers = _read(Path(path))
     present = bottlenecks(model)
     for name in layers.keys() & present.keys():
-        saved, own = _shapes(layers[name]), _shapes(present[name])
-        if type(layers[name]) is not type(present[name]) or saved != own:
+        saved, own = _objective(layers[name]), _objective(present[name])
+        if saved != own:
+            different = [key for key in saved if saved[key] != own.get(key)]
             raise ValueError(
-                f"{name!r} is {present[name]!r} in the model, but {layers[name]!r} was saved: eject it first"
+                f"{name!r} is {present[name]!r} in the model, but {layers[name]!r} was saved ({', '.join(different)} "
+                "differ): eject it first"
             )
     missing = {name: layer for name, layer in layers.items() if name not in present}
     for name, layer in missing.items():
@@ -94,6 +97,7 @@ def load_bottlenecks(model: nn.Module, path: str | os.PathLike) -> nn.Module:
         inject(model, {name.removesuffix(CHILD).removesuffix("."): layer for name, layer in missing.items()})
     for name in layers.keys() & present.keys():
         present[name].load_state_dict(layers[name].state_dict())
+        present[name].initial_beta = layers[name].initial_beta
     return model
 
 
@@ -123,5 +127,6 @@ def _read(path: Path) -> dict:
     return layers
 
 
-def _shapes(layer: nn.Module) -> dict:
-    return {key: tensor.shape for key, tensor in layer.state_dict().items()}
+def _objective(layer: Bottleneck) -> dict:
+    """Returns what makes a layer that layer: its class and options, all but today's beta."""
+    return {"class": type(layer)} | {key: value for key, value in layer.config().items() if key != "beta"}

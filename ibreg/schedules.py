@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ibreg.distributed import mean_over_ranks
 from ibreg.injection import bottlenecks
 from ibreg.layers.base import Bottleneck
 from ibreg.regularized import RegularizedOutput
@@ -33,7 +34,7 @@ class Schedule:
         found = bottlenecks(model)
         if not found:
             raise ValueError("there is no bottleneck in the model, so there is no beta to schedule")
-        chosen = list(found if layers is None else layers)
+        chosen = [layers] if isinstance(layers, str) else list(found if layers is None else layers)
         unknown = [name for name in chosen if name not in found]
         if unknown:
             raise ValueError(f"no bottleneck is called {', '.join(map(repr, unknown))}: choose from {', '.join(found)}")
@@ -149,7 +150,8 @@ class TargetRate(Schedule):
 
     Args:
         model: with bottlenecks that log `rate`.
-        rate: the wanted rate R*, in nats per sample; a number, or one for each layer name.
+        rate: the wanted rate R*, in nats per sample; a number, or one for each layer name. With several processes it is
+            the mean over ranks that is held, so every rank has to call `step`.
         step_size: eta; smaller is smoother, larger is faster.
         damping: gamma; larger overshoots less and hands more of the rate's noise on to beta.
         bounds: smallest and largest beta.
@@ -173,8 +175,8 @@ class TargetRate(Schedule):
         self.rate = dict(rate) if isinstance(rate, Mapping) else dict.fromkeys(self.layers, float(rate))
         if set(self.rate) != set(self.layers):
             raise ValueError(f"rate names {', '.join(self.rate)}, but the layers are {', '.join(self.layers)}")
-        if not all(wanted > 0 for wanted in self.rate.values()):
-            raise ValueError(f"a wanted rate is greater than 0 nats, got {rate}")
+        if not all(0 < wanted < math.inf for wanted in self.rate.values()):
+            raise ValueError(f"a wanted rate is a finite number of nats greater than 0, got {rate}")
         if not (step_size > 0 and damping >= 0 and 0 < bounds[0] < bounds[1]):
             raise ValueError(
                 f"step_size > 0, damping >= 0 and 0 < bounds[0] < bounds[1], got {step_size}, {damping} and {bounds}"
@@ -201,7 +203,8 @@ class TargetRate(Schedule):
                     f"TargetRate needs the logged rate '{name}/rate': call step(output) with what Regularized returned"
                 )
         for name, layer in self.layers.items():
-            excess = (output.logs[f"{name}/rate"].clamp(min=1e-6) / self.rate[name]).log()
+            rate = mean_over_ranks(output.logs[f"{name}/rate"])
+            excess = (rate.clamp(min=1e-6) / self.rate[name]).log()
             last = self.excess.get(name, excess)
             move = self.step_size * excess.clamp(-1, 1) + self.damping * (excess - last).clamp(-1, 1)
             # A rate of NaN moves nothing, and the next one is compared with the last that was finite.
@@ -232,6 +235,7 @@ class PatienceGate(Schedule):
         self.threshold = threshold
         self.best = math.inf
         self.stale = 0
+        self.held: dict[str, Tensor] = {}
 
     def step(self, output: RegularizedOutput | None = None, *, task_loss: Tensor | float | None = None) -> None:
         """Opens or closes the gate.
@@ -256,16 +260,25 @@ class PatienceGate(Schedule):
         self._restore()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the steps, the best loss and how long ago it was."""
-        return {**super().state_dict(), "best": self.best, "stale": self.stale}
+        """Returns the steps, the best loss, how long ago it was, and the betas that a closed gate holds back."""
+        held = {name: beta.clone() for name, beta in self.held.items()}
+        return {**super().state_dict(), "best": self.best, "stale": self.stale, "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where a `state_dict` was taken."""
         self.best, self.stale = float(state["best"]), int(state["stale"])
+        self.held = {name: beta.to(self.layers[name].beta.device) for name, beta in state["held"].items()}
         super().load_state_dict(state)
 
     def _restore(self) -> None:
-        self._scale(1.0 if self.stale < self.patience else 0.0)
+        closed = self.stale >= self.patience
+        for name, layer in self.layers.items():
+            if closed:
+                # Not the first beta but the one it finds: another schedule may have moved it.
+                self.held.setdefault(name, layer.beta.clone())
+                layer.beta.zero_()
+            elif name in self.held:
+                layer.beta.copy_(self.held.pop(name))
 
 
 def _check_steps(steps: int) -> None:

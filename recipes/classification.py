@@ -3,7 +3,8 @@
     python recipes/classification.py                                      # digits, about a minute, offline
     python recipes/classification.py data=mnist model=lenet tune=true     # beta and weight decay chosen on validation
     python recipes/classification.py experiment=vib_mnist                 # a paper's settings
-    accelerate launch --num_processes 2 recipes/classification.py ...     # the same on several processes
+    accelerate launch --num_processes 2 recipes/classification.py ...     # the same on several GPUs
+    torchrun --standalone --nproc_per_node 2 recipes/classification.py device=cpu ...      # and on CPU processes
 
 `main` reads top to bottom: check, plan, train, select, test, report. Trainings are functions of configuration and seed:
 with `resume=true` a killed run goes on at its last epoch and ends bit-identically on a CPU.
@@ -75,6 +76,8 @@ def main(cfg: DictConfig) -> None:
             console.print(console_table(read_summary(folder / SUMMARY), COLUMNS), f"\nfinished before: {folder}")
         return
 
+    resumed = any((folder / CHECKPOINTS).iterdir())
+
     comparison, sweep = plan(cfg)
     rows: list[dict[str, Any]] = []
     outcomes: dict[Trial, dict[str, Any]] = {}
@@ -83,6 +86,8 @@ def main(cfg: DictConfig) -> None:
         for trial in (*comparison, *sweep):
             outcomes[trial] = train(trial, cfg, data, accelerator, folder, lines, rows)
             rows += outcomes[trial]["rows"]
+    if accelerator.is_main_process:
+        write_rows(folder / METRICS, rows)
 
     selected = select(cfg, comparison, lambda trial: rank_of(outcomes[trial]["validation"]))
     evaluations = {
@@ -90,7 +95,7 @@ def main(cfg: DictConfig) -> None:
     }
     curve = information_points(sweep, cfg, data, accelerator, outcomes)
     if accelerator.is_main_process:
-        report(folder, cfg, data, selected, outcomes, evaluations, curve, started, accelerator.device)
+        report(folder, cfg, data, selected, outcomes, evaluations, curve, accelerator.device, resumed, started)
         console.print(console_table(read_summary(folder / SUMMARY), COLUMNS))
         for path in sorted(path for path in folder.iterdir() if path.name != CHECKPOINTS):
             console.print(f"  {path}", highlight=False, soft_wrap=True)
@@ -289,7 +294,7 @@ def information_points(sweep, cfg, data, accelerator, outcomes) -> list[dict[str
     return points
 
 
-def report(folder, cfg, data, selected, outcomes, evaluations, curve, started, device) -> None:
+def report(folder, cfg, data, selected, outcomes, evaluations, curve, device, resumed, started) -> None:
     """Writes summary and plots."""
     values: dict[str, dict[str, list]] = {}
     for arm, trials in selected.items():
@@ -333,6 +338,7 @@ def report(folder, cfg, data, selected, outcomes, evaluations, curve, started, d
         paired=paired,
         selected=choices,
         wall_s=time.monotonic() - started,
+        resumed=resumed,
         device=device,
         command=" ".join(["python recipes/classification.py", *(a for a in sys.argv[1:] if is_part_of_a_run(a))]),
         headline=COLUMNS,

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -147,8 +148,8 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_features: int | None = None, *, beta: float = 1.0, dim: int | None = None, device=None):
         super().__init__()
-        if not (math.isfinite(beta) and beta >= 0):
-            raise ValueError(f"beta is the weight of a penalty, a finite number of at least 0, got {beta}")
+        if not isinstance(beta, Real) or not (math.isfinite(beta) and beta >= 0):
+            raise ValueError(f"beta is the weight of a penalty, a finite number of at least 0, got {beta!r}")
         self.in_features = in_features
         self.dim = dim
         self.initial_beta = float(beta)
@@ -167,7 +168,7 @@ class Bottleneck(nn.Module):
         """
         if in_features is None:
             return
-        if in_features < 1:
+        if in_features != int(in_features) or in_features < 1:
             raise ValueError(f"in_features is a number of features, at least 1, got {in_features}")
         self.in_features = int(in_features)
         self.create_parameters(device=device, dtype=dtype)
@@ -201,7 +202,7 @@ class Bottleneck(nn.Module):
         self._check(x, scope)
         if scope is None:
             self._check_without_scope()
-            return self.transform(x)[0]
+            return _laid_out_as(x, self.transform(x)[0])
         if self.training and scope.grad_enabled and not torch.is_grad_enabled():
             raise RuntimeError(
                 f"bottleneck {scope.name_of(self)} runs without gradients inside a pass that wants them. If the model "
@@ -215,7 +216,7 @@ class Bottleneck(nn.Module):
         repeats = scope.repeats
         z, state = self.transform(x, scope)
         scope.records.append(Record(self, state, repeats))
-        return z
+        return _laid_out_as(x, z)
 
     def charge(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the penalty as it enters a loss, before beta: float32, 0 outside training; and the logs, detached."""
@@ -286,6 +287,8 @@ class Bottleneck(nn.Module):
         """Raises a ValueError, which begins with a name, where an input does not fit this layer."""
         if self.sized and self.in_features is None:
             raise ValueError(f"{name} does not know its in_features: pass them, or inject it with example=x")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} takes a floating-point tensor, got {x.dtype}")
         rank = x.dim()
         if rank < 2:
             raise ValueError(f"{name} takes (batch, features) or more axes, got shape {tuple(x.shape)}")
@@ -346,6 +349,11 @@ def named_bottlenecks(model: nn.Module) -> dict[Bottleneck, str]:
     }
 
 
+def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:
+    """Returns a code that is contiguous where the input was, as a `view` behind the layer may count on it."""
+    return z.contiguous() if x.is_contiguous() else z
+
+
 def can_assert(x: Tensor) -> bool:
     """Whether the values of a tensor can be checked by `torch._assert_async`, an error without a graph break.
 
@@ -362,8 +370,10 @@ def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None 
 
     Args:
         values: `(batch, *positions)`.
-        mask: `(batch, *positions)`, True where a position counts (not padding). Ignored where there are no positions.
-        valid: `(batch,)` or `(batch, *positions)`, False where a sample or a position has no target.
+        mask: `(batch, *positions)`, True or 1 where a position counts (not padding). Ignored where there are no
+            positions.
+        valid: `(batch,)` or `(batch, *positions)`, False where a sample or a position has no target. Samples without
+            any are left out of the mean.
 
     Raises:
         ValueError: a mask whose shape is not that of the positions.
@@ -373,12 +383,15 @@ def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None 
             raise ValueError(
                 f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(values.shape)}"
             )
+        if mask.is_floating_point() and can_assert(mask):
+            torch._assert_async(
+                ((mask == 0) | (mask == 1)).all(), "a mask is 1 where a position counts and 0 elsewhere"
+            )
         values = torch.where(mask.bool(), values, 0)
     samples = values.shape[0]
     if valid is not None:
         values = torch.where(valid.reshape(valid.shape + (1,) * (values.dim() - valid.dim())), values, 0)
-        if valid.dim() == 1:
-            samples = valid.sum().clamp(min=1)
+        samples = valid.reshape(valid.shape[0], -1).any(1).sum().clamp(min=1)
     return values.sum() / (samples if isinstance(samples, Tensor) else max(samples, 1))
 
 

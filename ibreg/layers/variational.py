@@ -77,7 +77,8 @@ class VariationalBottleneck(Bottleneck):
     Logs: `rate` (nats per sample, batch mean of the KL, whatever the penalty), `active_units` (code units whose mean
     has a variance over the batch of more than 0.01).
 
-    Many processes: each rank charges for its own rows; DDP's mean over ranks is the penalty of the whole batch.
+    Many processes: each rank charges for its own rows. DDP's mean over ranks is the penalty of the whole batch where
+    the Lagrangian is linear and no target is ignored; a convex Lagrangian sees the mean rate of its own rows.
 
     Raises:
         ValueError: an option out of range, sizes that do not fit, targets that do not fit.
@@ -180,14 +181,15 @@ class VariationalBottleneck(Bottleneck):
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Code]:
         """Returns the drawn code in training, the mean in evaluation."""
         axis = self.feature_axis(x)
-        mean, raw_scale = self.encoder(x.movedim(axis, -1)).chunk(2, dim=-1)
+        encoded = self.encoder(x.movedim(axis, -1))
+        # Not chunk: nothing may be changed in place behind a view of several outputs.
+        mean, raw_scale = encoded[..., : self.out_features], encoded[..., self.out_features :]
         code = Code(mean, raw_scale)
         if self.prior != "standard":
             # Copies: FSDP2 frees the parameters' storage before the penalty reads it.
             code = code._replace(prior_mean=self.prior_mean.clone(), prior_log_variance=self.prior_log_variance.clone())
         if not self.training:
-            z = mean if scope is None else mean.clone()  # an in-place ReLU behind the layer leaves the state alone
-            return z.movedim(-1, axis), code
+            return mean.clone().movedim(-1, axis), code  # an in-place ReLU behind the layer leaves the state alone
         draws = scope.claim_draws(self) if scope is not None else 1
         noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
         z = mean + F.softplus(raw_scale) * noise
@@ -229,6 +231,11 @@ class VariationalBottleneck(Bottleneck):
                 expected = (batch, self.classes)
                 raise ValueError(f"soft targets are class probabilities of shape {expected}, got {tuple(target.shape)}")
             weights = target.to(code.mean.dtype)
+            if can_assert(weights):
+                torch._assert_async(
+                    ((weights >= 0).all(-1) & ((weights.sum(-1) - 1).abs() < 1e-2)).all(),
+                    "soft targets are class probabilities: at least 0, and each row sums to 1",
+                )
             weights = weights.reshape(batch, *spread, self.classes) if target.dim() == 2 else weights
             return *gaussian_pool(code.prior_mean, code.prior_log_variance, weights), None
         if target.shape not in ((batch,), (batch, *positions)):

@@ -100,6 +100,7 @@ def write_summary(
     paired: Mapping[str, Any],
     selected: Mapping[str, Any],
     wall_s: float,
+    resumed: bool = False,
     device: str | torch.device | None = None,
     command: str | None = None,
     headline: Sequence[Column] | None = None,
@@ -116,7 +117,8 @@ def write_summary(
         results: First part of what `summarize` returns.
         paired: Second part.
         selected: What was chosen on validation data.
-        wall_s: Duration of the run in seconds.
+        wall_s: Duration in seconds of the process that finished the run.
+        resumed: Whether other processes had begun the run.
         device: Where it ran; by default the accelerator that torch finds, else the CPU.
         command: The command that repeats the run.
         headline: The columns of its table, (key, heading, scale, digits) each.
@@ -140,6 +142,7 @@ def write_summary(
         "paired": paired,
         "selected": selected,
         "wall_s": wall_s,
+        "resumed": resumed,
         "versions": _versions(),
         "hardware": _hardware(device),
     }
