@@ -220,11 +220,11 @@ def _batch_first(host: nn.Module, code: Tensor) -> Tensor:
 
 
 def _sequence_first(module: nn.Module) -> bool:
-    if isinstance(module, nn.TransformerEncoder | nn.TransformerDecoder):
+    if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)):
         module = module.layers[0]
-    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
         module = module.self_attn
-    return isinstance(module, nn.RNNBase | nn.MultiheadAttention | nn.Transformer) and not module.batch_first
+    return isinstance(module, (nn.RNNBase, nn.MultiheadAttention, nn.Transformer)) and not module.batch_first
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -267,7 +267,7 @@ def _layer_for(name: str, host: nn.Module, layer: Layer, *, copied: bool) -> Bot
         if not (layer.sized and layer.in_features is None):
             layer.reset_parameters()
         return layer
-    if isinstance(layer, nn.Module | type) or not callable(layer):
+    if isinstance(layer, (nn.Module, type)) or not callable(layer):
         raise TypeError(f"{name!r} wants a bottleneck, such as ibreg.VariationalBottleneck(), got {layer!r}")
     built = layer(name, host)
     if not isinstance(built, Bottleneck):

@@ -289,6 +289,7 @@ def test_compiled_without_graph_break_equals_eager(name, options, draws):
     assert measured.penalty == expected.penalty == 0
 
 
+@pytest.mark.skipif(torch.__version__ < "2.14", reason="torch 2.9 drops assertions from compiled graphs")
 @every_case
 def test_nan_is_an_error_in_compiled_code_too(name, options):
     layer = build(name, options)

@@ -1,6 +1,7 @@
 """Two gloo processes give the gradients of one process on the whole batch, and never wait for each other in vain."""
 
 import copy
+import math
 import os
 import socket
 from datetime import timedelta
@@ -130,6 +131,22 @@ def check_fully_sharded(rank, half):
         compare({name: gradient.full_tensor() for name, gradient in gradients(model).items()}, single(net))
 
 
+def check_target_rate(rank, half):
+    """Every rank sees another rate and holds the mean, with equal betas."""
+    net = network()
+    model = Regularized(net)
+    schedule = ibreg.schedules.TargetRate(model, 1.0)
+    output = model(half[0] * (1 + 3 * rank))
+    (name,) = (name for name in output.logs if name.endswith("/rate"))
+    rates = [torch.zeros(()) for _ in range(2)]
+    distributed.all_gather(rates, output.logs[name])
+    schedule.step(output)
+    (layer,) = ibreg.bottlenecks(net).values()
+    expected = layer.initial_beta * math.exp(0.03 * max(-1.0, min(1.0, math.log(float(sum(rates) / 2)))))
+    assert rates[0] != rates[1]
+    assert math.isclose(float(layer.beta), expected, rel_tol=1e-5)
+
+
 def check_evaluation(rank, half):
     net = network(prior="conditional", classes=CLASSES)
     model = parallel(net).eval()
@@ -147,6 +164,7 @@ CHECKS = [
     check_accumulation,
     check_beta_and_noise,
     check_fully_sharded,
+    check_target_rate,
     check_evaluation,
 ]
 

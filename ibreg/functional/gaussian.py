@@ -75,9 +75,13 @@ def gaussian_kl(
         >>> gaussian_kl(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.zeros(2, 2))
         tensor([0.0000, 0.5000])
     """
-    prior_log_variance = torch.as_tensor(prior_log_variance, dtype=mean.dtype, device=mean.device)
-    log_ratio = log_variance - prior_log_variance
-    distance = ((mean - prior_mean) * torch.exp(-0.5 * prior_log_variance)).square()
+    if isinstance(prior_mean, float) and isinstance(prior_log_variance, float):
+        distance = ((mean - prior_mean) if prior_mean else mean).square() * math.exp(-prior_log_variance)
+        log_ratio = (log_variance - prior_log_variance) if prior_log_variance else log_variance
+    else:
+        prior_log_variance = torch.as_tensor(prior_log_variance, dtype=mean.dtype, device=mean.device)
+        distance = ((mean - prior_mean) * torch.exp(-0.5 * prior_log_variance)).square()
+        log_ratio = log_variance - prior_log_variance
     # expm1(r) - r, not exp(r) - 1 - r: near its minimum the divergence would drown in the rounding of 1.
     return 0.5 * (distance + torch.expm1(log_ratio) - log_ratio).sum(-1)
 
@@ -125,7 +129,6 @@ def log_softplus(x: Tensor) -> Tensor:
         >>> log_softplus(torch.tensor([-100.0, 0.0]))
         tensor([-100.0000,   -0.3665])
     """
-    # log(1 + e) = e - e^2/2 + ..., so for small e = exp(x): log log(1 + e) = x - e/2 + O(e^2).
-    small = x < -12
-    asymptote = x - 0.5 * torch.exp(torch.where(small, x, -12))
-    return torch.where(small, asymptote, F.softplus(torch.where(small, -12, x)).log())
+    # For small e = exp(x), log log(1 + e) = x - e / 2 + ...: below the floor that is x itself, to the last digit.
+    floor = -12.0 if x.dtype == torch.float16 else -37.0
+    return torch.where(x < floor, x, F.softplus(x.clamp(min=floor)).log())

@@ -181,9 +181,7 @@ class VariationalBottleneck(Bottleneck):
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Code]:
         """Returns the drawn code in training, the mean in evaluation."""
         axis = self.feature_axis(x)
-        encoded = self.encoder(x.movedim(axis, -1))
-        # Not chunk: nothing may be changed in place behind a view of several outputs.
-        mean, raw_scale = encoded[..., : self.out_features], encoded[..., self.out_features :]
+        mean, raw_scale = self.encoder(x.movedim(axis, -1)).chunk(2, dim=-1)
         code = Code(mean, raw_scale)
         if self.prior != "standard":
             # Copies: FSDP2 frees the parameters' storage before the penalty reads it.
