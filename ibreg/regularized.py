@@ -302,7 +302,7 @@ def _collect(scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         total = total + layer.beta.clone() * penalty
         for quantity, value in logs.items():
             calls.setdefault(f"{scope.name_of(layer)}/{quantity}", []).append(value)
-    return total, {name: torch.stack(values).mean() for name, values in calls.items()}
+    return total, {name: sum(values) / len(values) for name, values in calls.items()}
 
 
 def _run(model: nn.Module, scope: Scope, *args, **kwargs) -> Any:

@@ -1,6 +1,13 @@
 """The quantities of the bottlenecks as pure functions of tensors."""
 
-from ibreg.functional.gaussian import gaussian_entropy, gaussian_kl, gaussian_log_prob, gaussian_pool, log_softplus
+from ibreg.functional.gaussian import (
+    gaussian_entropy,
+    gaussian_kl,
+    gaussian_log_prob,
+    gaussian_pool,
+    log_softplus,
+    softplus_gaussian_rate,
+)
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
 
 __all__ = [
@@ -12,4 +19,5 @@ __all__ = [
     "linear_lagrangian",
     "log_softplus",
     "power_lagrangian",
+    "softplus_gaussian_rate",
 ]

@@ -119,16 +119,64 @@ def gaussian_pool(means: Tensor, log_variances: Tensor, weights: Tensor) -> tupl
     return mean + origin, -precision.log(), gap
 
 
-def log_softplus(x: Tensor) -> Tensor:
+def log_softplus(x: Tensor, softplus: Tensor | None = None) -> Tensor:
     """Logarithm of softplus, log(log(1 + exp(x))), with finite value and gradient where softplus itself underflows.
 
     Args:
-        x: any shape; tends to `x` itself for very negative values.
+        x: any shape; the result tends to `x` itself for very negative values.
+        softplus: softplus of `x`, where it is known already.
 
     Example:
         >>> log_softplus(torch.tensor([-100.0, 0.0]))
         tensor([-100.0000,   -0.3665])
     """
-    # For small e = exp(x), log log(1 + e) = x - e / 2 + ...: below the floor that is x itself, to the last digit.
-    floor = -12.0 if x.dtype == torch.float16 else -37.0
-    return torch.where(x < floor, x, F.softplus(x.clamp(min=floor)).log())
+    # log(softplus(x)) is below x everywhere, and x itself to the last digit where softplus underflows.
+    floor = math.exp(-12.0 if x.dtype == torch.float16 else -37.0)
+    softplus = F.softplus(x) if softplus is None else softplus
+    return torch.minimum(x, softplus.clamp(min=floor).log())
+
+
+def softplus_gaussian_rate(mean: Tensor, raw_scale: Tensor, scale: Tensor | None = None) -> Tensor:
+    r"""Kullback-Leibler divergence from N(mean, softplus(raw_scale)^2) to N(0, I), in nats.
+
+    .. math:: KL = \frac12 \sum_d \mu_d^2 + \sigma_d^2 - 1 - \log \sigma_d^2, \quad
+        \frac{\partial KL}{\partial \rho_d} = (\sigma_d^2 - 1) \frac{1 - e^{-\sigma_d}}{\sigma_d}
+
+    The same as `gaussian_kl(mean, 2 * log_softplus(raw_scale))`, with its derivative in closed form: fewer passes.
+
+    Args:
+        mean: `(..., dim)`.
+        raw_scale: `(..., dim)`, rho, with sigma = log(1 + e^rho).
+        scale: `(..., dim)`, sigma, where it is known already.
+
+    Returns:
+        `(...)`.
+
+    Example:
+        >>> softplus_gaussian_rate(torch.zeros(1), torch.zeros(1))
+        tensor(0.1067)
+    """
+    scale = F.softplus(raw_scale) if scale is None else scale
+    return _SoftplusGaussianRate.apply(mean, raw_scale, scale.detach())
+
+
+class _SoftplusGaussianRate(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mean, raw_scale, scale):
+        log_variance = log_softplus(raw_scale, scale).mul_(2)
+        return 0.5 * torch.expm1(log_variance).sub_(log_variance).add_(mean.square()).sum(-1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        mean, _, scale = inputs
+        ctx.save_for_backward(mean, scale)
+
+    @staticmethod
+    def backward(ctx, grad):
+        mean, scale = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
+        slope = scale.neg().expm1_().div_(scale).mul_(scale.square().neg_().add_(1))
+        return grad * mean, slope.mul_(grad), None

@@ -12,7 +12,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -229,11 +229,12 @@ class Bottleneck(nn.Module):
                     f"bottleneck {scope.name_of(self)} needs {' and '.join(missing)}: call model(x, {call})"
                 )
             return nothing, {}
+        device = self.beta.device.type
         with (
-            torch.autocast(self.beta.device.type, enabled=False),
+            torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext(),
             torch.set_grad_enabled(self.training and torch.is_grad_enabled()),
         ):
-            penalty, logs = self.penalty(tree_map_only(Tensor, _at_least_float32, state), scope)
+            penalty, logs = self.penalty(tree_map_only(Tensor, at_least_float32, state), scope)
         logs = {name: value.detach().float() for name, value in logs.items()}
         return (penalty.float() if self.training else nothing), logs
 
@@ -307,7 +308,7 @@ class Bottleneck(nn.Module):
         name = scope.name_of(self) if scope is not None else type(self).__name__
         self.check_shape(x, f"bottleneck {name}")
         if can_assert(x):
-            total = _at_least_float32(x.detach()).sum()
+            total = at_least_float32(x.detach()).sum()
             torch._assert_async(torch.isfinite(total), f"bottleneck {name} got NaN or infinite values in its input")
 
     def _check_without_scope(self) -> None:
@@ -395,7 +396,8 @@ def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None 
     return values.sum() / (samples if isinstance(samples, Tensor) else max(samples, 1))
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Returns a half-precision tensor as float32, others as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 

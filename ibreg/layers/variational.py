@@ -13,9 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.functional.gaussian import gaussian_entropy, gaussian_kl, gaussian_log_prob, gaussian_pool, log_softplus
+from ibreg.functional.gaussian import (
+    gaussian_entropy,
+    gaussian_kl,
+    gaussian_log_prob,
+    gaussian_pool,
+    log_softplus,
+    softplus_gaussian_rate,
+)
 from ibreg.functional.lagrangian import LAGRANGIANS
-from ibreg.layers.base import Bottleneck, Scope, batch_mean, can_assert
+from ibreg.layers.base import Bottleneck, Scope, at_least_float32, batch_mean, can_assert
 from ibreg.registry import register
 
 # A unit is active when its mean varies over the data by more than this variance (Burda et al. 2016, arXiv 1509.00519).
@@ -30,6 +37,7 @@ class Code(NamedTuple):
 
     mean: Tensor
     raw_scale: Tensor
+    scale: Tensor | None = None
     noise: Tensor | None = None
     prior_mean: Tensor | None = None
     prior_log_variance: Tensor | None = None
@@ -190,24 +198,30 @@ class VariationalBottleneck(Bottleneck):
             return mean.clone().movedim(-1, axis), code  # an in-place ReLU behind the layer leaves the state alone
         draws = scope.claim_draws(self) if scope is not None else 1
         noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
-        z = mean + F.softplus(raw_scale) * noise
+        scale = F.softplus(at_least_float32(raw_scale))
+        z = (scale.to(mean.dtype) * noise).add_(mean)
+        code = code._replace(scale=scale)
         if self.rate == "monte_carlo":
             code = code._replace(noise=noise)
         return z.flatten(0, 1).movedim(-1, axis), code
 
     def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns u(rate) and the logs."""
-        mean, log_variance = state.mean, 2 * log_softplus(state.raw_scale)
+        mean = state.mean
         prior_mean, prior_log_variance, gap, valid = self._prior(state, scope.target)
-        divergence = gaussian_kl(mean, log_variance, prior_mean, prior_log_variance) + gap
+        if self.prior == "standard":
+            divergence = softplus_gaussian_rate(mean, state.raw_scale, state.scale)
+        else:
+            divergence = gaussian_kl(mean, _log_variance(state), prior_mean, prior_log_variance) + gap
         charged = divergence
         if state.noise is not None:
+            log_variance = _log_variance(state)
             # Not from z: where sigma is small beside the mean, (z - mean) / sigma has lost the noise, in the end 0 / 0.
             log_code = gaussian_log_prob(state.noise) - 0.5 * log_variance.sum(-1)
             z = mean + torch.exp(0.5 * log_variance) * state.noise
             charged = (log_code - gaussian_log_prob(z, prior_mean, prior_log_variance)).mean(0) + gap
         if self.alpha != 1:
-            charged = charged + (1 - self.alpha) * gaussian_entropy(log_variance)
+            charged = charged + (1 - self.alpha) * gaussian_entropy(_log_variance(state))
         penalty = LAGRANGIANS[self.lagrangian](batch_mean(charged, scope.mask, valid), self.power)
         with torch.no_grad():
             logs = {
@@ -251,11 +265,15 @@ class VariationalBottleneck(Bottleneck):
         return F.embedding(known, code.prior_mean), F.embedding(known, code.prior_log_variance), 0.0, valid
 
 
+def _log_variance(code: Code) -> Tensor:
+    return 2 * log_softplus(code.raw_scale, code.scale)
+
+
 def _active_units(mean: Tensor, mask: Tensor | None) -> Tensor:
     """Counts the code units whose mean varies over samples and positions, padding left out."""
     rows = mean.flatten(0, -2)
     if mask is None or mean.dim() == 2:
-        variance = (rows - rows.mean(0)).square().mean(0)
+        variance = (rows - rows.mean(0)).square().mean(0)  # a quarter of the time of var
     else:
         weight = (mask / mask.sum().clamp(min=1)).flatten().unsqueeze(-1).to(rows.dtype)
         center = (weight * rows).sum(0)

@@ -11,7 +11,14 @@ from scipy import stats
 from torch.autograd import gradcheck
 from torch.distributions import Independent, Normal, kl_divergence
 
-from ibreg.functional import gaussian_entropy, gaussian_kl, gaussian_log_prob, gaussian_pool, log_softplus
+from ibreg.functional import (
+    gaussian_entropy,
+    gaussian_kl,
+    gaussian_log_prob,
+    gaussian_pool,
+    log_softplus,
+    softplus_gaussian_rate,
+)
 
 numbers = st.floats(-6, 6)
 vectors = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=5).map(lambda rows: torch.tensor(rows).double().T)
@@ -192,3 +199,34 @@ def test_kl_is_finite_at_any_raw_scale(raw):
     if raw == -100:
         torch.testing.assert_close(rate, torch.full((2,), 3 * 100.0))
         torch.testing.assert_close(raw_scale.grad, torch.full((2, 3), -1.0))
+
+
+def test_softplus_gaussian_rate_is_the_general_divergence():
+    mean = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    raw = torch.linspace(-100, 60, 35, dtype=torch.float64).reshape(5, 7).requires_grad_()
+    expected = gaussian_kl(mean, 2 * log_softplus(raw))
+    measured = softplus_gaussian_rate(mean, raw)
+    torch.testing.assert_close(measured, expected)
+    weights = torch.randn(5, dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad(measured @ weights, (mean, raw)), torch.autograd.grad(expected @ weights, (mean, raw)),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(a, b)
+
+
+def test_softplus_gaussian_rate_gradients():
+    mean = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    raw = (3 * torch.randn(3, 4, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(softplus_gaussian_rate, (mean, raw))
+    each = torch.func.vmap(torch.func.grad(softplus_gaussian_rate))(mean, raw)
+    torch.testing.assert_close(each, mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_gaussian_rate_far_below_the_floor(dtype):
+    mean, raw = torch.zeros(1, dtype=dtype), torch.tensor([-1000.0], dtype=dtype, requires_grad=True)
+    rate = softplus_gaussian_rate(mean, raw)
+    assert rate.item() == pytest.approx(1000 - 0.5)
+    rate.backward()
+    assert raw.grad.item() == pytest.approx(-1)
