@@ -64,9 +64,13 @@ def main(cfg: DictConfig) -> None:
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
     check(cfg)
+    if cfg.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision=fp16 needs an accelerator: on the CPU use bf16 or no")
     data = datasets.load(**cfg.data)
     for arm in arms(cfg):
-        build_model(cfg, data, Trial(arm, seed=0, weight_decay=0.0))
+        model = build_model(cfg, data, Trial(arm, seed=0, weight_decay=0.0))
+        if isinstance(model, ibreg.Regularized):
+            SCHEDULES[cfg.schedule.name](model, cfg, arm)
     if len(data.train) < cfg.batch_size:
         raise ValueError(f"batch_size={cfg.batch_size} is more than the {len(data.train)} training rows")
     with accelerator.main_process_first():
@@ -105,16 +109,27 @@ def main(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> None:
     """Finds what can be wrong with a configuration before anything is loaded or written."""
     check_keys(cfg, CONFIGS / "classification.yaml")
-    names, seeds = list(cfg.bottlenecks), list(cfg.seeds)
+    names, seeds = list(cfg.bottlenecks), list(cfg.seeds) if OmegaConf.is_list(cfg.seeds) else []
     if len(set(names)) < len(names) or set(CONTROLS) & set(names):
         raise ValueError(f"bottlenecks are named once each, and none and null are the controls, got {names}")
     if not names and not cfg.control:
         raise ValueError("there is nothing to train: name bottlenecks, or leave control=true")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds are one or more different numbers, got {seeds}")
+    if len(set(seeds)) < max(len(seeds), 1) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(
+            f"seeds are one or more different whole numbers of at least 0, such as [0,1,2], got {cfg.seeds}"
+        )
+    for key in ("control", "tune", "resume", "overwrite"):
+        if not isinstance(cfg[key], bool):
+            raise ValueError(f"{key} is true or false, got {cfg[key]}")
+    if not cfg.inject_at:
+        raise ValueError("inject_at names at least one module")
     for key, least in (("epochs", 1), ("batch_size", 1), ("draws", 1), ("prediction_draws", 0), ("accumulate", 1)):
-        if cfg[key] < least:
-            raise ValueError(f"{key} is at least {least}, got {cfg[key]}")
+        if type(cfg[key]) is not int or cfg[key] < least:
+            raise ValueError(f"{key} is a whole number of at least {least}, got {cfg[key]}")
+    if type(cfg.sweep.epochs) is not int or cfg.sweep.epochs < 1 or not 0 <= cfg.ema < 1:
+        raise ValueError(f"sweep.epochs is at least 1 and ema in [0, 1), got {cfg.sweep.epochs} and {cfg.ema}")
+    if min([*cfg.grid.beta, *cfg.grid.weight_decay, *cfg.sweep.betas], default=0) < 0:
+        raise ValueError("betas and weight decays are at least 0")
     for key, valid in (
         ("selection", ("best", "last")),
         ("device", ("auto", "cpu")),
@@ -137,6 +152,11 @@ def check(cfg: DictConfig) -> None:
         )
     for name in names:
         build_bottleneck(cfg, name)
+    trainings = [trial.name for trials in plan(cfg) for trial in trials]
+    if len(set(trainings)) < len(trainings):
+        raise ValueError(
+            "two trainings are the same: the values of grid.beta, grid.weight_decay and sweep.betas differ"
+        )
 
 
 def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:

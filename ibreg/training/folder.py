@@ -51,8 +51,9 @@ def open_folder(cfg: DictConfig) -> Path:
                 "a finished run" if (folder / SUMMARY).is_file() else "an unfinished run (resume=true goes on with it)"
             )
             raise FileExistsError(f"{folder} holds {state}: overwrite=true starts it anew")
-    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     replace(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
     return folder
 
 
@@ -84,7 +85,7 @@ def _check_same_run(cfg: DictConfig, folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Removes what a run wrote, and nothing else that may lie there."""
+    """Removes what a run wrote, and nothing else; the configuration, which says that the folder is a run's, last."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for path in [folder / SUMMARY, folder / METRICS, folder / CONFIG, *folder.glob("*.png"), *folder.glob("*.partial")]:
+    for path in [folder / SUMMARY, folder / METRICS, *folder.glob("*.png"), *folder.glob("*.partial"), folder / CONFIG]:
         path.unlink(missing_ok=True)

@@ -65,20 +65,22 @@ class Evaluation(NamedTuple):
         probabilities: `(samples, classes)`, averaged over draws.
         targets: `(samples,)`.
         cross_entropy: mean over samples and draws of -log q(y|z), nats; it bounds I(Z; Y), which that of the averaged
-            probabilities does not.
+            probabilities, or of the mean code, does not. None where no code was drawn.
         rate: nats per sample, summed over the bottlenecks that log one; None without any.
     """
 
     probabilities: Tensor
     targets: Tensor
-    cross_entropy: float
+    cross_entropy: float | None
     rate: float | None
 
     def metrics(self) -> dict[str, float]:
         """Returns all metrics by name."""
         metrics = classification_metrics(self.probabilities, self.targets)
         if self.rate is not None:
-            metrics |= {"rate": self.rate, "information": information_bound(self.cross_entropy, self.targets)}
+            metrics |= {"rate": self.rate}
+        if self.cross_entropy is not None:
+            metrics |= {"information": information_bound(self.cross_entropy, self.targets)}
         return metrics
 
 
@@ -121,7 +123,10 @@ def evaluate(
     )
     mean_rate = float(rate.double().mean())
     return Evaluation(
-        probabilities, targets, float(cross_entropy.double().mean()), None if np.isnan(mean_rate) else mean_rate
+        probabilities,
+        targets,
+        cross_entropy=float(cross_entropy.double().mean()) if regularized and draws else None,
+        rate=None if np.isnan(mean_rate) else mean_rate,
     )
 
 
