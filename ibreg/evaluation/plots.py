@@ -114,7 +114,7 @@ def reliability_diagram(predictions: Mapping[str, tuple[Any, Any]], path: str | 
 
     Args:
         predictions: Of each arm the probabilities of shape (samples, classes) and the targets of shape (samples,), all
-            seeds pooled.
+            seeds pooled; the calibration error of these, in the titles, is not the mean of the seeds' errors.
         path: Where the PNG goes.
 
     Raises:
@@ -157,7 +157,9 @@ def _draw_reliability_diagram(predictions: Mapping[str, tuple[Any, Any]]) -> Fig
             label="gap",
         )
         diagram.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="calibrated")
-        diagram.set(title=f"{arm_label(arm)}\nECE {100 * calibration_error:.2f} %", xlim=(0, 1), ylim=(0, 1))
+        diagram.set(
+            title=f"{arm_label(arm)}\nECE of pooled seeds {100 * calibration_error:.2f} %", xlim=(0, 1), ylim=(0, 1)
+        )
         histogram.bar(centers, counts / counts.sum(), width_of_bin, color=styles[arm]["color"], edgecolor="white")
         histogram.set(xlabel="confidence")
         histogram.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
@@ -171,12 +173,13 @@ def _draw_reliability_diagram(predictions: Mapping[str, tuple[Any, Any]]) -> Fig
 def information_curve(points: Sequence[Mapping[str, Any]], path: str | Path, *, label_entropy: float) -> Path:
     """Draws what the code tells about the labels, and the accuracy, over what it tells about the input.
 
-    Dashed lines are the two ceilings of I(Z;Y): H(Y), and I(Z;X), since no code carries more about Y than about X.
+    Dashed lines are the two ceilings of I(Z;Y): H(Y), and I(Z;X), since no code carries more about Y than about X,
+    where some of it is below H(Y).
     Where rates span more than a decade their axis is logarithmic, but linear below 0.01 nats.
 
     Args:
-        points: One per arm and beta: ``arm``, ``beta``, ``rate`` (upper bound of I(Z;X), nats), ``information`` (lower
-            bound of I(Z;Y), nats), ``accuracy`` (fraction).
+        points: One per arm and beta: ``arm``, ``beta``, ``rate`` (upper bound of I(Z;X), nats; with a conditional prior
+            that is the layer's rate + H(Y)), ``information`` (lower bound of I(Z;Y), nats), ``accuracy`` (fraction).
         path: Where the PNG goes.
         label_entropy: H(Y), nats.
 
@@ -211,7 +214,9 @@ def _draw_information_curve(points: Sequence[Mapping[str, Any]], label_entropy: 
     _draw_ceilings(plane, label_entropy)
     plane.set_title("beside each point: its beta", loc="right", fontsize="medium")
     plane.set(ylabel="I(Z;Y), lower bound (nats)")
-    accuracy.set(xlabel="rate: I(Z;X), upper bound (nats)", ylabel="accuracy (fraction)")
+    accuracy.set(
+        xlabel="I(Z;X), upper bound (nats): rate; with a conditional prior, rate + H(Y)", ylabel="accuracy (fraction)"
+    )
     for panel in (plane, accuracy):
         panel.grid(alpha=0.3)
     _annotate_betas(_finish(figure), plane, points, styles)
@@ -233,7 +238,8 @@ def _draw_ceilings(panel: Axes, label_entropy: float) -> None:
     rates = panel.transData.inverted().transform(panel.transAxes.transform(steps))[:, 0]
     diagonal = np.where(rates <= label_entropy, rates, np.nan)
     panel.axhline(label_entropy, linestyle="--", color="black", linewidth=1, label="H(Y)")
-    panel.plot(rates, diagonal, "--", color="#888888", linewidth=1, label="I(Z;Y) = I(Z;X)")
+    if np.isfinite(diagonal).any():
+        panel.plot(rates, diagonal, "--", color="#888888", linewidth=1, label="I(Z;Y) = I(Z;X)")
     panel.set_xlim(left, right)
 
 

@@ -106,7 +106,7 @@ def test_reliability_diagrams_show_the_gap_and_the_error(predictions):
     diagrams, histograms = figure.axes[:4], figure.axes[4:]
     for arm, diagram, histogram in zip(ARMS, diagrams, histograms, strict=True):
         error = 100 * classification_metrics(*predictions[arm])["ece"]
-        assert diagram.get_title() == f"{plots.arm_label(arm)}\nECE {error:.2f} %"
+        assert diagram.get_title() == f"{plots.arm_label(arm)}\nECE of pooled seeds {error:.2f} %"
         accuracy, gap = diagram.containers
         tops = [bar.get_y() + bar.get_height() for bar in gap if not math.isnan(bar.get_height())]
         centers = [bar.get_x() + bar.get_width() / 2 for bar in gap if not math.isnan(bar.get_height())]
@@ -135,6 +135,21 @@ def test_information_curve_has_both_ceilings_and_a_beta_beside_every_point(point
         2 * ["1", "0.1", "0.01", "0.001", "0.0001", "1e-5"]
     )
     np.testing.assert_allclose(labelled(accuracy)["variational"].get_ydata(), 0.9)
+
+
+def test_a_ceiling_outside_of_the_plot_is_not_in_the_legend(points):
+    for least, shown in ((0.5, True), (20.0, False)):
+        chosen = [point | {"rate": least + place} for place, point in enumerate(points)]
+        figure = plots._draw_information_curve(chosen, label_entropy=1.4)
+        labels = {text.get_text() for text in figure.legends[0].get_texts()}
+        assert ("I(Z;Y) = I(Z;X)" in labels) == shown
+        assert "H(Y)" in labels
+
+
+def test_the_axis_of_the_information_curve_says_what_stands_for_the_rate_of_a_conditional_prior(points):
+    label = plots._draw_information_curve(points, label_entropy=1.4).axes[1].get_xlabel()
+    assert "I(Z;X), upper bound" in label
+    assert "rate + H(Y)" in label
 
 
 def test_betas_do_not_overlap(points):

@@ -1,0 +1,333 @@
+"""Attacks against closed forms of linear models, and against what has to hold."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import ibreg
+from ibreg.evaluation.attacks import Ball, Objective, cross_entropy, fgsm, pgd, squared_error, uniform_noise
+
+NORMS = ("inf", "2")
+DUAL = {"inf": 1, "2": 2}
+
+
+def linear_regressor(features=6):
+    return nn.Linear(features, 1).double(), torch.randn(40, features).double(), torch.randn(40, 1).double()
+
+
+def classifier(features=8, classes=3):
+    return nn.Sequential(nn.Linear(features, 32), nn.Tanh(), nn.Linear(32, classes))
+
+
+def stochastic(features=5, code=3):
+    """A bottleneck with much noise and a linear head."""
+    layer = ibreg.VariationalBottleneck(features, code, beta=0)
+    nn.init.normal_(layer.encoder.bias)
+    return nn.Sequential(layer, nn.Linear(code, 1)).double()
+
+
+def length(change, norm):
+    return torch.linalg.vector_norm(change.flatten(1), ord=float(norm), dim=1)
+
+
+def labelled(batch=200, features=8):
+    x = torch.randn(batch, features)
+    return x, torch.randint(3, (batch,))
+
+
+# --- closed forms
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        fgsm,
+        lambda *a, **k: pgd(*a, steps=10, random_start=False, **k),
+        lambda *a, **k: pgd(*a, steps=400, restarts=5, step_size=0.1, **k),
+    ],
+    ids=["fgsm", "pgd", "pgd from random points"],
+)
+def test_linear_regressors_have_their_worst_case_in_closed_form(attack, norm):
+    model, x, y = linear_regressor()
+    attacked = attack(model, x, y, eps=0.3, norm=norm)
+    w = model.weight.detach().squeeze()
+    reach = 0.3 * torch.linalg.vector_norm(w, ord=DUAL[norm])
+    residual = (model(x) - y).detach().squeeze()
+    worst = (model(attacked) - y).detach().squeeze()
+    torch.testing.assert_close(worst, residual + residual.sign() * reach, rtol=0, atol=1e-5)
+    direction = w.sign() if norm == "inf" else w / w.norm()
+    torch.testing.assert_close(attacked, x + 0.3 * residual.sign().unsqueeze(1) * direction, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attack", [fgsm, lambda *a, **k: pgd(*a, steps=7, random_start=False, **k)])
+def test_linear_classifiers_of_two_classes_lose_the_margin_that_the_ball_reaches(attack, norm):
+    model, x, y = nn.Linear(6, 2).double(), torch.randn(40, 6).double(), torch.randint(2, (40,))
+    logits = model(attack(model, x, y, eps=0.2, norm=norm)).detach()
+    w = (model.weight[1] - model.weight[0]).detach()
+    sign = (1 - 2 * y).double()  # towards the other class
+    expected = (model(x) @ torch.tensor([-1.0, 1.0]).double()).detach() + sign * 0.2 * torch.linalg.vector_norm(
+        w, ord=DUAL[norm]
+    )
+    torch.testing.assert_close(logits[:, 1] - logits[:, 0], expected, rtol=0, atol=1e-10)
+
+
+def test_clamped_linear_regressors_are_pushed_into_the_corner_that_is_left():
+    model, _, y = linear_regressor()
+    x, y = torch.rand(40, 6).double(), 10 * y.sign()  # so far off that no corner is beyond the target
+    attacked = pgd(model, x, y, eps=0.4, steps=20, clamp=(0.0, 1.0), restarts=3)
+    side = (model(x) - y).detach().sign() * model.weight.detach().sign()
+    torch.testing.assert_close(attacked, (x + 0.4 * side).clamp(0, 1))
+
+
+# --- the ball
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    norm=st.sampled_from(NORMS),
+    eps=st.floats(0, 3),
+    clamp=st.sampled_from([None, (0.0, 1.0), (-0.5, 2.0)]),
+    random_start=st.booleans(),
+    step_size=st.one_of(st.none(), st.floats(1e-3, 10)),
+    draws=st.sampled_from([0, 2]),
+    seed=st.integers(0, 1000),
+)
+def test_attacked_inputs_stay_in_ball_and_box(norm, eps, clamp, random_start, step_size, draws, seed):
+    torch.manual_seed(seed)
+    x, y = torch.rand(6, 5), torch.randn(6)
+    model = stochastic().float()
+    given_to_all = {"eps": eps, "norm": norm, "clamp": clamp, "seed": seed}
+    for attacked in (
+        pgd(model, x, y, steps=3, random_start=random_start, step_size=step_size, draws=draws, **given_to_all),
+        fgsm(model, x, y, draws=draws, **given_to_all),
+        uniform_noise(x, **given_to_all),
+    ):
+        assert attacked.shape == x.shape
+        assert attacked.dtype == x.dtype
+        assert attacked.isfinite().all()
+        assert (length(attacked - x, norm) <= eps * (1 + 1e-6) + 1e-6).all()
+        if clamp is not None:
+            assert clamp[0] <= attacked.min() <= attacked.max() <= clamp[1]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_points_inside_stay_where_they_are_and_others_go_to_the_nearest(norm):
+    x = torch.zeros(1, 2, 1).double()
+    ball = Ball(x, 1.0, norm, None)
+    inside = torch.tensor([[[0.3], [-0.6]]]).double()
+    assert torch.equal(ball.project(inside), inside)
+    outside = torch.tensor([[[3.0], [-4.0]]]).double()
+    nearest = torch.tensor([[[1.0], [-1.0]]]) if norm == "inf" else torch.tensor([[[0.6], [-0.8]]])
+    torch.testing.assert_close(ball.project(outside), nearest.double())
+
+
+def test_noise_is_uniform_in_the_ball():
+    x = torch.zeros(40_000, 3)
+    inf, two = (uniform_noise(x, eps=2.0, norm=norm, seed=1) for norm in NORMS)
+    for points, norm in ((inf, "inf"), (two, "2")):
+        share = (length(points, norm) <= 1).double().mean()  # the half ball has an eighth of the volume
+        assert abs(share - 0.125) < 5 * math.sqrt(0.125 * 0.875 / 40_000)
+        assert points.mean(0).abs().max() < 5 * 2 / math.sqrt(3 * 40_000)
+
+
+def test_the_direction_survives_a_gradient_whose_square_underflows():
+    ball = Ball(torch.zeros(3, 4), 1.0, "2", None)
+    gradient = torch.tensor([[3e-30, 4e-30, 0, 0], [0, 0, 0, 0], [0, 0, -1e30, 0]])
+    expected = torch.tensor([[0.6, 0.8, 0, 0], [0, 0, 0, 0], [0, 0, -1.0, 0]])
+    torch.testing.assert_close(ball.steepest(gradient), expected)
+
+
+# --- what is kept
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("draws", [0, 3])
+def test_the_loss_never_falls_with_more_steps_or_restarts(norm, draws):
+    model, x, y = stochastic(), torch.randn(50, 5).double(), torch.randn(50, 1).double()
+    fixed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(3)))  # the first seed it draws
+    objective = Objective(model.eval(), y, None, draws)
+
+    def losses(**options):
+        given_to_all = {"eps": 0.5, "norm": norm, "step_size": 0.2, "draws": draws, "seed": 3}
+        return objective.value(pgd(model, x, y, **given_to_all, **options), fixed)
+
+    chain = [objective.value(x, fixed), *(losses(steps=steps) for steps in (1, 2, 3, 8))]
+    for fewer, more in pairwise(chain):
+        assert (more >= fewer).all()
+    assert chain[-1].mean() > chain[0].mean()
+    once, twice = losses(steps=3), losses(steps=3, restarts=2)
+    assert (twice >= once).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(norm=st.sampled_from(NORMS), eps=st.lists(st.floats(0, 2), min_size=2, max_size=4), seed=st.integers(0, 1000))
+def test_the_loss_of_a_linear_model_never_falls_with_eps(norm, eps, seed):
+    torch.manual_seed(seed)
+    model, x, y = linear_regressor()
+    losses = [
+        squared_error(model(pgd(model, x, y, eps=radius, steps=5, norm=norm, random_start=False)), y).detach()
+        for radius in sorted(eps)
+    ]
+    for smaller, larger in pairwise(losses):
+        assert (larger >= smaller - 1e-9).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_noise_alone_is_weaker_than_fgsm_and_that_weaker_than_pgd(norm):
+    model, (x, y) = classifier(), labelled()
+    eps = 0.3 if norm == "inf" else 0.8
+    noise, one, many = (
+        cross_entropy(model(attacked), y).mean().item()
+        for attacked in (
+            uniform_noise(x, eps=eps, norm=norm),
+            fgsm(model, x, y, eps=eps, norm=norm),
+            pgd(model, x, y, eps=eps, steps=40, step_size=eps / 5, norm=norm, restarts=2),
+        )
+    )
+    assert noise < one < many
+
+
+def test_no_point_of_the_ball_is_worse_than_what_pgd_finds_in_two_dimensions():
+    model, (x, y) = classifier(features=2), labelled(batch=20, features=2)
+    found = cross_entropy(model(pgd(model, x, y, eps=0.5, steps=60, restarts=4)), y).detach()
+    grid = torch.cartesian_prod(*2 * [torch.linspace(-0.5, 0.5, 41)])
+    everywhere = torch.stack([cross_entropy(model(x + change), y) for change in grid]).detach()
+    torch.testing.assert_close(found, torch.maximum(found, everywhere.amax(0)), rtol=1e-3, atol=1e-4)
+
+
+def test_radius_zero_changes_nothing():
+    model, (x, y) = classifier(), labelled()
+    for norm in NORMS:
+        assert torch.equal(pgd(model, x, y, eps=0, steps=2, norm=norm), x)
+        assert torch.equal(fgsm(model, x, y, eps=0, norm=norm), x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_sample_is_attacked_by_itself(norm):
+    model, (x, y) = classifier().double(), labelled(batch=6)
+    x = x.double()
+    options = {"eps": 0.4, "steps": 5, "norm": norm, "random_start": False}
+    together = pgd(model, x, y, **options)
+    alone = torch.cat([pgd(model, x[i : i + 1], y[i : i + 1], **options) for i in range(6)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_the_loss_may_be_given():
+    """With minus the cross-entropy of a wanted class the attack is a targeted one."""
+    model, (x, y) = classifier(), labelled()
+    wanted = (y + 1) % 3
+
+    def towards(output, target):
+        return -F.cross_entropy(output, target, reduction="none")
+
+    attacked = pgd(model, x, wanted, eps=1.0, steps=20, loss=towards)
+    reached = (model(attacked).argmax(1) == wanted).double().mean()
+    assert reached > (model(x).argmax(1) == wanted).double().mean() + 0.3
+
+
+# --- nothing is left behind
+
+
+def test_modes_parameters_gradients_and_inputs_come_back_as_they_were():
+    model = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Dropout(), stochastic()).double()
+    model.train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    x = torch.randn(6, 5).double().requires_grad_()
+    y = torch.randn(6, 1).double()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for attacked in (
+        pgd(model, x, y, eps=0.1, steps=2, draws=2),
+        fgsm(model, x, y, eps=0.1),
+        uniform_noise(x, eps=0.1),
+    ):
+        assert not attacked.requires_grad
+    with pytest.raises(ValueError, match="do not fit"):
+        pgd(model, x, y[:4], eps=0.1, steps=2)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model[0].weight.requires_grad
+    assert x.grad is None
+
+
+def test_attacks_work_where_gradients_are_off():
+    model, (x, y) = classifier(), labelled()
+    expected = pgd(model, x, y, eps=0.2, steps=3)
+    with torch.no_grad():
+        assert torch.equal(pgd(model, x, y, eps=0.2, steps=3), expected)
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("draws", [0, 2])
+def test_attacks_are_a_function_of_their_seed_and_leave_the_global_generator_alone(draws):
+    model, x, y = stochastic(), torch.randn(7, 5).double(), torch.randn(7, 1).double()
+    before = torch.get_rng_state()
+    options = {"eps": 0.3, "steps": 1, "step_size": 0.01, "draws": draws}
+    first, again, other = (pgd(model, x, y, seed=seed, **options) for seed in (1, 1, 2))
+    uniform_noise(x, eps=0.3)
+    fgsm(model, x, y, eps=0.3, draws=draws)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+# --- wrong use
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+X, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eps": -0.1}, "eps is a finite number of at least 0, got -0.1"),
+        ({"eps": math.nan}, "eps is a finite number"),
+        ({"norm": "1"}, "norm is 'inf' or '2', got '1'"),
+        ({"steps": 0}, "steps is a whole number of at least 1, got 0"),
+        ({"restarts": 0}, "restarts is a whole number"),
+        ({"restarts": 2, "random_start": False}, "are all the same"),
+        ({"step_size": 0.0}, "step_size is a finite number above 0"),
+        ({"draws": -1}, "draws is a whole number of at least 0"),
+        ({"draws": 2}, "draws=2 needs a stochastic bottleneck"),
+        ({"clamp": (1.0, 0.0)}, "smallest, largest"),
+        ({"clamp": (0.5, 1.0)}, "x goes from 0 to 0, outside of clamp"),
+        ({"x": X.long()}, "floating-point tensor"),
+        ({"x": X[0]}, "floating-point tensor"),
+        ({"x": X * math.nan}, "not finite"),
+        ({"target": Y + 5}, "targets go from 5 to 5, there are 5 classes"),
+        ({"target": Y - 1}, "targets go from -1"),
+        ({"target": Y[:2]}, "needs logits"),
+        ({"target": X}, r"do not fit the targets \(4, 3\)"),
+        ({"model": Pair()}, "returns a tensor, this one returns tuple"),
+        ({"loss": F.cross_entropy}, "one value per sample"),
+        ({"loss": lambda output, target: output - output.mean()}, "one value per sample"),
+    ],
+)
+def test_wrong_arguments_are_refused(changes, message):
+    given_to_pgd = {"model": nn.Linear(3, 5), "x": X, "target": Y, "eps": 0.1, "steps": 2} | changes
+    model, x, target = (given_to_pgd.pop(name) for name in ("model", "x", "target"))
+    with pytest.raises(ValueError, match=message):
+        pgd(model, x, target, **given_to_pgd)
+
+
+def test_a_target_vector_and_a_column_of_predictions_are_not_spread_over_each_other():
+    model, x = nn.Linear(3, 1), torch.randn(4, 3)
+    y = torch.randn(4)
+    assert torch.equal(pgd(model, x, y, eps=0.1, steps=2), pgd(model, x, y.unsqueeze(1), eps=0.1, steps=2))
+    with pytest.raises(ValueError, match=r"shape \(4,\).*got \(4, 4\)"):
+        pgd(model, x, y, eps=0.1, steps=2, loss=lambda output, target: (output - target).square())
