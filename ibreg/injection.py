@@ -240,7 +240,8 @@ def _match(pattern: str, hosts: dict[str, nn.Module]) -> list[str]:
     if "*" not in pattern:
         if pattern not in hosts:
             close = difflib.get_close_matches(pattern, hosts, n=3, cutoff=0.5)
-            hint = f"closest: {', '.join(close)}" if close else f"it has {', '.join(list(hosts)[:8])}, ..."
+            first = [name for name in hosts if name][:8]
+            hint = f"closest: {', '.join(close)}" if close else f"it has {', '.join(first)}, ..."
             raise ValueError(f"the model has no module {pattern!r} that can take a bottleneck; {hint}")
         return [pattern]
     meaning = {"**.": r"(?:.*\.)?", "**": ".*", "*": "[^.]*"}

@@ -16,8 +16,11 @@ import torch
 from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
+from PIL import Image
 
+import ibreg.training.data
 from ibreg.training.checkpoint import load_checkpoint
+from ibreg.training.checks import check_configuration
 from ibreg.training.folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,6 +172,18 @@ def test_resuming_a_finished_run_shows_its_table_and_changes_nothing(finished):
     assert (folder / SUMMARY).read_bytes() == before
 
 
+def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(tmp_path):
+    overrides = ["seeds=[0]", "epochs=500", "device=cpu", "output_dir=run", "resume=true"]
+    first = subprocess.Popen(command(*overrides), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert "epoch 1/500" in first.stdout.readline()
+    second = run(*overrides, cwd=tmp_path)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    first.stdout.close()
+    assert second.returncode != 0
+    assert "another run is going on in run" in second.stderr
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -197,7 +212,7 @@ def test_help_shows_the_choices(tmp_path):
     ("overrides", "message"),
     [
         (["+epoch=3"], "no key 'epoch' .did you mean 'epochs'"),
-        (["bottlenecks=[variatonal]"], "'variatonal' is not configured: choose from variational"),
+        (["bottlenecks=[variatonal]"], "'variatonal' is not configured: choose from .*variational"),
         (["+bottleneck.variational.betta=1"], "no option 'betta': choose from .*beta"),
         (["bottleneck.variational.prior=flat"], "prior is one of 'standard', 'learned', 'conditional'"),
         (["bottlenecks=[none]"], "none and null are the controls"),
@@ -211,7 +226,7 @@ def test_help_shows_the_choices(tmp_path):
         (["overwrite=no"], "overwrite is true or false"),
         (["tune=maybe"], "tune is true or false"),
         (["inject_at=[]"], "inject_at names at least one"),
-        (["sweep.epochs=0"], "sweep.epochs is at least 1"),
+        (["sweep.epochs=0"], "sweep.epochs is a whole number of at least 1"),
         (["sweep.betas=[-1]"], "at least 0"),
         (["sweep.betas=[1e-3,0.001]"], "two trainings are the same"),
         (["schedule.name=linear_warmup", "schedule.steps=0"], "at least 1"),
@@ -221,7 +236,10 @@ def test_help_shows_the_choices(tmp_path):
         (["schedule.name=linaer"], "schedule.name is one of"),
         (["data.validation=0"], "choose on validation data"),
         (["tune=true", "grid.beta=[1e-3]"], "equally many"),
-        (["inject_at=trunc"], "no module 'trunc'.*trunk"),
+        (["inject_at=trunc"], "inject_at=trunc: the model has no module 'trunc'.*trunk"),
+        (["inject_at=trunk.1", "bottleneck.variational.out_features=7"], "7 features for 256 behind trunk.1"),
+        (["+schedule.foo=3"], "schedule has no key 'foo'"),
+        (["lr=abc"], "lr is a number"),
         (["model=resnet20", "bottleneck.variational.out_features=7"], "no trunk"),
         (["batch_size=5000"], "batch_size=5000 is more than"),
         (["data=mnist", "data.root=/nowhere"], "download=true"),
@@ -293,9 +311,108 @@ def test_the_grid_is_chosen_on_validation_for_control_and_bottleneck(launch):
     grid = ["grid.beta=[1e-4,100]", "grid.weight_decay=[0,50]"]
     folder = launch("tune=true", *grid, "seeds=[0]", "epochs=3", "sweep.betas=[]", "lr=1e-2")
     selected = json.loads((folder / SUMMARY).read_text())["selected"]
+    assert len(list((folder / CHECKPOINTS).glob("null-*.pt"))) == 1
+    assert len(list((folder / CHECKPOINTS).glob("none-*.pt"))) == 2
     # A beta of 100 and a decay of 50 leave nothing to predict with.
     assert selected["variational"]["beta"] == 1e-4
     assert selected["none"]["weight_decay"] == selected["null"]["weight_decay"] == 0
+
+
+def test_the_beta_that_was_used_is_in_the_summary(finished):
+    folder, _ = finished
+    selected = json.loads((folder / SUMMARY).read_text())["selected"]
+    assert {arm: choice["beta"] for arm, choice in selected.items()} == {
+        "none": None,
+        "null": None,
+        "variational": 1e-3,
+    }
+
+
+def test_the_rate_of_a_conditional_prior_is_labelled_and_gets_the_label_entropy_in_the_curve(
+    launch, classification, monkeypatch, capsys
+):
+    drawn = {}
+    monkeypatch.setattr(classification, "information_curve", lambda points, path, **kwargs: drawn.update(points=points))
+    evaluated = []
+    classify = classification.classify
+    monkeypatch.setattr(
+        classification, "classify", lambda *a, **k: evaluated.append(classify(*a, **k)) or evaluated[-1]
+    )
+    folder = launch(
+        "bottlenecks=[variational,ceb]", "+bottleneck.ceb={name:variational,prior:conditional,classes:10}",
+        "control=false", "seeds=[0]", "epochs=1", "sweep.betas=[1e-3]", "sweep.epochs=1", "model.hidden=[16]",
+    )  # fmt: skip
+    plain, ceb = drawn["points"]
+    # After one epoch of validation for each of four trainings, the curve evaluates its two.
+    first, second = evaluated[4:6]
+    counts = torch.bincount(second.targets).double() / len(second.targets)
+    entropy = -(counts * counts.log()).sum().item()
+    assert plain["rate"] == first.rate
+    assert ceb["rate"] == pytest.approx(second.rate + entropy, rel=1e-9)
+    headings = [heading for _, heading, _, _ in json.loads((folder / SUMMARY).read_text())["headline"]]
+    assert headings[-1] == "rate ≥ I(X;Z), ceb: I(X;Z|Y) (nats)"
+
+
+@pytest.mark.parametrize(
+    ("prior", "heading"), [("standard", "rate ≥ I(X;Z) (nats)"), ("conditional", "rate ≥ I(X;Z|Y) (nats)")]
+)
+def test_the_column_of_the_rate_says_what_it_bounds(classification, prior, heading):
+    classes = ["bottleneck.variational.classes=10"] if prior == "conditional" else []
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("classification", [f"bottleneck.variational.prior={prior}", *classes, "output_dir=unused"])
+    assert classification.columns(cfg)[-1][1] == heading
+
+
+@pytest.fixture
+def augmented(tmp_path):
+    """Overrides of a run of two epochs on pictures that are cropped and mirrored at random."""
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "test"):
+        for kind in ("cat", "dog"):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for number in range(10):
+                pixels = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(tmp_path / part / kind / f"{number}.png")
+    options = ["data=image_folder", f"data.path={tmp_path}", "data.image_size=8", "data.augment=true", "batch_size=4"]
+    return [*options, "data.validation=0.2", "seeds=[0]", "epochs=2", "sweep.betas=[]", "model.hidden=[8]"]
+
+
+def test_control_and_bottleneck_see_the_same_augmented_pictures(launch, augmented, monkeypatch):
+    seen = []
+    crop_and_flip = ibreg.training.data.crop_and_flip
+
+    def remembered(images, generator):
+        seen.append(crop_and_flip(images, generator))
+        return seen[-1]
+
+    monkeypatch.setattr(ibreg.training.data, "crop_and_flip", remembered)
+    launch(*augmented)
+    batches = 2 * 4
+    assert len(seen) == 3 * batches
+    control, bottleneck, null = (seen[place : place + batches] for place in (0, batches, 2 * batches))
+    assert all(torch.equal(one, other) for one, other in zip(control, bottleneck, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(control, null, strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(control[:4], control[4:], strict=True))
+
+
+def test_an_augmented_run_resumes_bit_identically(launch, augmented, classification, monkeypatch):
+    folder = launch(*augmented)
+    whole, metrics = weights(folder), (folder / METRICS).read_text()
+    save_checkpoint = classification.save_checkpoint
+
+    def stopped_in_the_second_epoch(path, state):
+        if state["epoch"] == 2:
+            raise RuntimeError("stopped")
+        save_checkpoint(path, state)
+
+    monkeypatch.setattr(classification, "save_checkpoint", stopped_in_the_second_epoch)
+    with pytest.raises(RuntimeError, match="stopped"):
+        launch(*augmented, "overwrite=true")
+    monkeypatch.setattr(classification, "save_checkpoint", save_checkpoint)
+    launch(*augmented, "resume=true")
+    resumed = weights(folder)
+    assert all(torch.equal(resumed[name][key], whole[name][key]) for name in whole for key in whole[name])
+    assert (folder / METRICS).read_text() == metrics
 
 
 def test_every_option_of_the_loop_runs(launch):
@@ -334,6 +451,8 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
     )  # fmt: skip
     assert double.returncode == 0, double.stderr
     assert double.stdout.count("none-decay0-seed0 epoch 1/2") == 1
+    assert "terminate called" not in double.stderr
+    assert "destroy_process_group" not in double.stderr
     assert json.loads((tmp_path / "two" / SUMMARY).read_text())["hardware"]["processes"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
     one, two = without_volatile(tmp_path / "one")["results"], without_volatile(tmp_path / "two")["results"]
@@ -350,7 +469,7 @@ def test_experiments_compose(classification):
     for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             cfg = compose("classification", [f"experiment={path.stem}", "output_dir=unused"])
-        classification.check(cfg)
+        check_configuration(cfg, ROOT / "configs" / "classification.yaml")
 
 
 def test_the_command_line_lists_and_runs(tmp_path):

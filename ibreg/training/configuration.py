@@ -1,18 +1,16 @@
-"""What the recipes add to Hydra: all bottlenecks' YAMLs at once, run folders named after overrides, early checks."""
+"""What the recipes add to Hydra: all bottlenecks' YAMLs at once, run folders named after overrides."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from ibreg import registry
-from ibreg.layers import Bottleneck
 
 # They say how and where to run, not what: a run that differs in them alone is the same run.
 NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download")
@@ -50,6 +48,11 @@ def is_part_of_a_run(override: str) -> bool:
     return override.lstrip("+~").partition("=")[0] not in NOT_PART_OF_A_RUN
 
 
+def command_of(recipe: str) -> str:
+    """Returns the command that repeats this run."""
+    return " ".join([f"python recipes/{recipe}.py", *filter(is_part_of_a_run, sys.argv[1:])])
+
+
 def identity_of(cfg: DictConfig) -> dict[str, Any]:
     """Returns the part of a configuration that makes a run this run and no other."""
     cfg = cfg.copy()
@@ -60,40 +63,3 @@ def identity_of(cfg: DictConfig) -> dict[str, Any]:
         if node is not None:
             node.pop(leaf, None)
     return OmegaConf.to_container(cfg, resolve=True)
-
-
-def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
-    """Refuses keys that the recipe does not have, which `+key=value` would add in silence, and values left open.
-
-    Raises:
-        ValueError: an unknown key, with the closest one; a mandatory value that is missing.
-    """
-    known = {str(key) for key in OmegaConf.load(recipe_yaml)} | {"data", "model", "bottleneck"}
-    for key in map(str, cfg):
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(
-                f"{recipe_yaml.stem} has no key {key!r}{hint}: it has {', '.join(sorted(known - {'defaults'}))}"
-            )
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ValueError(f"a value is missing for {', '.join(missing)}: give it on the command line, {missing[0]}=...")
-
-
-def build_bottleneck(cfg: DictConfig, arm: str, **settings: Any) -> Bottleneck:
-    """Builds the bottleneck of one arm from `bottleneck.<arm>`.
-
-    Args:
-        cfg: the recipe's configuration.
-        arm: key under `bottleneck`; its `name` there is the registry name, by default the key itself.
-        **settings: options that go before those of the configuration.
-
-    Raises:
-        ValueError: no such arm, or an option that the bottleneck does not have.
-    """
-    if arm not in cfg.bottleneck:
-        raise ValueError(f"bottleneck {arm!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
-    options = OmegaConf.to_container(cfg.bottleneck[arm], resolve=True)
-    name = options.pop("name", arm)
-    return registry.build(name, **{**options, **settings})

@@ -39,9 +39,9 @@ class ClassificationData:
     """
 
     name: str
-    train: Dataset
-    validation: Dataset | None
-    test: Dataset
+    train: "Rows"
+    validation: "Rows | None"
+    test: "Rows"
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
 
@@ -127,7 +127,7 @@ class Rows(Dataset):
     Args:
         inputs: `(rows, ...)`: a tensor, or anything that gives a batch for a list of row numbers.
         targets: `(rows,)`, integer classes.
-        augment: Changes a batch of inputs at random, each time that it is fetched.
+        augment: Changes a batch of inputs at random, each time that it is fetched: `augment(inputs, generator)`.
 
     Example:
         >>> rows = Rows(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 0]))
@@ -138,8 +138,17 @@ class Rows(Dataset):
                 [0., 1.]]), tensor([0, 0]))
     """
 
-    def __init__(self, inputs, targets: Tensor, augment: Callable[[Tensor], Tensor] | None = None):
+    def __init__(self, inputs, targets: Tensor, augment: Callable[[Tensor, torch.Generator], Tensor] | None = None):
         self.inputs, self.targets, self.augment = inputs, targets, augment
+        self.generator = torch.Generator()
+
+    def seed_augmentation(self, *key: int) -> None:
+        """Seeds the augmentation alone, by a hash of several numbers such as (seed, epoch, rank).
+
+        It draws from a generator of its own, so that models which draw noise or none see the same pictures.
+        """
+        # A spawned sequence: torch's global generator may be seeded with the same numbers.
+        self.generator.manual_seed(int(np.random.SeedSequence(key, spawn_key=(0,)).generate_state(1)[0]))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -150,7 +159,7 @@ class Rows(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         inputs = self.inputs[indices]
-        return inputs if self.augment is None else self.augment(inputs), self.targets[indices]
+        return inputs if self.augment is None else self.augment(inputs, self.generator), self.targets[indices]
 
 
 def _data(name: str, parts: Sequence[Rows], class_names: Sequence[str]) -> ClassificationData:

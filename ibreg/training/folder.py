@@ -6,42 +6,73 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from ibreg.training.configuration import identity_of
+
+if TYPE_CHECKING:  # slow to import, and a summary is read without it
+    from accelerate import Accelerator
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"  # stays in the folder: not the file but the system's hold on it says that a run is going on
 
 
-def open_folder(cfg: DictConfig) -> Path:
+@contextmanager
+def open_folder(cfg: DictConfig, accelerator: Accelerator) -> Iterator[Path]:
     """Creates the run's folder, or goes on in it with `resume=true`, or empties it with `overwrite=true`.
+
+    Until the context ends the folder is locked, and no other run can open it. The operating system gives the lock back
+    even if the process is killed.
 
     Args:
         cfg: with `output_dir`, `resume` and `overwrite`.
+        accelerator: its main process alone locks and writes.
 
     Returns:
         the folder, with the resolved configuration and a folder for checkpoints in it; and with a summary where the run
         to resume is complete.
 
     Raises:
-        FileExistsError: there is a run, and neither `resume` nor `overwrite` was asked for; or files of something else.
-        ValueError: the run to resume has another configuration; both options at once.
+        FileExistsError: there is a run, and neither `resume` nor `overwrite` was asked for, or it is still going on; or
+            files of something else.
+        ValueError: the run to resume has another configuration.
     """
     folder = Path(cfg.output_dir)
-    if cfg.resume and cfg.overwrite:
-        raise ValueError("resume goes on with a run and overwrite starts it anew: give one of them")
+    with ExitStack() as held:
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                _check_no_other_files(folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(FileLock(folder / LOCK, timeout=0))
+                except Timeout as error:
+                    raise FileExistsError(
+                        f"another run is going on in {folder}: wait until it has ended, or give another output_dir"
+                    ) from error
+                _prepare(cfg, folder)
+        yield folder
+
+
+def _check_no_other_files(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: give another output_dir")
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / CONFIG).is_file():
-            raise FileExistsError(f"{folder} holds files, but no run of a recipe: give another output_dir")
+    # All that a run killed at its first moment can leave.
+    first = {LOCK, f"{CONFIG}.partial"}
+    if folder.exists() and not (folder / CONFIG).is_file() and {path.name for path in folder.iterdir()} - first:
+        raise FileExistsError(f"{folder} holds files, but no run of a recipe: give another output_dir")
+
+
+def _prepare(cfg: DictConfig, folder: Path) -> None:
+    if (folder / CONFIG).is_file():
         if cfg.overwrite:
             _empty(folder)
         elif cfg.resume:
@@ -51,10 +82,8 @@ def open_folder(cfg: DictConfig) -> Path:
                 "a finished run" if (folder / SUMMARY).is_file() else "an unfinished run (resume=true goes on with it)"
             )
             raise FileExistsError(f"{folder} holds {state}: overwrite=true starts it anew")
-    folder.mkdir(parents=True, exist_ok=True)
     replace(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
-    return folder
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -34,13 +34,14 @@ class ImageFiles:
         return torch.stack([self.transform(default_loader(self.paths[index])) for index in indices])
 
 
-def crop_and_flip(images: Tensor) -> Tensor:
+def crop_and_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Shifts every picture by up to an eighth of its size and mirrors half of them, as is usual for CIFAR-10.
 
     What is shifted in is 0, the mean colour of normalised pictures (He et al. 2016, arXiv 1512.03385, section 4.2).
 
     Args:
         images: `(batch, channels, height, width)`.
+        generator: of the random numbers; None for torch's global one.
 
     Example:
         >>> crop_and_flip(torch.randn(4, 3, 32, 32)).shape
@@ -49,9 +50,9 @@ def crop_and_flip(images: Tensor) -> Tensor:
     batch, channels, height, width = images.shape
     down, right = height // 8, width // 8
     padded = F.pad(images, (right, right, down, down))
-    rows = torch.randint(2 * down + 1, (batch, 1)) + torch.arange(height)
-    columns = torch.randint(2 * right + 1, (batch, 1)) + torch.arange(width)
-    columns = torch.where(torch.rand(batch, 1) < 0.5, columns, columns.flip(1))
+    rows = torch.randint(2 * down + 1, (batch, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(2 * right + 1, (batch, 1), generator=generator) + torch.arange(width)
+    columns = torch.where(torch.rand(batch, 1, generator=generator) < 0.5, columns, columns.flip(1))
     picture = torch.arange(batch)[:, None, None, None]
     channel = torch.arange(channels)[:, None, None]
     return padded[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler, Subset
 
-from ibreg.evaluation.metrics import classification_metrics, information_bound
 from ibreg.regularized import Regularized, RegularizedOutput, draw, evaluating
 from ibreg.training.data import loader
+
+
+def build_accelerator(cfg: DictConfig) -> Accelerator:
+    """Builds what trains on one process or several, on a CPU or elsewhere.
+
+    Raises:
+        ValueError: the device does not have the precision.
+    """
+    accelerator = Accelerator(
+        cpu=cfg.device == "cpu",
+        mixed_precision=str(cfg.precision),
+        gradient_accumulation_steps=cfg.accumulate,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+    if cfg.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision=fp16 needs an accelerator: on the CPU use bf16 or no")
+    return accelerator
 
 
 def seed_all(*key: int) -> None:
@@ -58,45 +75,32 @@ class EpochSampler(Sampler[int]):
         return self.rows
 
 
-class Evaluation(NamedTuple):
-    """Predictions for one data set.
-
-    Attributes:
-        probabilities: `(samples, classes)`, averaged over draws.
-        targets: `(samples,)`.
-        cross_entropy: mean over samples and draws of -log q(y|z), nats; it bounds I(Z; Y), which that of the averaged
-            probabilities, or of the mean code, does not. None where no code was drawn.
-        rate: nats per sample, summed over the bottlenecks that log one; None without any.
-    """
-
-    probabilities: Tensor
-    targets: Tensor
-    cross_entropy: float | None
-    rate: float | None
-
-    def metrics(self) -> dict[str, float]:
-        """Returns all metrics by name."""
-        metrics = classification_metrics(self.probabilities, self.targets)
-        if self.rate is not None:
-            metrics |= {"rate": self.rate}
-        if self.cross_entropy is not None:
-            metrics |= {"information": information_bound(self.cross_entropy, self.targets)}
-        return metrics
-
-
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, dataset: Dataset, accelerator: Accelerator, *, batch_size: int, draws: int = 0, seed: int = 0
-) -> Evaluation:
-    """Predicts a data set, each rank its share.
+    model: nn.Module,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    per_sample: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    *,
+    batch_size: int,
+    draws: int = 0,
+    seed: int = 0,
+) -> tuple[list[Tensor], float | None]:
+    """Runs a model over a data set, each rank its share, and gathers what is wanted of each sample.
 
     Args:
-        model: a classifier, wrapped in `Regularized` or not; its modes come back as they were.
-        dataset: of (input, class index).
+        model: wrapped in `Regularized` or not; its modes come back as they were.
+        dataset: of (input, target).
         accelerator: gives rank and device.
+        per_sample: `(outputs, targets) -> tensors`; the outputs are `(draws, batch, ...)`, with one draw for the mean
+            code, and each of the tensors is `(batch, ...)`.
         batch_size: of the whole, over ranks.
-        draws: 0: the mean code; n: the softmax averaged over n drawn codes.
+        draws: 0: the mean code; n: n drawn codes, where there is a bottleneck.
         seed: of the draws.
+
+    Returns:
+        the tensors of all samples, in the order of the data, on the CPU; and the mean rate in nats per sample, summed
+        over the bottlenecks that log one, or None without any.
     """
     ranks, samples = accelerator.num_processes, len(dataset)
     # Every rank runs equally many batches, or collectives in the model would wait for ever: the last rows wrap around.
@@ -108,26 +112,15 @@ def evaluate(
             x, y = x.to(accelerator.device), y.to(accelerator.device)
             output = model(x, target=y) if regularized else model(x)
             rates = [value for name, value in output.logs.items() if name.endswith("/rate")] if regularized else []
-            logits = output.output if regularized else output
-            logits = draw(model, x, draws=draws, seed=seed + batch) if regularized and draws else logits.unsqueeze(0)
-            log_probabilities = logits.float().log_softmax(-1)
-            each = F.nll_loss(log_probabilities.flatten(0, 1), y.repeat(len(logits)), reduction="none")
             rate = sum(rates) if rates else torch.full((), torch.nan, device=x.device)
-            kept.append(
-                (log_probabilities.exp().mean(0), y, each.unflatten(0, (-1, len(y))).mean(0), rate.expand(len(y)))
-            )
+            mean = (output.output if regularized else output).unsqueeze(0)
+            outputs = draw(model, x, draws=draws, seed=seed + batch) if regularized and draws else mean
+            kept.append((*per_sample(outputs, y), rate.expand(len(y))))
     gathered = [accelerator.gather(torch.cat(part)) for part in zip(*kept, strict=True)]
     # Gathered rank by rank; row i of rank r is sample i * ranks + r.
-    probabilities, targets, cross_entropy, rate = (
-        part.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)[:samples].cpu() for part in gathered
-    )
-    mean_rate = float(rate.double().mean())
-    return Evaluation(
-        probabilities,
-        targets,
-        cross_entropy=float(cross_entropy.double().mean()) if regularized and draws else None,
-        rate=None if np.isnan(mean_rate) else mean_rate,
-    )
+    *parts, rates = (part.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)[:samples].cpu() for part in gathered)
+    rate = float(rates.double().mean())
+    return parts, None if np.isnan(rate) else rate
 
 
 def quantities(loss: Tensor, output: Any) -> dict[str, Tensor]:

@@ -7,16 +7,18 @@
 import argparse
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ibreg.evaluation.plots import arm_label, sort_arms
-from ibreg.training.folder import replace
+from ibreg.training.folder import CHECKPOINTS, LOCK, SUMMARY, replace
 from ibreg.training.summary import Column, read_summary
 
 DEFAULT_COLUMNS = (
@@ -50,6 +52,16 @@ def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Tabl
     return table
 
 
+def print_run(folder: Path, state: str) -> None:
+    """Prints the table of a run and the files in its folder, under a word on its state."""
+    summary = read_summary(folder / SUMMARY)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(console_table(summary, summary["headline"]))
+    console.print(f"{state}: {folder}", highlight=False, soft_wrap=True)
+    for path in sorted(path for path in folder.iterdir() if path.name not in (CHECKPOINTS, LOCK)):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
 def markdown_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> str:
     """Makes the same table as `console_table` in Markdown, with aligned columns.
 
@@ -70,7 +82,8 @@ def markdown_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> str
         | none       |      4.0 ± 1.4 |                         - |
         | hsic       |      2.5 ± 0.7 |         -1.5 [-7.9, +4.9] |
     """
-    headings, *rows = _cells(summary, metrics)
+    # A bar in a cell would end it.
+    headings, *rows = [[cell.replace("|", r"\|") for cell in row] for row in _cells(summary, metrics)]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     rule = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
     lines = []

@@ -66,6 +66,19 @@ def summarize(
     return results, paired
 
 
+def by_metric(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
+    """Turns the test metrics of every seed into the values of every metric, as `summarize` takes them.
+
+    Example:
+        >>> by_metric({"none": [{"error": 3.0}, {"error": 5.0}]})
+        {'none': {'test/error': [3.0, 5.0]}}
+    """
+    return {
+        arm: {f"test/{metric}": [of_seed[metric] for of_seed in seeds] for metric in seeds[0]}
+        for arm, seeds in measured.items()
+    }
+
+
 def _finite(numbers: Sequence[float]) -> np.ndarray:
     """A seed that diverged counts as NaN, whether it ended at NaN or at infinity."""
     row = np.asarray(numbers, dtype=float)

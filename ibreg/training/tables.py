@@ -57,8 +57,13 @@ def read_table(file: Path, target: str, drop: Sequence[str] = ()) -> Table:
     return Table(target, features, cells, lines)
 
 
+_OTHER_MARKS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
 def _read(file: Path) -> tuple[list[str], list[int], dict[str, list[str]]]:
     """Reads a table: its header, the line number of each row, and the cells of each column."""
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: data.path is the csv file itself")
     with open(file, newline="", encoding="utf-8-sig") as stream:
         reader = csv.reader(stream)
         try:
@@ -68,6 +73,8 @@ def _read(file: Path) -> tuple[list[str], list[int], dict[str, list[str]]]:
     if len(rows) < 2:
         raise ValueError(f"{file} has no rows: a header and then one row per example are expected")
     (_, header), *rows = rows
+    if len(header) == 1 and (marks := [name for mark, name in _OTHER_MARKS.items() if mark in header[0]]):
+        raise ValueError(f"{file} has its columns separated by {marks[0]}: save it with commas, and points in decimals")
     if twice := sorted({column for column in header if header.count(column) > 1}):
         raise ValueError(f"{file} has more than one column of the name {twice[0]!r}: columns need different names")
     for line, row in rows:

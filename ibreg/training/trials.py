@@ -34,6 +34,11 @@ class Trial:
         beta = "" if self.beta is None else f"-beta{self.beta:g}"
         return f"{'sweep-' if self.sweep else ''}{self.arm}{beta}-decay{self.weight_decay:g}-seed{self.seed}"
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """What all randomness of the training follows from: the same for all arms of a seed but the null row."""
+        return self.seed, int(self.arm == "null")
+
 
 def arms(cfg: DictConfig) -> list[str]:
     """Lists what is compared: the control, its second initialisation, and the bottlenecks."""
@@ -41,10 +46,12 @@ def arms(cfg: DictConfig) -> list[str]:
 
 
 def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
-    """Lists the trainings of the comparison and those of the information curve."""
+    """Lists the trainings of the comparison, without the null row's, and those of the information curve."""
     comparison, sweep = [], []
     for arm in arms(cfg):
-        is_control = arm in CONTROLS
+        if arm == "null":
+            continue
+        is_control = arm == "none"
         for seed in cfg.seeds:
             trial = Trial(arm, seed, float(cfg.weight_decay))
             if not cfg.tune:
@@ -64,10 +71,16 @@ def epochs_of(cfg: DictConfig, trial: Trial) -> int:
     return cfg.sweep.epochs if trial.sweep else cfg.epochs
 
 
+def epochs_in_all(cfg: DictConfig) -> int:
+    """Returns how long all trainings of a run take together, the null row's included."""
+    planned = sum(epochs_of(cfg, trial) for trials in plan(cfg) for trial in trials)
+    return planned + (cfg.epochs * len(cfg.seeds) if cfg.control else 0)
+
+
 def select(
     cfg: DictConfig, comparison: Sequence[Trial], quality: Callable[[Trial], tuple[float, ...]]
 ) -> dict[str, list[Trial]]:
-    """Chooses one grid point for each arm by its mean quality over seeds; the null row takes the control's.
+    """Chooses one grid point for each arm by its mean quality over seeds; the null row gets the control's.
 
     Args:
         cfg: the recipe's configuration.
@@ -75,20 +88,20 @@ def select(
         quality: how good a training is on validation data, larger is better; only asked where there is a choice.
 
     Returns:
-        the chosen trainings of each arm, in the order of the seeds.
+        the chosen trainings of each arm, in the order of the seeds. Those of the null row have yet to be run.
     """
+
+    def mean_quality(trials):
+        return tuple(sum(column) / len(trials) for column in zip(*map(quality, trials), strict=True))
+
     chosen: dict[str, list[Trial]] = {}
     for arm in arms(cfg):
+        if arm == "null":
+            chosen[arm] = [replace(trial, arm="null") for trial in chosen["none"]]
+            continue
         points: dict[tuple, list[Trial]] = {}
         for trial in comparison:
             if trial.arm == arm:
                 points.setdefault((trial.beta, trial.weight_decay), []).append(trial)
-
-        def mean_quality(trials):
-            return tuple(sum(column) / len(trials) for column in zip(*map(quality, trials), strict=True))
-
-        if arm == "null":
-            chosen[arm] = points[(None, chosen["none"][0].weight_decay)]
-        else:
-            chosen[arm] = max(points.values(), key=mean_quality) if len(points) > 1 else next(iter(points.values()))
+        chosen[arm] = max(points.values(), key=mean_quality) if len(points) > 1 else next(iter(points.values()))
     return chosen

@@ -1,5 +1,9 @@
-import pytest
+from pathlib import Path
 
+import pytest
+from hydra import compose, initialize_config_dir
+
+from ibreg.training.configuration import register_with_hydra
 from ibreg.training.summary import summarize, write_summary
 
 
@@ -15,3 +19,15 @@ def write():
         )  # fmt: skip
 
     return written
+
+
+@pytest.fixture
+def configured():
+    """Composes the configuration of the classification recipe."""
+    register_with_hydra()
+
+    def composed(*overrides):
+        with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
+            return compose("classification", [*overrides, "output_dir=unused"])
+
+    return composed

@@ -14,9 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import RandomSampler, Subset
 
-from ibreg.training import data
+from ibreg.training import data, regression_data
 from ibreg.training.data import Rows, load, loader, names
 from ibreg.training.images import crop_and_flip
+from ibreg.training.loop import seed_all
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")
@@ -152,7 +153,7 @@ def test_the_yaml_has_every_option_with_its_default_and_no_other(name):
 
 
 def test_every_yaml_belongs_to_a_set():
-    assert sorted(file.stem for file in CONFIGS.glob("*.yaml")) == names()
+    assert {file.stem for file in CONFIGS.glob("*.yaml")} == {*names(), *regression_data.names()}
 
 
 # --- digits, MNIST, CIFAR-10
@@ -200,6 +201,26 @@ def test_cifar10_is_read_into_memory_channels_first(small_cifar):
     raw = pickle.loads((small_cifar / "cifar-10-batches-py" / "test_batch").read_bytes())["data"]
     torch.testing.assert_close(found.test.inputs, torch.tensor(raw).view(30, 3, 32, 32) / 255)
     assert found.class_names[9] == "kind9"
+
+
+def test_augmentation_follows_its_own_seed_and_leaves_the_global_generator_alone(small_cifar):
+    rows = load("cifar10", root=small_cifar, augment=True).train
+
+    def pictures(*key):
+        rows.seed_augmentation(*key)
+        return rows.__getitems__(list(range(len(rows))))[0]
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = pictures(0, 0, 3, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(pictures(0, 0, 3, 0), first)
+    for other in ((1, 0, 3, 0), (0, 1, 3, 0), (0, 0, 4, 0), (0, 0, 3, 1)):
+        assert not torch.equal(pictures(*other), first)
+    # Not the numbers of torch's generator under the same key, of which the noise of a bottleneck is made.
+    seed_all(0, 0, 3, 0)
+    assert not torch.equal(crop_and_flip(rows.inputs), first)
 
 
 def test_augmentation_is_for_training_rows_alone(small_cifar):

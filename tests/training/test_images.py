@@ -20,3 +20,11 @@ def test_crop_and_flip_follows_the_seed():
     first = crop_and_flip(images)
     torch.manual_seed(5)
     assert torch.equal(first, crop_and_flip(images))
+
+
+def test_crop_and_flip_draws_from_a_generator_that_it_is_given():
+    images = torch.randn(8, 3, 32, 32)
+    before = torch.get_rng_state()
+    first, second = (crop_and_flip(images, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -32,6 +32,25 @@ def test_markdown_table_is_aligned_and_puts_the_control_first():
     assert report.markdown_table(summary_of(SMALL), COLUMNS) == SMALL_TABLE
 
 
+def test_a_bar_in_a_heading_does_not_end_its_cell():
+    table = report.markdown_table(summary_of(SMALL), [("test/error", "error | %", 100, 2)])
+    assert table.splitlines()[0].startswith(r"| bottleneck       |  error \| % | difference")
+    assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def test_a_run_is_printed_with_its_own_columns_and_files(write, tmp_path, capsys):
+    write(tmp_path / "summary.json", SMALL, headline=COLUMNS[:1])
+    (tmp_path / ".lock").touch()
+    (tmp_path / "checkpoints").mkdir()
+    report.print_run(tmp_path, "finished before")
+    printed = capsys.readouterr().out
+    assert "test error (%)" in printed
+    assert "rate" not in printed
+    assert f"finished before: {tmp_path}\n  {tmp_path / 'summary.json'}\n" in printed
+    assert ".lock" not in printed
+    assert "checkpoints" not in printed
+
+
 def test_console_table_shows_the_same_cells():
     console = Console(width=120)
     with console.capture() as capture:

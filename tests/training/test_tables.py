@@ -95,6 +95,8 @@ PAIR = ["a,b,kind", *(f"{i},{i * i},{'xy'[i % 2]}" for i in range(40))]
         (PAIR, {"target": "a"}, "not a finite number: column 'kind', line 2: x"),
         (PAIR[:1], {}, "has no rows"),
         ([""], {}, "has no rows"),
+        ([line.replace(",", ";") for line in PAIR], {}, "separated by semicolons: save it with commas"),
+        ([line.replace(",", "\t") for line in PAIR], {}, "separated by tabs"),
         (["a,a,kind", "1,2,x"], {}, "more than one column of the name 'a'"),
         (["a,kind", *(f"{i},x" for i in range(9))], {}, "the only class is 'x'"),
         (["a,kind", *(f"{i},{i / 7}" for i in range(9))], {}, "column 'kind' holds fractions such as 0.14"),
@@ -111,6 +113,11 @@ def test_a_table_that_is_not_utf8_says_so(tmp_path):
     (tmp_path / "table.csv").write_bytes("größe,kind\n1,a\n".encode("latin-1"))
     with pytest.raises(ValueError, match="is not UTF-8 text"):
         load("csv", path=tmp_path / "table.csv", target="kind")
+
+
+def test_a_folder_is_no_table(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder: data.path is the csv file itself"):
+        load("csv", path=tmp_path, target="kind")
 
 
 def test_a_table_that_is_not_there_cannot_be_fetched(tmp_path):

@@ -1,0 +1,112 @@
+"""From an arm of a run to what trains it: its bottleneck, the model that holds it, the schedule of beta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from ibreg import registry, schedules
+from ibreg.injection import CHILD, bottlenecks, inject
+from ibreg.layers import Bottleneck
+from ibreg.regularized import Regularized, predict
+from ibreg.training.trials import CONTROLS, Trial
+
+
+def build_bottleneck(cfg: DictConfig, arm: str, **settings: Any) -> Bottleneck:
+    """Builds the bottleneck of one arm from `bottleneck.<arm>`.
+
+    Args:
+        cfg: the recipe's configuration.
+        arm: key under `bottleneck`; its `name` there is the registry name, by default the key itself.
+        **settings: options that go before those of the configuration.
+
+    Raises:
+        ValueError: no such arm, or an option that the bottleneck does not have or take.
+    """
+    if arm not in cfg.bottleneck:
+        raise ValueError(f"bottleneck {arm!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
+    options = OmegaConf.to_container(cfg.bottleneck[arm], resolve=True)
+    name = options.pop("name", arm)
+    try:
+        return registry.build(name, **{**options, **settings})
+    except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
+        raise ValueError(f"bottleneck.{arm}: {error}") from error
+
+
+def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.Module], example: Tensor) -> nn.Module:
+    """Builds the model of an arm: the control as it is, the others with their bottleneck in it.
+
+    Args:
+        cfg: the recipe's configuration.
+        trial: the training.
+        network: builds the model; takes the width of the code that its head reads, None for the model's own.
+        example: an input of the model.
+
+    Raises:
+        ValueError: there is no module `inject_at`, or what stands behind it cannot take the code.
+    """
+    if trial.arm in CONTROLS:
+        return network(None)
+    settings = {} if trial.beta is None else {"beta": trial.beta}
+    places = [cfg.inject_at] if isinstance(cfg.inject_at, str) else list(cfg.inject_at)
+    layers = {place: build_bottleneck(cfg, trial.arm, **settings) for place in places}
+    # Only at the model's own place does its head read the code itself, and so can be built for another width.
+    own = cfg.model.inject_at if isinstance(cfg.model.inject_at, str) else None
+    model = network(getattr(layers.get(own), "out_features", None))
+    try:
+        inject(model, layers, example=example)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"inject_at={cfg.inject_at}: {error}") from error
+    try:
+        predict(model, example)
+    except (RuntimeError, ValueError) as error:
+        wide = [
+            f"{layer.out_features} features for {layer.in_features} behind {name.rpartition('.')[0]}"
+            for name, layer in bottlenecks(model).items()
+            if getattr(layer, "out_features", layer.in_features) != layer.in_features
+        ]
+        if not wide:
+            raise
+        raise ValueError(
+            f"inject_at={cfg.inject_at} with bottleneck.{trial.arm}.out_features gives {', '.join(wide)}, which the "
+            f"next layer does not take ({error}): leave out_features=null, or inject at {own} alone"
+        ) from error
+    return Regularized(model, draws=cfg.draws)
+
+
+def beta_used(cfg: DictConfig, trials: Sequence[Trial], states: Mapping[Trial, dict[str, Any]]) -> float | None:
+    """Returns the beta of an arm's trainings, the same for all seeds: tuned or configured, None for a control.
+
+    The target-rate schedule finds a beta in each training: of these the mean, at the selected epochs.
+    """
+    arm, tuned = trials[0].arm, trials[0].beta
+    if arm in CONTROLS or tuned is not None:
+        return tuned
+    if cfg.schedule.name != "target_rate":
+        return build_bottleneck(cfg, arm).initial_beta
+    weights = [states[trial]["weights"] for trial in trials]
+    return fmean(
+        float(value) for of_seed in weights for name, value in of_seed.items() if name.endswith(f"{CHILD}.beta")
+    )
+
+
+def build_schedule(cfg: DictConfig, arm: str, model: nn.Module) -> schedules.Schedule | None:
+    """Builds what moves beta while an arm trains; None for the controls and where beta stays."""
+    return SCHEDULES[cfg.schedule.name](cfg.schedule, arm, model) if isinstance(model, Regularized) else None
+
+
+def _target_rate(options: DictConfig, arm: str, model: nn.Module) -> schedules.TargetRate:
+    rate = options.rate[arm] if isinstance(options.rate, DictConfig) else options.rate
+    return schedules.TargetRate(model, float(rate))
+
+
+SCHEDULES: dict[str, Callable[[DictConfig, str, nn.Module], schedules.Schedule | None]] = {
+    "none": lambda options, arm, model: None,
+    "linear_warmup": lambda options, arm, model: schedules.LinearWarmup(model, options.steps),
+    "cosine": lambda options, arm, model: schedules.Cosine(model, options.steps),
+    "target_rate": _target_rate,
+}

@@ -1,0 +1,171 @@
+"""What can be wrong with a recipe's configuration, found before anything is loaded or written."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ibreg.training.arms import SCHEDULES, build_bottleneck
+from ibreg.training.trials import CONTROLS, plan
+
+GROUPS = ("data", "model", "bottleneck")
+SWITCHES = ("control", "tune", "resume", "overwrite", "data.download", "data.augment")
+# The least value of each whole number.
+WHOLE_NUMBERS = {
+    "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "lr_every": 0, "sweep.epochs": 1,
+    "schedule.steps": 1,
+}  # fmt: skip
+NUMBERS_ABOVE_0 = ("lr", "lr_factor")
+LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas")
+CHOICES = {
+    "selection": ("best", "last"),
+    "device": ("auto", "cpu"),
+    "precision": ("no", "bf16", "fp16"),
+    "schedule.name": tuple(SCHEDULES),
+}
+
+
+def check_configuration(cfg: DictConfig, recipe_yaml: Path) -> None:
+    """Checks all that recipes have in common: keys, arms, seeds, numbers, choices, the grid and the bottlenecks.
+
+    Args:
+        cfg: the composed configuration.
+        recipe_yaml: the recipe's own YAML, whose keys are the valid ones.
+
+    Raises:
+        ValueError: something is wrong; the message names the key and what is valid.
+    """
+    check_keys(cfg, recipe_yaml)
+    _check_arms(cfg)
+    _check_values(cfg)
+    if cfg.resume and cfg.overwrite:
+        raise ValueError("resume goes on with a run and overwrite starts it anew: give one of them")
+    if (cfg.tune or cfg.selection == "best") and not OmegaConf.select(cfg, "data.validation"):
+        raise ValueError(
+            "tune=true and selection=best choose on validation data: give data.validation, or selection=last"
+        )
+    if cfg.tune and not len(cfg.grid.beta) == len(cfg.grid.weight_decay) > 0:
+        raise ValueError(
+            "grid.beta and grid.weight_decay have equally many values, so that the control is tuned as hard"
+        )
+    for arm in cfg.bottlenecks:
+        build_bottleneck(cfg, arm)
+    trainings = [trial.name for trials in plan(cfg) for trial in trials]
+    if len(set(trainings)) < len(trainings):
+        raise ValueError(
+            "two trainings are the same: the values of grid.beta, grid.weight_decay and sweep.betas differ"
+        )
+
+
+def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
+    """Refuses keys that the recipe does not have, which `+key=value` adds, those removed by `~key`, and open values.
+
+    Looks at the recipe's own keys and their sections. Options of data, model and bottleneck are checked where these are
+    built; one of them that is removed has its default there, which is the value in its YAML.
+
+    Raises:
+        ValueError: an unknown key, with the closest one; a key that was removed; a mandatory value that is missing.
+    """
+    recipe = OmegaConf.to_container(OmegaConf.load(recipe_yaml))
+    own = [str(key) for key in recipe if key not in ("defaults", "hydra")]
+    _check_section(recipe_yaml.stem, cfg, [*own, *GROUPS])
+    for section in own:
+        if isinstance(recipe[section], dict):
+            _check_section(section, cfg[section], recipe[section])
+    for key in ("data.name", "model.name", "model.inject_at"):
+        if OmegaConf.select(cfg, key, default=None) is None:
+            raise ValueError(f"{key} has no value: choose with {key.partition('.')[0]}=NAME, which brings one")
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"a value is missing for {', '.join(missing)}: give it on the command line, {missing[0]}=...")
+
+
+def _check_section(name: str, section: Any, known: Iterable[Any]) -> None:
+    known = sorted(map(str, known))
+    if not isinstance(section, DictConfig):
+        raise ValueError(f"{name} is a section with the keys {', '.join(known)}, got {section}")
+    for key in map(str, section):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"{name} has no key {key!r}{hint}: it has {', '.join(known)}")
+    for key in known:
+        if key not in section:
+            raise ValueError(f"{name} needs the key {key!r}, which was removed: give it a value instead")
+
+
+def check_batch_size(cfg: DictConfig, *, rows: int, processes: int) -> None:
+    """Checks that training rows fill a batch, and that processes can share it."""
+    if rows < cfg.batch_size:
+        raise ValueError(f"batch_size={cfg.batch_size} is more than the {rows} training rows")
+    if cfg.batch_size % processes:
+        raise ValueError(
+            f"batch_size={cfg.batch_size} is shared by {processes} processes: give a multiple of {processes}"
+        )
+
+
+def _check_arms(cfg: DictConfig) -> None:
+    if not isinstance(cfg.bottlenecks, ListConfig):
+        raise ValueError(f"bottlenecks is a list such as [variational], got {cfg.bottlenecks}")
+    names = list(cfg.bottlenecks)
+    if len(set(names)) < len(names) or set(CONTROLS) & set(names):
+        raise ValueError(f"bottlenecks are named once each, and none and null are the controls, got {names}")
+    if not names and not cfg.control:
+        raise ValueError("there is nothing to train: name bottlenecks, or leave control=true")
+    seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else []
+    if len(set(seeds)) < max(len(seeds), 1) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(
+            f"seeds are one or more different whole numbers of at least 0, such as [0,1,2], got {cfg.seeds}"
+        )
+    places = list(cfg.inject_at) if isinstance(cfg.inject_at, ListConfig) else [cfg.inject_at]
+    if not places or len(set(places)) < len(places) or not all(place and type(place) is str for place in places):
+        raise ValueError(f"inject_at names at least one module, or a list of different ones, got {cfg.inject_at}")
+
+
+def _check_values(cfg: DictConfig) -> None:
+    for key in SWITCHES:
+        if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
+            raise ValueError(f"{key} is true or false, got {OmegaConf.select(cfg, key)}")
+    for key, least in WHOLE_NUMBERS.items():
+        value = OmegaConf.select(cfg, key)
+        if type(value) is not int or value < least:
+            raise ValueError(f"{key} is a whole number of at least {least}, got {value}")
+    for key in NUMBERS_ABOVE_0:
+        if not (_is_number(cfg[key]) and cfg[key] > 0):
+            raise ValueError(f"{key} is a number greater than 0, got {cfg[key]}")
+    if not (_is_number(cfg.weight_decay) and cfg.weight_decay >= 0):
+        raise ValueError(f"weight_decay is a number of at least 0, got {cfg.weight_decay}")
+    if not _is_fraction(cfg.ema):
+        raise ValueError(f"ema is a number in [0, 1), got {cfg.ema}")
+    if not (
+        isinstance(cfg.adam_betas, ListConfig) and len(cfg.adam_betas) == 2 and all(map(_is_fraction, cfg.adam_betas))
+    ):
+        raise ValueError(f"adam_betas are two numbers in [0, 1), got {cfg.adam_betas}")
+    for key in LISTS:
+        values = OmegaConf.select(cfg, key)
+        if not (isinstance(values, ListConfig) and all(_is_number(value) and value >= 0 for value in values)):
+            raise ValueError(f"{key} is a list of numbers of at least 0, such as [1e-3,1e-2], got {values}")
+    for key, valid in CHOICES.items():
+        if str(OmegaConf.select(cfg, key)) not in valid:
+            raise ValueError(f"{key} is one of {', '.join(valid)}, got {OmegaConf.select(cfg, key)}")
+    if not (cfg.output_dir and type(cfg.output_dir) is str):
+        raise ValueError(f"output_dir is the folder of the run, got {cfg.output_dir}")
+    rates = cfg.schedule.rate
+    if isinstance(rates, DictConfig) and set(cfg.bottlenecks) - set(rates):
+        raise ValueError(f"schedule.rate has no rate for {', '.join(set(cfg.bottlenecks) - set(rates))}")
+    for rate in rates.values() if isinstance(rates, DictConfig) else [rates]:
+        if not (_is_number(rate) and rate > 0):
+            raise ValueError(f"schedule.rate is a number of nats greater than 0, or one for each arm, got {rates}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_fraction(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1

@@ -1,0 +1,62 @@
+"""Predictions of classifiers over a data set, and what is measured of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from ibreg.evaluation.metrics import classification_metrics, information_bound
+from ibreg.regularized import Regularized
+from ibreg.training.loop import evaluate
+
+
+class Classified(NamedTuple):
+    """Predictions for one data set.
+
+    Attributes:
+        probabilities: `(samples, classes)`, averaged over draws.
+        targets: `(samples,)`.
+        cross_entropy: mean over samples and draws of -log q(y|z), nats; it bounds I(Z; Y), which that of the averaged
+            probabilities, or of the mean code, does not. None where no code was drawn.
+        rate: nats per sample, summed over the bottlenecks that log one; None without any.
+    """
+
+    probabilities: Tensor
+    targets: Tensor
+    cross_entropy: float | None
+    rate: float | None
+
+    def metrics(self) -> dict[str, float]:
+        """Returns all metrics by name."""
+        metrics = classification_metrics(self.probabilities, self.targets)
+        if self.rate is not None:
+            metrics |= {"rate": self.rate}
+        if self.cross_entropy is not None:
+            metrics |= {"information": information_bound(self.cross_entropy, self.targets)}
+        return metrics
+
+
+def classify(model: nn.Module, dataset: Dataset, accelerator: Accelerator, *, draws: int = 0) -> Classified:
+    """Predicts a data set, each rank its share.
+
+    Args:
+        model: a classifier, wrapped in `Regularized` or not; its modes come back as they were.
+        dataset: of (input, class index).
+        accelerator: gives rank and device.
+        draws: 0: the mean code; n: the softmax averaged over n drawn codes.
+    """
+    (probabilities, targets, cross_entropy), rate = evaluate(
+        model, dataset, accelerator, _of_each_sample, batch_size=1000, draws=draws
+    )
+    drawn = isinstance(model, Regularized) and draws > 0
+    return Classified(probabilities, targets, float(cross_entropy.double().mean()) if drawn else None, rate)
+
+
+def _of_each_sample(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    log_probabilities = logits.float().log_softmax(-1)
+    each = F.nll_loss(log_probabilities.flatten(0, 1), targets.repeat(len(logits)), reduction="none")
+    return log_probabilities.exp().mean(0), targets, each.unflatten(0, (-1, len(targets))).mean(0)

@@ -1,0 +1,42 @@
+"""What a run trains, and what is chosen of it."""
+
+from ibreg.training.trials import Trial, epochs_in_all, epochs_of, plan, select
+
+
+def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
+    cfg = configured("tune=true", "grid.weight_decay=[0,1e-2,1e-1]", "seeds=[3,5]", "sweep.betas=[1]")
+    comparison, sweep = plan(cfg)
+    assert [trial.arm for trial in comparison] == 6 * ["none"] + 6 * ["variational"]
+    assert sweep == [Trial("variational", 3, 0.0, beta=1.0, sweep=True)]
+
+    def quality(trial):
+        return (trial.weight_decay if trial.arm == "none" else -trial.beta,)
+
+    selected = select(cfg, comparison, quality)
+    assert list(selected) == ["none", "null", "variational"]
+    assert selected["none"] == [Trial("none", 3, 0.1), Trial("none", 5, 0.1)]
+    assert selected["null"] == [Trial("null", 3, 0.1), Trial("null", 5, 0.1)]
+    assert [trial.beta for trial in selected["variational"]] == [1e-4, 1e-4]
+    trained = [*comparison, *selected["null"], *sweep]
+    assert epochs_in_all(cfg) == sum(epochs_of(cfg, trial) for trial in trained)
+
+
+def test_without_a_grid_every_arm_has_one_training_for_each_seed(configured):
+    cfg = configured("seeds=[0,1]", "epochs=7", "sweep.betas=[]", "weight_decay=0.5")
+    comparison, sweep = plan(cfg)
+    selected = select(cfg, comparison, lambda trial: ())
+    assert sweep == []
+    assert selected["null"] == [Trial("null", 0, 0.5), Trial("null", 1, 0.5)]
+    assert epochs_in_all(cfg) == 7 * 3 * 2
+
+
+def test_without_a_control_there_is_no_null_row(configured):
+    cfg = configured("control=false", "seeds=[0]", "epochs=7", "sweep.betas=[]")
+    comparison, _ = plan(cfg)
+    assert list(select(cfg, comparison, lambda trial: ())) == ["variational"]
+    assert epochs_in_all(cfg) == 7
+
+
+def test_all_arms_of_a_seed_but_the_null_row_share_their_randomness():
+    assert Trial("none", 4, 0.0).key == Trial("variational", 4, 0.1, beta=1.0).key == (4, 0)
+    assert Trial("null", 4, 0.0).key == (4, 1)
