@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 import warnings
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ibreg.layers.base import Bottleneck, Record, Scope, named_bottlenecks, opened
+from ibreg.layers.base import Bottleneck, named_bottlenecks
+from ibreg.layers.scope import Record, Scope, opened
 
 
 class RegularizedOutput(NamedTuple):
@@ -209,7 +211,8 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
     if draws == 0:
         with evaluating(model), torch.no_grad():
             return unwrap(model)(x)
-    outputs = draw(model, x, draws=draws, seed=seed)
+    with torch.no_grad():
+        outputs = draw(model, x, draws=draws, seed=seed)
     if mean is None:
         if outputs.dim() > 3:
             raise ValueError(
@@ -220,7 +223,6 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
     return (outputs.softmax(2) if mean == "softmax" else outputs).mean(0)
 
 
-@torch.no_grad()
 def draw(model: nn.Module, x: Tensor, *, draws: int, seed: int | None = None) -> Tensor:
     """Returns the outputs of several drawn codes, everything else in evaluation mode: `(draws, batch, ...)`.
 
@@ -295,14 +297,16 @@ NO_BOTTLENECK = (
 
 
 def _collect(scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-    total, calls = next(iter(scope.names)).beta.new_zeros(()), {}
+    charges, calls = [], {}
     for layer, state, repeats in scope.records:
         penalty, logs = layer.charge(state, scope.repeated(repeats))
         # A copy, because schedules fill beta, maybe before the backward pass.
-        total = total + layer.beta.clone() * penalty
+        charges.append(layer.beta.clone() * penalty)
         for quantity, value in logs.items():
             calls.setdefault(f"{scope.name_of(layer)}/{quantity}", []).append(value)
-    return total, {name: sum(values) / len(values) for name, values in calls.items()}
+    total = functools.reduce(operator.add, charges) if charges else next(iter(scope.names)).beta.new_zeros(())
+    logs = {name: values[0] if len(values) == 1 else sum(values) / len(values) for name, values in calls.items()}
+    return total, logs
 
 
 def _run(model: nn.Module, scope: Scope, *args, **kwargs) -> Any:

