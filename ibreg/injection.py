@@ -329,6 +329,14 @@ def _check_fit(name: str, host: nn.Module, layer: Bottleneck, output: Any) -> No
         layer = copy.copy(layer)
         layer.sized = False  # any size fits, but rank and axis have to be right
     layer.check_shape(code, repr(name))
+    channels = next(
+        (getattr(host, key) for key in ("out_channels", "num_channels", "num_features") if hasattr(host, key)), None
+    )
+    if layer.dim is None and code.dim() == 3 and code.shape[-1] != channels == code.shape[1]:
+        raise ValueError(
+            f"{name!r} has its {channels} channels on axis 1 of {tuple(code.shape)}, but the last of three axes is "
+            "taken for the features: pass dim=1"
+        )
 
 
 def _features(name: str, host: nn.Module, layer: Bottleneck, calls: list[Any]) -> int:

@@ -1141,3 +1141,15 @@ def test_accumulated_gradients_are_those_of_the_large_batch():
     assert sum(gradient.abs().sum() for gradient in whole) > 0
     for gradient, parameter in zip(whole, net.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "host", [nn.Conv1d(3, 6, 3), nn.BatchNorm1d(3), nn.GroupNorm(3, 3)], ids=lambda h: type(h).__name__
+)
+def test_channels_of_a_sequence_are_not_taken_for_its_length(host):
+    model, example = nn.Sequential(host, nn.ReLU()), torch.randn(4, 3, 10)
+    with pytest.raises(ValueError, match=r"has its . channels on axis 1 .* pass dim=1"):
+        ibreg.inject(model, {"0": VariationalBottleneck()}, example=example)
+    assert list(model.state_dict()) == list(nn.Sequential(host, nn.ReLU()).state_dict())
+    ibreg.inject(model, {"0": VariationalBottleneck(dim=1)}, example=example)
+    assert model.eval()(example).shape[1] == ibreg.bottlenecks(model)["0.bottleneck"].in_features
