@@ -1,8 +1,15 @@
 """Information-bottleneck regularizers for PyTorch models: swap one in, keep your training loop."""
 
-from ibreg import functional, schedules
+from ibreg import functional, losses, schedules
 from ibreg.injection import bottlenecks, candidates, eject, inject
-from ibreg.layers import Bottleneck, BottleneckOutput, VariationalBottleneck
+from ibreg.layers import (
+    Bottleneck,
+    BottleneckOutput,
+    CauchySchwarzBottleneck,
+    HSICBottleneck,
+    NonlinearBottleneck,
+    VariationalBottleneck,
+)
 from ibreg.registry import build, names, register
 from ibreg.regularized import Penalized, Regularized, RegularizedOutput, predict
 from ibreg.saving import load_bottlenecks, save_bottlenecks
@@ -12,6 +19,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Bottleneck",
     "BottleneckOutput",
+    "CauchySchwarzBottleneck",
+    "HSICBottleneck",
+    "NonlinearBottleneck",
     "Penalized",
     "Regularized",
     "RegularizedOutput",
@@ -23,6 +33,7 @@ __all__ = [
     "functional",
     "inject",
     "load_bottlenecks",
+    "losses",
     "names",
     "predict",
     "register",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, distributed
 
 
@@ -21,3 +22,46 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     total = value.detach().clone()
     distributed.all_reduce(total)
     return total / distributed.get_world_size()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Returns the sum of a tensor over all ranks; every rank has to call it.
+
+    Args:
+        value: any shape, the same on every rank; without gradient.
+    """
+    total = value.detach().clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
+    """Returns the rows of all ranks in order, how many each has, and which rank this is.
+
+    Ranks may have different numbers of rows; every rank has to call it.
+
+    Args:
+        rows: `(rows, dim)`, without gradient.
+
+    Raises:
+        RuntimeError: there is no process group.
+        ValueError: another number of features on another rank; raised on every rank, so that none waits.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise RuntimeError(
+            "gather=True takes the batches of all ranks together, but there is no process group: start one "
+            "(torch.distributed.init_process_group), or use gather=False"
+        )
+    ranks = distributed.get_world_size()
+    shapes = rows.new_empty((ranks, 2), dtype=torch.int64)
+    distributed.all_gather_into_tensor(shapes, torch.tensor([rows.shape], device=rows.device))
+    lengths, features = zip(*shapes.tolist(), strict=True)
+    if len(set(features)) > 1:
+        raise ValueError(f"the ranks have rows of different numbers of features: {list(features)}")
+    longest = max(lengths)
+    padded = rows.new_zeros((longest, rows.shape[1]))
+    padded[: rows.shape[0]] = rows
+    gathered = rows.new_empty((ranks * longest, rows.shape[1]))
+    distributed.all_gather_into_tensor(gathered, padded)
+    parts = [part[:length] for part, length in zip(gathered.split(longest), lengths, strict=True)]
+    return torch.cat(parts), lengths, distributed.get_rank()

@@ -1,23 +1,47 @@
 """The quantities of the bottlenecks as pure functions of tensors."""
 
+from ibreg.functional.dependence import cs_qmi, hsic, normalized_factor, normalized_hsic
+from ibreg.functional.divergence import conditional_cs_divergence, cs_divergence
+from ibreg.functional.entropy import nonlinear_rate
 from ibreg.functional.gaussian import (
     gaussian_entropy,
     gaussian_kl,
     gaussian_log_prob,
     gaussian_pool,
-    log_softplus,
-    softplus_gaussian_rate,
+    gaussian_rate,
+)
+from ibreg.functional.kernels import (
+    bandwidth_of,
+    delta_gram,
+    gaussian_gram,
+    inverse_multiquadric_gram,
+    linear_gram,
+    squared_distances,
 )
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
+from ibreg.functional.pairs import gram
 
 __all__ = [
+    "bandwidth_of",
+    "conditional_cs_divergence",
+    "cs_divergence",
+    "cs_qmi",
+    "delta_gram",
     "exponential_lagrangian",
     "gaussian_entropy",
+    "gaussian_gram",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_pool",
+    "gaussian_rate",
+    "gram",
+    "hsic",
+    "inverse_multiquadric_gram",
+    "linear_gram",
     "linear_lagrangian",
-    "log_softplus",
+    "nonlinear_rate",
+    "normalized_factor",
+    "normalized_hsic",
     "power_lagrangian",
-    "softplus_gaussian_rate",
+    "squared_distances",
 ]

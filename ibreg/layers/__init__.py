@@ -1,6 +1,16 @@
 """The bottlenecks, one file per family."""
 
 from ibreg.layers.base import Bottleneck, BottleneckOutput
+from ibreg.layers.cauchy_schwarz import CauchySchwarzBottleneck
+from ibreg.layers.hsic import HSICBottleneck
+from ibreg.layers.nonlinear import NonlinearBottleneck
 from ibreg.layers.variational import VariationalBottleneck
 
-__all__ = ["Bottleneck", "BottleneckOutput", "VariationalBottleneck"]
+__all__ = [
+    "Bottleneck",
+    "BottleneckOutput",
+    "CauchySchwarzBottleneck",
+    "HSICBottleneck",
+    "NonlinearBottleneck",
+    "VariationalBottleneck",
+]

@@ -1,0 +1,122 @@
+"""What kernel bottlenecks share: one row for each sample, Gram matrices made once, and codes without a size."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import gradcheck
+
+import ibreg
+from ibreg.layers import hsic as hsic_layer
+from ibreg.layers import kernel
+from ibreg.layers.kernel import scale_free
+
+BATCH, FEATURES = 12, 5
+
+
+@pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz"])
+@pytest.mark.parametrize("positions", ["flatten", "mean"])
+def test_tokens_and_maps_become_one_row_of_a_sample(name, positions):
+    layer = ibreg.build(name, positions=positions)
+    tokens = torch.randn(BATCH, 3, FEATURES)
+    rows = tokens.flatten(1) if positions == "flatten" else tokens.mean(1)
+    further = {"inputs": torch.randn(BATCH, 4), "target": torch.arange(BATCH) % 3}
+    expected = layer.measure(rows, **further).penalty
+    torch.testing.assert_close(layer.measure(tokens, **further).penalty, expected)
+    maps = tokens.mT.reshape(BATCH, FEATURES, 3, 1)
+    torch.testing.assert_close(layer.measure(maps, **further).penalty, expected)
+
+
+@pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz"])
+@pytest.mark.parametrize("positions", ["flatten", "mean"])
+def test_padding_does_not_count(name, positions):
+    layer = ibreg.build(name, positions=positions)
+    tokens, mask = torch.randn(BATCH, 4, FEATURES), torch.tensor([True, True, True, False]).expand(BATCH, 4)
+    further = {"inputs": torch.randn(BATCH, 4), "target": torch.arange(BATCH) % 3}
+    expected = layer.measure(tokens[:, :3], **further).penalty
+    torch.testing.assert_close(layer.measure(tokens, mask=mask, **further).penalty, expected)
+    with pytest.raises(ValueError, match="the mask has shape"):
+        layer.measure(tokens, mask=mask[:, :2], **further)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "module", "makes"),
+    [
+        ("cauchy_schwarz", {}, kernel, "gram"),
+        ("hsic", {"lambda_y": 0.0}, kernel, "gram"),
+        ("hsic", {"estimator": "debiased", "lambda_y": 0.0}, hsic_layer, "normalized_factor"),
+    ],
+)
+def test_layers_of_a_model_share_what_they_compare_with(monkeypatch, name, options, module, makes):
+    made, original = [], getattr(module, makes)
+    monkeypatch.setattr(module, makes, lambda x, **settings: made.append(x) or original(x, **settings))
+    layers = (ibreg.build(name, **options) for _ in range(2))
+    net = nn.Sequential(*(module for layer in layers for module in (nn.Linear(FEATURES, FEATURES), layer)))
+    model, x = ibreg.Regularized(net), torch.randn(BATCH, FEATURES)
+    model(x)
+    assert sum(each is x for each in made) == 1
+    model(x)
+    assert sum(each is x for each in made) == 2
+
+
+@pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz"])
+def test_integer_inputs_are_an_error_that_says_what_to_pass(name):
+    model = ibreg.Regularized(nn.Sequential(nn.Embedding(7, FEATURES), ibreg.build(name)))
+    tokens, target = torch.arange(BATCH) % 7, torch.arange(BATCH) % 3
+    with pytest.raises(ValueError, match=r"bottleneck 1 compares codes with the inputs.*int64.*inputs=embeddings"):
+        model(tokens, target=target)
+    assert torch.isfinite(model(tokens, target=target, inputs=torch.randn(BATCH, 2)).penalty)
+
+
+@pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz"])
+def test_a_small_last_batch_of_an_evaluation_logs_nothing(name):
+    layer = ibreg.build(name)
+    further = {"inputs": torch.randn(1, 4), "target": torch.zeros(1, dtype=torch.long)}
+    assert layer.eval().measure(torch.randn(1, FEATURES), **further).logs == {}
+    with pytest.raises(ValueError, match=r"at least \d samples"):
+        layer.train().measure(torch.randn(1, FEATURES), **further)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("hsic", {"positions": "sum"}, "positions is one of 'flatten', 'mean'"),
+        ("hsic", {"block_size": 0}, "block_size"),
+        ("hsic", {"bandwidth_t": -1.0}, "bandwidth_t: a bandwidth is a length above 0"),
+        ("hsic", {"estimator": "best"}, "estimator is one of 'biased'"),
+        ("hsic", {"kernel_y": "cubic"}, "kernel_y is None or one of 'gaussian'"),
+        ("hsic", {"lambda_y": -1.0}, "lambda_x and lambda_y are at least 0"),
+        ("hsic", {"lambda_x": 0.0, "lambda_y": 0.0}, "not both 0"),
+        ("hsic", {"estimator": "normalized", "gather": True}, "inverts whole Gram matrices"),
+        ("cauchy_schwarz", {"bandwidth_x": ("rms", 0.0)}, "bandwidth_x: a bandwidth is a length above 0"),
+        ("cauchy_schwarz", {"start": "zero"}, "start is one of 'default', 'identity'"),
+        ("cauchy_schwarz", {"out_features": 0}, "at least 1"),
+    ],
+)
+def test_options_out_of_range(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        ibreg.build(name, **options)
+
+
+@given(st.floats(1e-3, 1e3), st.floats(-10, 10))
+def test_scale_free_rows_have_neither_size_nor_a_gradient_along_it(scale, shift):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(BATCH, FEATURES, generator=generator, dtype=torch.float64)
+    moved = (scale * rows + shift).requires_grad_()
+    free = scale_free(moved)
+    torch.testing.assert_close(free - free.mean(0), scale_free(rows) - scale_free(rows).mean(0))
+    pair = torch.pdist(free).square().mean().sqrt()
+    torch.testing.assert_close(pair, torch.ones_like(pair))
+    (gradient,) = torch.autograd.grad(torch.tanh(free - free.mean(0)).square().sum(), moved)
+    inner = (gradient * (moved - moved.mean(0))).sum()
+    assert abs(inner) < 1e-9 * gradient.norm() * moved.norm()
+
+
+def test_scale_free_gradients():
+    rows = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(6, 3, dtype=torch.float64)
+    assert gradcheck(lambda x: ((scale_free(x) - scale_free(x).mean(0)) * weights).sin(), rows)
+    collapsed = torch.full((6, 3), 2.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(scale_free(collapsed).sum(), collapsed)
+    assert torch.equal(gradient, torch.ones_like(collapsed))
