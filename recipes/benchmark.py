@@ -2,16 +2,21 @@
 
     python recipes/benchmark.py                # every case
     python recipes/benchmark.py repeats=50 cases=[mlp]
+    python recipes/benchmark.py cases=[] samples=[128,1024,4096]         # kernel quantities, forward and backward
 
 Absolute times depend on the machine and on what else it does; alternating runs see the same disturbances, so read their
-ratio. Memory is what the graph keeps for the backward pass, counted exactly.
+ratio. Memory of a network is what the graph keeps for the backward pass, counted exactly; that of a kernel quantity is
+the peak of the process above what it held before (Linux).
 """
 
 from __future__ import annotations
 
+import ctypes
+import re
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import hydra
@@ -24,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ibreg
-from ibreg.training import models
+from ibreg.functional import cs_qmi, hsic
+from ibreg.training import models, textbook
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -39,6 +45,14 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"cases are some of {', '.join(CASES)} and repeats at least 1, got {cfg.cases}, {cfg.repeats}")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    if cfg.cases:
+        Console(width=120).print(networks(cfg))
+    if cfg.samples:
+        Console(width=120).print(quantities(cfg))
+
+
+def networks(cfg: DictConfig) -> Table:
+    """Measures the steps of networks with a bottleneck against those with a plain layer in its place."""
     table = Table(title=f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {cfg.repeats}")
     for heading in ("case", "plain (ms)", "bottleneck (ms)", "ratio", "memory kept", "wanted at most"):
         table.add_column(heading, justify="left" if heading == "case" else "right")
@@ -54,20 +68,101 @@ def main(cfg: DictConfig) -> None:
                 f"{memory:.2f}" if memory else "-",
                 f"{bound:.2f}",
             )
-    Console(width=120).print(table)
+    return table
+
+
+def quantities(cfg: DictConfig) -> Table:
+    """Measures kernel quantities, forward and backward, against dense, published and least possible work."""
+    table = Table(title=f"x 64-d, code 256-d, float32, {torch.get_num_threads()} threads: times of ours")
+    for heading in (
+        "quantity",
+        "samples",
+        "ours (ms)",
+        "dense / ours",
+        "published / ours",
+        "ours / floor",
+        "peak (MB)",
+    ):
+        table.add_column(heading, justify="left" if heading == "quantity" else "right")
+    for samples in cfg.samples:
+        torch.manual_seed(0)
+        x = torch.randn(samples, 64)
+        code = (torch.randn(samples, 256) + x.repeat(1, 4)).requires_grad_()
+        for name, (ours, dense, published, products) in QUANTITIES.items():
+            if name == NORMALIZED and samples > cfg.largest_dense / 2:
+                continue  # it inverts whole matrices
+            forms = [partial(forward_and_backward, ours, x, code)]
+            if samples <= cfg.largest_dense:
+                forms += [
+                    partial(forward_and_backward, partial(of_grams, form, make), x, code)
+                    for form, make in ((dense, textbook.gram), (published, textbook.repeated_gram))
+                ]
+            repeats = max(1, min(cfg.repeats, int(2e7 / samples**2)))
+            memory = peak_memory(forms[0])
+            times = in_turns(forms, repeats, f"{name}, {samples} samples")
+            table.add_row(
+                name,
+                f"{samples:,}",
+                f"{1e3 * times[0]:.1f}",
+                *([f"{time / times[0]:.1f}" for time in times[1:]] or ["-", "-"]),
+                f"{times[0] / (products * 2 * samples**2 / multiplications_per_second()):.1f}",
+                "-" if memory is None else f"{memory / 2**20:.0f}",
+            )
+    return table
+
+
+def of_grams(quantity: Callable, make: Callable, x: Tensor, code: Tensor) -> Tensor:
+    """Evaluates a quantity of two Gram matrices with the bandwidths of the benchmark."""
+    return quantity(make(x, BANDWIDTHS[0]), make(code, BANDWIDTHS[1]))
+
+
+def forward_and_backward(quantity: Callable, x: Tensor, code: Tensor) -> None:
+    """Evaluates a quantity and its gradient by the code."""
+    torch.autograd.grad(quantity(x, code), code)
+
+
+@cache
+def multiplications_per_second() -> float:
+    """Measures the rate of matrix products, two operations for each multiplication and addition."""
+    a = torch.randn(2048, 2048)
+    seconds, _ = alternate(lambda: a @ a, lambda: None, 5, "matrix products")
+    return 2 * 2048**3 / seconds
+
+
+def peak_memory(step: Step) -> int | None:
+    """Returns the most bytes that a step holds beyond what was held before; None where the system does not tell."""
+    status = Path("/proc/self/status")
+
+    def kilobytes(field: str) -> int:
+        return int(re.search(rf"{field}:\s*(\d+)", status.read_text())[1])
+
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed, but is kept at hand, would hide what a step needs
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is held now
+        before = kilobytes("VmRSS")
+        step()
+        return 1024 * (kilobytes("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
 
 
 def alternate(first: Step, second: Step, repeats: int, label: str) -> tuple[float, float]:
     """Returns the median seconds of two steps that run in turns, each leading every other time."""
-    times: dict[Step, list[float]] = {first: [], second: []}
-    for _ in range(3):
+    for _ in range(2):
         first(), second()
-    for repeat in track(range(repeats), description=label, transient=True):
-        for step in (first, second) if repeat % 2 else (second, first):
+    return tuple(in_turns([first, second], repeats, label))
+
+
+def in_turns(steps: list[Step], repeats: int, label: str) -> list[float]:
+    """Returns the median seconds of steps that run in turns, forwards and backwards, after one round that warms up."""
+    times: dict[Step, list[float]] = {step: [] for step in steps}
+    for repeat in track(range(repeats + 1), description=label, transient=True):
+        for step in steps if repeat % 2 else reversed(steps):
             start = time.perf_counter()
             step()
-            times[step].append(time.perf_counter() - start)
-    return statistics.median(times[first]), statistics.median(times[second])
+            if repeat:
+                times[step].append(time.perf_counter() - start)
+    return [statistics.median(times[step]) for step in steps]
 
 
 def kept_for_backward(step: Step) -> int:
@@ -186,6 +281,33 @@ def script_cases():
 
     yield "vib_mnist step, 12 draws, by hand", by_hand, training(ibreg.Regularized(network, draws=12), x, y), 1.30
 
+
+NORMALIZED = "HSIC, normalized"
+BANDWIDTHS = (8.0, 16.0)  # of x and code: sqrt(features)
+HSIC_OPTIONS = {"bandwidth_x": BANDWIDTHS[0], "bandwidth_y": BANDWIDTHS[1]}
+CS_OPTIONS = {"bandwidth_x": BANDWIDTHS[0], "bandwidth_t": BANDWIDTHS[1]}
+
+# Ours, dense, published; and the multiplications for each pair of samples that nothing can do without: the distances
+# of both variables forward, those of the code backward (64 + 256 + 256).
+QUANTITIES = {
+    "HSIC, biased": (
+        partial(hsic, estimator="biased", **HSIC_OPTIONS), textbook.dense_hsic, textbook.published_hsic, 576,
+    ),
+    "CKA": (partial(hsic, estimator="cka", **HSIC_OPTIONS), textbook.dense_cka, textbook.published_cka, 576),
+    "CS-QMI": (partial(cs_qmi, **CS_OPTIONS), textbook.dense_cs_qmi, textbook.published_cs_qmi, 576),
+    "CS-QMI, normalized": (
+        partial(cs_qmi, normalized=True, **CS_OPTIONS),
+        textbook.normalized(textbook.dense_cs_qmi),
+        textbook.normalized(textbook.published_cs_qmi),
+        576,
+    ),
+    NORMALIZED: (
+        partial(hsic, estimator="normalized", **HSIC_OPTIONS),
+        textbook.dense_normalized_hsic,
+        textbook.published_normalized_hsic,
+        576,
+    ),
+}  # fmt: skip
 
 CASES = {"mlp": mlp_cases, "resnet20": resnet20_cases, "script": script_cases}
 

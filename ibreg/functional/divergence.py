@@ -10,9 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from ibreg.functional.kernels import Bandwidth, as_rows, bandwidth_of
+from ibreg.functional.kernels import MEDIAN_ROWS, Bandwidth, as_rows, bandwidth_of
 from ibreg.functional.log_sums import log_gaussian_sums, working_dtype
-from ibreg.functional.pairs import MEDIAN_ROWS
 
 # Powers of r_j and r_i in the weights r_j^a K_ji r_i^b, where r_j is one over the row sum of K.
 WEIGHTINGS: dict[str, tuple[float, float]] = {

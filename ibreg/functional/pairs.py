@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 from ibreg.distributed import gather_rows, sum_over_ranks
-from ibreg.functional.kernels import KERNELS as KERNELS
-from ibreg.functional.kernels import MEDIAN_ROWS as MEDIAN_ROWS
 from ibreg.functional.kernels import Bandwidth, Kernel, diagonal_of, kernel_named, wide_dtype
 
 TILE = 512  # rows and columns of a tile: a few of them stay in a core's cache

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ibreg.functional.dependence import ESTIMATORS, hsic, normalized_factor, normalized_hsic
-from ibreg.functional.kernels import Bandwidth
-from ibreg.functional.pairs import KERNELS, gram
+from ibreg.functional.kernels import KERNELS, Bandwidth
+from ibreg.functional.pairs import gram
 from ibreg.layers.base import can_assert
 from ibreg.layers.kernel import KernelBottleneck, checked_bandwidth
 from ibreg.layers.scope import Scope
