@@ -10,7 +10,7 @@ import ibreg
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a recipe with the arguments behind its name, or lists recipes, bottlenecks, data, models and experiments.
+    """Runs a recipe with the arguments behind its name, or lists recipes, bottlenecks, data, models, task losses and experiments.
 
     Returns:
         the exit code: 2 for a name that is none.
@@ -36,7 +36,7 @@ def listing() -> str:
     """Returns what the recipes can be told, a line for each kind."""
     configs = _beside("configs")
     rows = {"recipes": list(_recipes()), "bottlenecks": ibreg.names()}
-    for group in ("data", "model", "experiment"):
+    for group in ("data", "model", "task_loss", "experiment"):
         rows[group] = sorted(path.stem for path in (configs / group).glob("*.yaml"))
     return "\n".join(f"{kind:<12} {', '.join(entries)}" for kind, entries in rows.items())
 

@@ -16,9 +16,11 @@ import torch
 from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 from PIL import Image
 
 import ibreg.training.data
+import ibreg.training.run
 from ibreg.training.checkpoint import load_checkpoint
 from ibreg.training.checks import check_configuration
 from ibreg.training.folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
@@ -395,20 +397,20 @@ def test_control_and_bottleneck_see_the_same_augmented_pictures(launch, augmente
     assert not any(torch.equal(one, other) for one, other in zip(control[:4], control[4:], strict=True))
 
 
-def test_an_augmented_run_resumes_bit_identically(launch, augmented, classification, monkeypatch):
+def test_an_augmented_run_resumes_bit_identically(launch, augmented, monkeypatch):
     folder = launch(*augmented)
     whole, metrics = weights(folder), (folder / METRICS).read_text()
-    save_checkpoint = classification.save_checkpoint
+    save_checkpoint = ibreg.training.run.save_checkpoint
 
     def stopped_in_the_second_epoch(path, state):
         if state["epoch"] == 2:
             raise RuntimeError("stopped")
         save_checkpoint(path, state)
 
-    monkeypatch.setattr(classification, "save_checkpoint", stopped_in_the_second_epoch)
+    monkeypatch.setattr(ibreg.training.run, "save_checkpoint", stopped_in_the_second_epoch)
     with pytest.raises(RuntimeError, match="stopped"):
         launch(*augmented, "overwrite=true")
-    monkeypatch.setattr(classification, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(ibreg.training.run, "save_checkpoint", save_checkpoint)
     launch(*augmented, "resume=true")
     resumed = weights(folder)
     assert all(torch.equal(resumed[name][key], whole[name][key]) for name in whole for key in whole[name])
@@ -467,9 +469,10 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
 
 def test_experiments_compose(classification):
     for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
+        recipe = OmegaConf.load(path).recipe
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = compose("classification", [f"experiment={path.stem}", "output_dir=unused"])
-        check_configuration(cfg, ROOT / "configs" / "classification.yaml")
+            cfg = compose(recipe, [f"experiment={path.stem}", "output_dir=unused"])
+        check_configuration(cfg, ROOT / "configs" / f"{recipe}.yaml")
 
 
 def test_the_command_line_lists_and_runs(tmp_path):

@@ -28,7 +28,10 @@ NOTE_OFFSETS = [
     for radius in (10, 17, 24, 31)
     for angle in np.radians([270, 90, 0, 180, 315, 225, 45, 135])
 ]
-UNITS = {"accuracy": "fraction", "error": "fraction", "ece": "fraction", "nll": "nats", "rate": "nats"}
+UNITS = {
+    "accuracy": "fraction", "error": "fraction", "ece": "fraction",
+    "nll": "nats", "rate": "nats", "cs_qmi": "nats", "information": "nats",
+}  # fmt: skip
 
 
 def sort_arms(arms: Iterable[str]) -> list[str]:
@@ -71,15 +74,15 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path
         ...     learning_curves(rows, f"{folder}/curves.png").name
         'curves.png'
     """
-    return _write(_draw_learning_curves(rows), path)
+    return write_png(_draw_learning_curves(rows), path)
 
 
 def _draw_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    curves = _curves(rows)
+    curves = values_over_seeds(rows)
     if not curves:
         raise ValueError("there is nothing to draw: no row has a value of a quantity")
-    styles = _styles(row["arm"] for row in rows)
-    height, width = _grid(len(curves), most=3)
+    styles = arm_styles(row["arm"] for row in rows)
+    height, width = panel_grid(len(curves), most=3)
     figure = Figure(figsize=(4 * width, 3 * height + 0.5), layout="constrained")
     panels = figure.subplots(height, width, squeeze=False).flat
     for panel, (quantity, arms) in zip(panels, curves.items(), strict=False):
@@ -96,10 +99,10 @@ def _draw_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         panel.set(xlabel="epoch", ylabel=_with_unit(quantity))
         panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         panel.grid(alpha=0.3)
-    return _finish(figure)
+    return finish(figure)
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Mapping[int, list[float]]]]:
+def values_over_seeds(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Mapping[int, list[float]]]]:
     """Values over the seeds, as ``curves[quantity][arm][epoch]``."""
     curves = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in rows:
@@ -127,14 +130,14 @@ def reliability_diagram(predictions: Mapping[str, tuple[Any, Any]], path: str | 
         ...     reliability_diagram(predictions, f"{folder}/reliability.png").name
         'reliability.png'
     """
-    return _write(_draw_reliability_diagram(predictions), path)
+    return write_png(_draw_reliability_diagram(predictions), path)
 
 
 def _draw_reliability_diagram(predictions: Mapping[str, tuple[Any, Any]]) -> Figure:
     if not predictions:
         raise ValueError("there is nothing to draw: no arm has predictions")
-    styles = _styles(predictions)
-    height, width = _grid(len(predictions), most=4)
+    styles = arm_styles(predictions)
+    height, width = panel_grid(len(predictions), most=4)
     figure = Figure(figsize=(3 * width + 0.4, 4.2 * height + 0.5), layout="constrained")
     panels = figure.subplots(2 * height, width, squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1] * height)
     diagrams, histograms = panels[::2].flat, panels[1::2].flat
@@ -167,7 +170,7 @@ def _draw_reliability_diagram(predictions: Mapping[str, tuple[Any, Any]]) -> Fig
     for row in range(height):
         panels[2 * row, 0].set(ylabel="accuracy")
         panels[2 * row + 1, 0].set(ylabel="fraction\nof samples")
-    return _finish(figure)
+    return finish(figure)
 
 
 def information_curve(points: Sequence[Mapping[str, Any]], path: str | Path, *, label_entropy: float) -> Path:
@@ -193,7 +196,7 @@ def information_curve(points: Sequence[Mapping[str, Any]], path: str | Path, *, 
         ...     information_curve(points, f"{folder}/information.png", label_entropy=2.3).name
         'information.png'
     """
-    return _write(_draw_information_curve(points, label_entropy), path)
+    return write_png(_draw_information_curve(points, label_entropy), path)
 
 
 def _draw_information_curve(points: Sequence[Mapping[str, Any]], label_entropy: float) -> Figure:
@@ -202,7 +205,7 @@ def _draw_information_curve(points: Sequence[Mapping[str, Any]], label_entropy: 
     for point in points:
         if not all(math.isfinite(point[key]) for key in ("beta", "rate", "information", "accuracy")):
             raise ValueError(f"a point of the information curve has a number that is not finite: {dict(point)}")
-    styles = _styles(point["arm"] for point in points)
+    styles = arm_styles(point["arm"] for point in points)
     figure = Figure(figsize=(7, 7), layout="constrained")
     plane, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     for arm, style in styles.items():
@@ -210,7 +213,7 @@ def _draw_information_curve(points: Sequence[Mapping[str, Any]], label_entropy: 
         rates = [point["rate"] for point in curve]
         for panel, key in ((plane, "information"), (accuracy, "accuracy")):
             panel.plot(rates, [point[key] for point in curve], **style, linewidth=0.7, label=arm_label(arm))
-    _scale_rates(plane, [point["rate"] for point in points])
+    scale_rates(plane, [point["rate"] for point in points])
     _draw_ceilings(plane, label_entropy)
     plane.set_title("beside each point: its beta", loc="right", fontsize="medium")
     plane.set(ylabel="I(Z;Y), lower bound (nats)")
@@ -219,11 +222,12 @@ def _draw_information_curve(points: Sequence[Mapping[str, Any]], label_entropy: 
     )
     for panel in (plane, accuracy):
         panel.grid(alpha=0.3)
-    _annotate_betas(_finish(figure), plane, points, styles)
+    _annotate_betas(finish(figure), plane, points, styles)
     return figure
 
 
-def _scale_rates(panel: Axes, rates: Sequence[float]) -> None:
+def scale_rates(panel: Axes, rates: Sequence[float]) -> None:
+    """Makes the axis across logarithmic where rates span more than a decade, but linear below 0.01 nats."""
     panel.margins(0.1)
     if min(rates) < 0.01 <= max(rates):
         panel.set_xscale("symlog", linthresh=0.01)
@@ -267,7 +271,7 @@ def _annotate_betas(figure: Figure, panel: Axes, points: Sequence[Mapping[str, A
         taken.append(note.get_window_extent())
 
 
-def _styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
+def arm_styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, line and marker per arm, the control first; the line changes where the colours start again."""
     styles = {}
     for arm in sort_arms(arms):
@@ -279,7 +283,7 @@ def _styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _grid(panels: int, most: int) -> tuple[int, int]:
+def panel_grid(panels: int, most: int) -> tuple[int, int]:
     """Rows and columns for so many panels, at most so many in a row, rows filled evenly."""
     rows = math.ceil(panels / most)
     return rows, math.ceil(panels / rows)
@@ -290,7 +294,7 @@ def _with_unit(quantity: str) -> str:
     return f"{quantity} ({unit})" if unit else quantity
 
 
-def _finish(figure: Figure) -> Figure:
+def finish(figure: Figure) -> Figure:
     """Hides the panels left over, and puts one legend for all under the figure."""
     entries = {}
     for panel in figure.axes:
@@ -303,6 +307,7 @@ def _finish(figure: Figure) -> Figure:
     return figure
 
 
-def _write(figure: Figure, path: str | Path) -> Path:
+def write_png(figure: Figure, path: str | Path) -> Path:
+    """Writes a figure and returns its path."""
     figure.savefig(path, format="png", dpi=150)
     return Path(path)

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ibreg.evaluation.plots import _curves, _finish, _grid, _scale_rates, _styles, _write, arm_label
+from ibreg.evaluation.plots import (
+    arm_label,
+    arm_styles,
+    finish,
+    panel_grid,
+    scale_rates,
+    values_over_seeds,
+    write_png,
+)
 from ibreg.evaluation.regression import checked_pairs, regression_metrics
 
 COMPRESSION = {"cs_qmi": "CS-QMI(X;Z) (nats)", "rate": "rate: I(X;Z), upper bound (nats)"}
@@ -41,7 +50,7 @@ def prediction_plot(predictions: Mapping[str, tuple[Any, Any]], path: str | Path
         ...     prediction_plot(predictions, f"{folder}/predictions.png", quantity="length (m)").name
         'predictions.png'
     """
-    return _write(_draw_predictions(predictions, quantity), path)
+    return write_png(_draw_predictions(predictions, quantity), path)
 
 
 def _draw_predictions(predictions: Mapping[str, tuple[Any, Any]], quantity: str) -> Figure:
@@ -51,7 +60,7 @@ def _draw_predictions(predictions: Mapping[str, tuple[Any, Any]], quantity: str)
         metrics = regression_metrics(predicted, truth)
         panel.set(title=f"{arm_label(arm)}\nRMSE {metrics['rmse']:.4g}, R² {metrics['r2']:.3f}")
         panel.axline((float(truth[0]),) * 2, slope=1, linestyle="--", color="black", linewidth=1, label="agreement")
-    return _finish(figure)
+    return finish(figure)
 
 
 def residual_plot(predictions: Mapping[str, tuple[Any, Any]], path: str | Path, *, quantity: str) -> Path:
@@ -74,7 +83,7 @@ def residual_plot(predictions: Mapping[str, tuple[Any, Any]], path: str | Path, 
         ...     residual_plot(predictions, f"{folder}/residuals.png", quantity="length (m)").name
         'residuals.png'
     """
-    return _write(_draw_residuals(predictions, quantity), path)
+    return write_png(_draw_residuals(predictions, quantity), path)
 
 
 def _draw_residuals(predictions: Mapping[str, tuple[Any, Any]], quantity: str) -> Figure:
@@ -87,15 +96,15 @@ def _draw_residuals(predictions: Mapping[str, tuple[Any, Any]], quantity: str) -
         panel.plot(*zip(*means, strict=True), color="black", linewidth=1.5, label="mean")
         panel.axhline(0, linestyle="--", color="black", linewidth=1, label="agreement")
         panel.set(title=f"{arm_label(arm)}\nmean {residuals.mean():.2g}, deviation {residuals.std():.3g}")
-    return _finish(figure)
+    return finish(figure)
 
 
 def _panel_per_arm(predictions: Mapping[str, tuple[Any, Any]], *, across: str, up: str, quantity: str):
     """A figure, and per arm a panel with its checked predictions and targets; all panels have the same axes."""
     if not predictions:
         raise ValueError("there is nothing to draw: no arm has predictions")
-    checked = {arm: checked_pairs(*predictions[arm]) for arm in _styles(predictions)}
-    height, width = _grid(len(checked), most=4)
+    checked = {arm: checked_pairs(*predictions[arm]) for arm in arm_styles(predictions)}
+    height, width = panel_grid(len(checked), most=4)
     figure = Figure(figsize=(3 * width + 0.6, 3.2 * height + 0.6), layout="constrained")
     figure.suptitle(f"{quantity}, seeds pooled", fontsize="medium")
     panels = figure.subplots(height, width, squeeze=False, sharex=True, sharey=True)
@@ -110,7 +119,7 @@ def _panel_per_arm(predictions: Mapping[str, tuple[Any, Any]], *, across: str, u
 def _scatter(panel: Axes, across: np.ndarray, up: np.ndarray, arm: str, arms: Mapping) -> None:
     # Many points are drawn fainter, so that their density shows.
     opacity = max(0.04, min(0.7, 500 / len(across)))
-    panel.scatter(across, up, s=5, color=_styles(arms)[arm]["color"], alpha=opacity, linewidth=0)
+    panel.scatter(across, up, s=5, color=arm_styles(arms)[arm]["color"], alpha=opacity, linewidth=0)
     panel.grid(alpha=0.3)
 
 
@@ -145,14 +154,14 @@ def information_plane(
         ...     information_plane(rows, f"{folder}/plane.png", compression="validation/rate").name
         'plane.png'
     """
-    return _write(_draw_information_plane(rows, compression, prediction), path)
+    return write_png(_draw_information_plane(rows, compression, prediction), path)
 
 
 def _draw_information_plane(rows: Sequence[Mapping[str, Any]], compression: str, prediction: str) -> Figure:
     ways = _ways(rows, compression, prediction)
     if not ways:
         raise ValueError(f"there is nothing to draw: no row has a finite {compression} and {prediction}")
-    styles = _styles(row["arm"] for row in rows)
+    styles = arm_styles(row["arm"] for row in rows)
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     panel = figure.subplots()
     for arm in (arm for arm in styles if arm in ways):
@@ -161,7 +170,7 @@ def _draw_information_plane(rows: Sequence[Mapping[str, Any]], compression: str,
         panel.plot(*way[0], linestyle="", color=color, marker=marker, markersize=8, markerfacecolor="white")
         # The legend shows the last epoch's marker, the largest one.
         panel.plot(*way[-1], linestyle="", color=color, marker=marker, markersize=8, label=arm_label(arm))
-    _scale_rates(panel, [point[0] for way in ways.values() for point in way])
+    scale_rates(panel, [point[0] for way in ways.values() for point in way])
     if panel.get_xscale() == "log":
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
@@ -170,12 +179,14 @@ def _draw_information_plane(rows: Sequence[Mapping[str, Any]], compression: str,
     panel.set(xlabel=COMPRESSION.get(kind, compression), ylabel="0.5 log(var y / MSE) (nats)")
     panel.set_title("hollow: first epoch, filled: last", loc="right", fontsize="medium")
     panel.grid(alpha=0.3)
-    return _finish(figure)
+    return finish(figure)
 
 
 def _ways(rows: Sequence[Mapping[str, Any]], compression: str, prediction: str) -> dict[str, np.ndarray]:
     """Per arm the mean over seeds of both quantities, `(epochs, 2)`; epochs where one is missing are left out."""
-    curves = _curves([{key: row.get(key) for key in ("arm", "seed", "epoch", compression, prediction)} for row in rows])
+    curves = values_over_seeds(
+        [{key: row.get(key) for key in ("arm", "seed", "epoch", compression, prediction)} for row in rows]
+    )
     ways = {}
     for arm, across in curves[compression].items():
         up = curves[prediction][arm]
@@ -207,7 +218,7 @@ def attack_curves(points: Sequence[Mapping[str, Any]], path: str | Path, *, unit
         ...     attack_curves(points, f"{folder}/attacks.png").name
         'attacks.png'
     """
-    return _write(_draw_attack_curves(points, unit), path)
+    return write_png(_draw_attack_curves(points, unit), path)
 
 
 def _draw_attack_curves(points: Sequence[Mapping[str, Any]], unit: str) -> Figure:
@@ -218,12 +229,12 @@ def _draw_attack_curves(points: Sequence[Mapping[str, Any]], unit: str) -> Figur
         if not (math.isfinite(point["eps"]) and math.isfinite(point["rmse"])):
             raise ValueError(f"a point of the attack curves has a number that is not finite: {dict(point)}")
         curves[point["attack"]][point["arm"]][point["eps"]].append(point["rmse"])
-    styles = _styles(point["arm"] for point in points)
-    height, width = _grid(len(curves), most=3)
+    styles = arm_styles(point["arm"] for point in points)
+    height, width = panel_grid(len(curves), most=3)
     figure = Figure(figsize=(4.5 * width, 3.6 * height + 0.5), layout="constrained")
     panels = figure.subplots(height, width, squeeze=False, sharey=True)
     for panel in panels[:, 0]:
-        panel.set(ylabel=f"RMSE ({unit})" if unit else "RMSE")
+        panel.set(ylabel=fill(f"RMSE ({unit})", 36) if unit else "RMSE")
     for panel, (attack, arms) in zip(panels.flat, curves.items(), strict=False):
         for arm in (arm for arm in styles if arm in arms):
             eps = sorted(arms[arm])
@@ -241,4 +252,4 @@ def _draw_attack_curves(points: Sequence[Mapping[str, Any]], unit: str) -> Figur
             )
         panel.set(title=attack, xlabel="eps (unit of the input)")
         panel.grid(alpha=0.3)
-    return _finish(figure)
+    return finish(figure)

@@ -45,6 +45,9 @@ class HSICBottleneck(KernelBottleneck):
         bandwidth_y: of the target's kernel, where that has one.
         kernel_y: "gaussian", "inverse_multiquadric", "linear" (one-hot or soft labels) or "delta" (equality of
             labels); None: delta for integer targets, else gaussian.
+        stop_gradient: whether the output lets no gradient back, so that the penalty alone trains what stands before the
+            layer, back to the next such layer. With one behind each block of a network this is the layer-wise training
+            of arXiv 1908.01580, without back-propagation between blocks; the task loss trains the head.
         positions: "flatten": all tokens or positions of a sample are its code; "mean": their mean is, which is cheaper
             for large maps.
         block_size: rows and columns of pairs that are visited at once, so that memory is linear in the batch; None:
@@ -91,6 +94,7 @@ class HSICBottleneck(KernelBottleneck):
         bandwidth_t: Bandwidth = "median",
         bandwidth_y: Bandwidth = "median",
         kernel_y: str | None = None,
+        stop_gradient: bool = False,
         positions: str = "flatten",
         block_size: int | None = None,
         gather: bool = False,
@@ -119,6 +123,7 @@ class HSICBottleneck(KernelBottleneck):
         self.bandwidth_t = checked_bandwidth("bandwidth_t", bandwidth_t)
         self.bandwidth_y = checked_bandwidth("bandwidth_y", bandwidth_y)
         self.kernel_y = kernel_y
+        self.stop_gradient = stop_gradient
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -127,7 +132,8 @@ class HSICBottleneck(KernelBottleneck):
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Tensor]:
         """Returns the features themselves; inside a scope a copy, which in-place operations may change."""
-        return x if scope is None else x.clone(), self.features_last(x)
+        z = x.detach() if self.stop_gradient else x
+        return z if scope is None else z.clone(), self.features_last(x)
 
     def penalty(self, state: Tensor, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns lambda_x HSIC(x, t) - lambda_y HSIC(t, y) and the two as logs."""

@@ -75,7 +75,12 @@ def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.
             f"inject_at={cfg.inject_at} with bottleneck.{trial.arm}.out_features gives {', '.join(wide)}, which the "
             f"next layer does not take ({error}): leave out_features=null, or inject at {own} alone"
         ) from error
-    return Regularized(model, draws=cfg.draws)
+    return Regularized(model, draws=cfg.draws if is_stochastic(model) else 1)
+
+
+def is_stochastic(model: nn.Module) -> bool:
+    """Whether a model has a bottleneck that draws its code."""
+    return any(layer.stochastic for layer in bottlenecks(model).values())
 
 
 def beta_used(cfg: DictConfig, trials: Sequence[Trial], states: Mapping[Trial, dict[str, Any]]) -> float | None:

@@ -11,17 +11,19 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ibreg.training.arms import SCHEDULES, build_bottleneck
-from ibreg.training.trials import CONTROLS, plan
+from ibreg.training.trials import CONTROLS, beta_grid, plan
 
-GROUPS = ("data", "model", "bottleneck")
-SWITCHES = ("control", "tune", "resume", "overwrite", "data.download", "data.augment")
+# A section whose keys are names of arms: what they hold is checked where it is built, as that of the groups is.
+BY_ARM = ("task_losses",)
+# A key of these that a recipe does not have is not checked.
+SWITCHES = ("control", "tune", "resume", "overwrite", "split_by_seed", "data.download", "data.augment")
 # The least value of each whole number.
 WHOLE_NUMBERS = {
     "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "lr_every": 0, "sweep.epochs": 1,
-    "schedule.steps": 1,
+    "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1,
 }  # fmt: skip
 NUMBERS_ABOVE_0 = ("lr", "lr_factor")
-LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas")
+LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps")
 CHOICES = {
     "selection": ("best", "last"),
     "device": ("auto", "cpu"),
@@ -40,6 +42,10 @@ def check_configuration(cfg: DictConfig, recipe_yaml: Path) -> None:
     Raises:
         ValueError: something is wrong; the message names the key and what is valid.
     """
+    if cfg.get("recipe") != recipe_yaml.stem:
+        raise ValueError(
+            f"the experiment is one of another recipe: python recipes/{cfg.get('recipe')}.py experiment=..."
+        )
     check_keys(cfg, recipe_yaml)
     _check_arms(cfg)
     _check_values(cfg)
@@ -49,16 +55,17 @@ def check_configuration(cfg: DictConfig, recipe_yaml: Path) -> None:
         raise ValueError(
             "tune=true and selection=best choose on validation data: give data.validation, or selection=last"
         )
-    if cfg.tune and not len(cfg.grid.beta) == len(cfg.grid.weight_decay) > 0:
-        raise ValueError(
-            "grid.beta and grid.weight_decay have equally many values, so that the control is tuned as hard"
-        )
     for arm in cfg.bottlenecks:
+        if cfg.tune and not len(beta_grid(cfg, arm)) == len(cfg.grid.weight_decay) > 0:
+            raise ValueError(
+                f"grid.weight_decay and the grid of beta of {arm} (grid.beta, or its own in grid.betas) have equally "
+                "many values, so that the control is tuned as hard"
+            )
         build_bottleneck(cfg, arm)
     trainings = [trial.name for trials in plan(cfg) for trial in trials]
     if len(set(trainings)) < len(trainings):
         raise ValueError(
-            "two trainings are the same: the values of grid.beta, grid.weight_decay and sweep.betas differ"
+            "two trainings are the same: the values of a grid of beta, of grid.weight_decay and sweep.betas differ"
         )
 
 
@@ -73,9 +80,11 @@ def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
     """
     recipe = OmegaConf.to_container(OmegaConf.load(recipe_yaml))
     own = [str(key) for key in recipe if key not in ("defaults", "hydra")]
-    _check_section(recipe_yaml.stem, cfg, [*own, *GROUPS])
+    entries = [entry for entry in recipe["defaults"] if isinstance(entry, dict)]
+    groups = [key for entry in entries for key in entry if " " not in key]  # neither "optional" nor "override"
+    _check_section(recipe_yaml.stem, cfg, [*own, *groups])
     for section in own:
-        if isinstance(recipe[section], dict):
+        if isinstance(recipe[section], dict) and section not in BY_ARM:
             _check_section(section, cfg[section], recipe[section])
     for key in ("data.name", "model.name", "model.inject_at"):
         if OmegaConf.select(cfg, key, default=None) is None:
@@ -128,12 +137,12 @@ def _check_arms(cfg: DictConfig) -> None:
 
 
 def _check_values(cfg: DictConfig) -> None:
-    for key in SWITCHES:
-        if not isinstance(OmegaConf.select(cfg, key, default=False), bool):
+    for key in filter(lambda key: _has(cfg, key), SWITCHES):
+        if not isinstance(OmegaConf.select(cfg, key), bool):
             raise ValueError(f"{key} is true or false, got {OmegaConf.select(cfg, key)}")
     for key, least in WHOLE_NUMBERS.items():
         value = OmegaConf.select(cfg, key)
-        if type(value) is not int or value < least:
+        if _has(cfg, key) and (type(value) is not int or value < least):
             raise ValueError(f"{key} is a whole number of at least {least}, got {value}")
     for key in NUMBERS_ABOVE_0:
         if not (_is_number(cfg[key]) and cfg[key] > 0):
@@ -146,7 +155,9 @@ def _check_values(cfg: DictConfig) -> None:
         isinstance(cfg.adam_betas, ListConfig) and len(cfg.adam_betas) == 2 and all(map(_is_fraction, cfg.adam_betas))
     ):
         raise ValueError(f"adam_betas are two numbers in [0, 1), got {cfg.adam_betas}")
-    for key in LISTS:
+    if not isinstance(cfg.grid.betas, DictConfig):
+        raise ValueError(f"grid.betas has the grids of some bottlenecks, {{hsic: [0.1,1]}}, got {cfg.grid.betas}")
+    for key in (*filter(lambda key: _has(cfg, key), LISTS), *(f"grid.betas.{arm}" for arm in cfg.grid.betas)):
         values = OmegaConf.select(cfg, key)
         if not (isinstance(values, ListConfig) and all(_is_number(value) and value >= 0 for value in values)):
             raise ValueError(f"{key} is a list of numbers of at least 0, such as [1e-3,1e-2], got {values}")
@@ -161,6 +172,11 @@ def _check_values(cfg: DictConfig) -> None:
     for rate in rates.values() if isinstance(rates, DictConfig) else [rates]:
         if not (_is_number(rate) and rate > 0):
             raise ValueError(f"schedule.rate is a number of nats greater than 0, or one for each arm, got {rates}")
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    section, _, leaf = key.rpartition(".")
+    return leaf in ((OmegaConf.select(cfg, section) if section else cfg) or ())
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ibreg.evaluation.metrics import classification_metrics, information_bound
-from ibreg.regularized import Regularized
+from ibreg.training.arms import is_stochastic
 from ibreg.training.loop import evaluate
 
 
@@ -47,12 +47,12 @@ def classify(model: nn.Module, dataset: Dataset, accelerator: Accelerator, *, dr
         model: a classifier, wrapped in `Regularized` or not; its modes come back as they were.
         dataset: of (input, class index).
         accelerator: gives rank and device.
-        draws: 0: the mean code; n: the softmax averaged over n drawn codes.
+        draws: 0: the mean code; n: the softmax averaged over n drawn codes, where there is a stochastic bottleneck.
     """
     (probabilities, targets, cross_entropy), rate = evaluate(
         model, dataset, accelerator, _of_each_sample, batch_size=1000, draws=draws
     )
-    drawn = isinstance(model, Regularized) and draws > 0
+    drawn = draws > 0 and is_stochastic(model)
     return Classified(probabilities, targets, float(cross_entropy.double().mean()) if drawn else None, rate)
 
 

@@ -1,4 +1,4 @@
-"""Parts of a training loop that recipes share; the loop itself stands in each recipe."""
+"""Parts of a training: what seeds it, orders its rows, evaluates its model, and says how far it is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, Subset
 
 from ibreg.regularized import Regularized, RegularizedOutput, draw, evaluating
+from ibreg.training.arms import is_stochastic
 from ibreg.training.data import loader
 
 
@@ -95,7 +96,7 @@ def evaluate(
         per_sample: `(outputs, targets) -> tensors`; the outputs are `(draws, batch, ...)`, with one draw for the mean
             code, and each of the tensors is `(batch, ...)`.
         batch_size: of the whole, over ranks.
-        draws: 0: the mean code; n: n drawn codes, where there is a bottleneck.
+        draws: 0: the mean code; n: n drawn codes, where there is a stochastic bottleneck.
         seed: of the draws.
 
     Returns:
@@ -106,6 +107,7 @@ def evaluate(
     # Every rank runs equally many batches, or collectives in the model would wait for ever: the last rows wrap around.
     share = [row % samples for row in range(accelerator.process_index, -(-samples // ranks) * ranks, ranks)]
     regularized = isinstance(model, Regularized)
+    drawn = draws > 0 and is_stochastic(model)
     kept = []
     with evaluating(model):
         for batch, (x, y) in enumerate(loader(Subset(dataset, share), max(batch_size // ranks, 1))):
@@ -114,7 +116,7 @@ def evaluate(
             rates = [value for name, value in output.logs.items() if name.endswith("/rate")] if regularized else []
             rate = sum(rates) if rates else torch.full((), torch.nan, device=x.device)
             mean = (output.output if regularized else output).unsqueeze(0)
-            outputs = draw(model, x, draws=draws, seed=seed + batch) if regularized and draws else mean
+            outputs = draw(model, x, draws=draws, seed=seed + batch) if drawn else mean
             kept.append((*per_sample(outputs, y), rate.expand(len(y))))
     gathered = [accelerator.gather(torch.cat(part)) for part in zip(*kept, strict=True)]
     # Gathered rank by rank; row i of rank r is sample i * ranks + r.
@@ -133,7 +135,8 @@ def quantities(loss: Tensor, output: Any) -> dict[str, Tensor]:
 
 def described(row: dict[str, Any]) -> str:
     """Says the main numbers of an epoch in a line."""
-    shown = {"train/loss": "loss", "train/rate": "rate", "validation/accuracy": "validation accuracy"}
+    shown = {"train/loss": "loss", "train/rate": "rate"}
+    shown |= {f"validation/{metric}": f"validation {metric}" for metric in ("accuracy", "rmse")}
     return "  ".join(f"{label} {row[key]:.4f}" for key, label in shown.items() if key in row)
 
 

@@ -62,20 +62,30 @@ def names() -> list[str]:
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: the trunk makes the code, the linear head reads it.
+    """A multilayer perceptron: the trunk makes the code, the head reads it.
 
     Args:
         features: Numbers in one input, whatever its shape.
         classes: Number of outputs.
         hidden: Widths of the layers of the trunk.
         code_features: Width of what the head reads; None for the trunk's own.
+        decoder: Widths of the hidden layers of the head; none for a linear one.
     """
 
-    def __init__(self, features: int, classes: int, hidden: Sequence[int], code_features: int | None = None):
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        hidden: Sequence[int],
+        code_features: int | None = None,
+        decoder: Sequence[int] = (),
+    ):
         super().__init__()
         widths = [features, *hidden]
         self.trunk = nn.Sequential(nn.Flatten(), *_layers(widths))
-        self.head = nn.Linear(widths[-1] if code_features is None else code_features, classes)
+        behind = [widths[-1] if code_features is None else code_features, *decoder]
+        output = nn.Linear(behind[-1], classes)
+        self.head = nn.Sequential(*_layers(behind), output) if decoder else output
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(batch, ...)` to logits `(batch, classes)`."""
@@ -168,6 +178,7 @@ def mlp(
     code_features: int | None = None,
     *,
     hidden: Sequence[int] = (256, 128),
+    decoder: Sequence[int] = (),
     initialization: str = "default",
 ) -> nn.Module:
     """Builds a multilayer perceptron for inputs of any shape.
@@ -177,13 +188,15 @@ def mlp(
         classes: Number of outputs.
         code_features: Width of what the head reads; None for the trunk's own.
         hidden: Widths of the layers of the trunk.
+        decoder: Widths of the hidden layers of the head; none for a linear one.
         initialization: "default" as torch has it, or "xavier": uniform weights, zero biases.
     """
-    if not isinstance(hidden, Sequence) or not all(isinstance(width, int) and width > 0 for width in hidden):
-        raise ValueError(f"hidden={hidden!r} is a list of widths of 1 or more, such as [256, 128]")
+    for option, widths in (("hidden", hidden), ("decoder", decoder)):
+        if not isinstance(widths, Sequence) or not all(isinstance(width, int) and width > 0 for width in widths):
+            raise ValueError(f"{option}={widths!r} is a list of widths of 1 or more, such as [256, 128]")
     if initialization not in _INITIALIZATIONS:
         raise ValueError(f"no initialization {initialization!r}: it is one of {sorted(_INITIALIZATIONS)}")
-    return MLP(prod(input_shape), classes, hidden, code_features).apply(_INITIALIZATIONS[initialization])
+    return MLP(prod(input_shape), classes, hidden, code_features, decoder).apply(_INITIALIZATIONS[initialization])
 
 
 def _xavier(module: nn.Module) -> None:

@@ -59,11 +59,16 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
             elif is_control:
                 comparison += [replace(trial, weight_decay=float(decay)) for decay in cfg.grid.weight_decay]
             else:
-                comparison += [replace(trial, beta=float(beta)) for beta in cfg.grid.beta]
-        if not is_control and cfg.schedule.name != "target_rate":
+                comparison += [replace(trial, beta=float(beta)) for beta in beta_grid(cfg, arm)]
+        if not is_control and "sweep" in cfg and cfg.schedule.name != "target_rate":
             first = Trial(arm, cfg.seeds[0], float(cfg.weight_decay), sweep=True)
             sweep += [replace(first, beta=float(beta)) for beta in cfg.sweep.betas]
     return comparison, sweep
+
+
+def beta_grid(cfg: DictConfig, arm: str) -> Sequence[float]:
+    """Returns the values that beta of a bottleneck is chosen from."""
+    return cfg.grid.betas.get(arm, cfg.grid.beta)
 
 
 def epochs_of(cfg: DictConfig, trial: Trial) -> int:

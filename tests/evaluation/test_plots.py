@@ -188,5 +188,5 @@ def test_colours_are_those_of_the_arm_in_every_plot(rows, predictions):
 
 def test_more_arms_than_colours_change_the_line():
     arms = [f"arm {place}" for place in range(2 * len(plots.COLORS))]
-    styles = plots._styles(["none", *arms]).values()
+    styles = plots.arm_styles(["none", *arms]).values()
     assert len({(style["color"], style["linestyle"]) for style in styles}) == len(arms) + 1

@@ -112,3 +112,21 @@ def test_draws_of_a_layer_before_it_repeat_inputs_and_targets():
     code = output.flatten(0, 1)
     expected = HSICBottleneck(estimator="biased").measure(code, inputs=x.repeat(2, 1), target=y.repeat(2)).penalty
     torch.testing.assert_close(penalty, expected)
+
+
+def test_stopped_gradients_train_each_block_by_its_own_penalty():
+    x, _, y = batch()
+    blocks = [nn.Linear(3, 5), nn.Linear(5, 4)]
+    net = nn.Sequential(
+        blocks[0], HSICBottleneck(stop_gradient=True), blocks[1], HSICBottleneck(stop_gradient=True), nn.Linear(4, 2)
+    )
+    output, penalty, _ = Regularized(net)(x, target=y)
+    parameters = [block.weight for block in blocks]
+    of_output = torch.autograd.grad(output.sum(), parameters, allow_unused=True, retain_graph=True)
+    assert of_output == (None, None)
+    code = blocks[0](x)
+    first = HSICBottleneck().measure(code, inputs=x, target=y).penalty
+    second = HSICBottleneck().measure(blocks[1](code.detach()), inputs=x, target=y).penalty
+    torch.testing.assert_close(penalty, first + second)
+    expected = torch.autograd.grad(first, parameters[0]) + torch.autograd.grad(second, parameters[1])
+    torch.testing.assert_close(torch.autograd.grad(penalty, parameters), expected)

@@ -95,6 +95,12 @@ def test_the_beta_that_a_target_rate_found_is_the_mean_over_seeds(configured):
     assert beta_used(cfg, trials, states) == 0.75
 
 
+def test_several_codes_are_drawn_by_stochastic_bottlenecks_alone(configured):
+    cfg = configured("draws=3")
+    assert built(cfg, Trial("variational", 0, 0.0)).draws == 3
+    assert built(cfg, Trial("hsic", 0, 0.0)).draws == 1
+
+
 def test_the_control_has_no_schedule_of_beta(configured):
     cfg = configured("schedule.name=cosine", "schedule.steps=9")
     assert build_schedule(cfg, "none", built(cfg, Trial("none", 0, 0.0))) is None

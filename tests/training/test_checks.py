@@ -18,7 +18,7 @@ RECIPE = CONFIGS / "classification.yaml"
     [
         (["+epoch=3"], "classification has no key 'epoch' .did you mean 'epochs'"),
         (["+schedule.foo=3"], "schedule has no key 'foo': it has name, rate, steps"),
-        (["+grid.betta=[1]"], "grid has no key 'betta' .did you mean 'beta'"),
+        (["+grid.betta=[1]"], "grid has no key 'betta' .did you mean 'beta"),
         (["+sweep.foo=1"], "sweep has no key 'foo'"),
         (["~schedule.steps"], "schedule needs the key 'steps', which was removed"),
         (["~grid.beta"], "grid needs the key 'beta'"),
@@ -28,7 +28,7 @@ RECIPE = CONFIGS / "classification.yaml"
         (["~data.name"], "data.name has no value"),
         (["~model.name"], "model.name has no value"),
         (["~model.inject_at"], "model.inject_at has no value"),
-        (["grid=null"], "grid is a section with the keys beta, weight_decay, got None"),
+        (["grid=null"], "grid is a section with the keys beta, betas, weight_decay, got None"),
     ],
 )
 def test_keys_that_a_recipe_does_not_have_and_keys_that_are_gone(configured, overrides, message):

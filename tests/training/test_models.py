@@ -42,7 +42,9 @@ def test_an_unknown_name_lists_the_models():
 
 
 def test_an_unknown_option_lists_the_valid_ones():
-    with pytest.raises(ValueError, match=r"mlp has no option \['width'\]: it has \['hidden', 'initialization'\]"):
+    with pytest.raises(
+        ValueError, match=r"mlp has no option \['width'\]: it has \['hidden', 'decoder', 'initialization'\]"
+    ):
         build("mlp", input_shape=(4,), classes=2, width=3)
 
 
@@ -127,6 +129,19 @@ def test_xavier_draws_uniform_weights_and_zero_biases():
     assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
     assert not model.trunk[1].bias.any()
     assert not model.head.bias.any()
+
+
+def test_a_decoder_stands_behind_the_code():
+    model = build("mlp", input_shape=(8,), classes=1, hidden=[128, 128, 128], decoder=[64, 32], code_features=16)
+    layers = [layer for layer in model.head if isinstance(layer, torch.nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [(16, 64), (64, 32), (32, 1)]
+    assert sum(isinstance(layer, torch.nn.ReLU) for layer in model.head) == 2
+    assert not isinstance(model.head[-1], torch.nn.ReLU)
+
+
+def test_decoder_widths_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"decoder=\[0\] is a list of widths"):
+        build("mlp", input_shape=(8,), classes=1, decoder=[0])
 
 
 @pytest.mark.parametrize("hidden", [[0], [2.5], "256", 256])

@@ -40,3 +40,10 @@ def test_without_a_control_there_is_no_null_row(configured):
 def test_all_arms_of_a_seed_but_the_null_row_share_their_randomness():
     assert Trial("none", 4, 0.0).key == Trial("variational", 4, 0.1, beta=1.0).key == (4, 0)
     assert Trial("null", 4, 0.0).key == (4, 1)
+
+
+def test_a_bottleneck_may_have_a_grid_of_its_own(configured):
+    grid = ["tune=true", "grid.beta=[1,2,3]", "+grid.betas.hsic=[4,5,6]"]
+    comparison, _ = plan(configured(*grid, "bottlenecks=[variational,hsic]", "seeds=[0]", "sweep.betas=[]"))
+    betas = {arm: [trial.beta for trial in comparison if trial.arm == arm] for arm in ("variational", "hsic")}
+    assert betas == {"variational": [1, 2, 3], "hsic": [4, 5, 6]}

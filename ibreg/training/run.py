@@ -1,0 +1,232 @@
+"""Trains what a run compares: every training resumable at its last epoch, the grid's points chosen on validation data.
+
+Trainings are functions of configuration and seed. All that depends on the kind of problem comes in a `Task`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ibreg.regularized import Penalized, Regularized
+from ibreg.training.arms import beta_used, build_schedule
+from ibreg.training.checkpoint import load_checkpoint, next_state, save_checkpoint
+from ibreg.training.data import Rows, loader
+from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
+from ibreg.training.loop import EpochSampler, Lines, described, quantities, seed_all
+from ibreg.training.trials import Trial, arms, epochs_in_all, epochs_of, plan, select
+
+METRICS_EVERY = 10.0  # seconds between two writings of all rows, which take longer the more there are
+
+
+class Data(Protocol):
+    """What a training needs of a data set."""
+
+    @property
+    def train(self) -> Rows:
+        """The training rows."""
+        ...
+
+    @property
+    def validation(self) -> Rows | None:
+        """Rows to choose by, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe trains and how it judges it.
+
+    Attributes:
+        data: of a training.
+        model: of a training, freshly initialised: wrapped in `Regularized`, or as it is for a control.
+        loss: the task loss of a training, without penalty.
+        measure: the metrics of a model on the validation rows of a training.
+        quality: orders epochs and grid points by these metrics, larger is better.
+    """
+
+    data: Callable[[Trial], Data]
+    model: Callable[[Trial], nn.Module]
+    loss: Callable[[Trial], nn.Module]
+    measure: Callable[[Trial, nn.Module], dict[str, float]]
+    quality: Callable[[Mapping[str, float]], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has trained.
+
+    Attributes:
+        selected: the trainings that are compared, per arm in the order of the seeds.
+        sweep: those of the information curve.
+        states: the last state of every training, see `checkpoint.next_state`.
+    """
+
+    selected: dict[str, list[Trial]]
+    sweep: list[Trial]
+    states: dict[Trial, dict[str, Any]]
+
+    def model(self, task: Task, trial: Trial, device: torch.device) -> nn.Module:
+        """Returns the model of a training with its selected weights."""
+        model = task.model(trial).to(device)
+        model.load_state_dict(self.states[trial]["weights"])
+        return model
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns what was measured in every epoch of every training."""
+        return [row for state in self.states.values() for row in state["rows"]]
+
+    def curves(self, quantities: Sequence[str]) -> list[dict[str, Any]]:
+        """Returns the epochs of the selected trainings, as the plots take them."""
+        shown = ("arm", "seed", "epoch", *quantities)
+        rows = [row for trials in self.selected.values() for trial in trials for row in self.states[trial]["rows"]]
+        return [{key: row.get(key) for key in shown} for row in rows]
+
+    def choices(self, cfg: DictConfig) -> dict[str, Any]:
+        """Returns what was chosen on validation data, for the summary."""
+        return {
+            arm: {
+                "beta": beta_used(cfg, trials, self.states),
+                "weight_decay": trials[0].weight_decay,
+                "epochs": [self.states[trial]["best"] for trial in trials],
+            }
+            for arm, trials in self.selected.items()
+        }
+
+
+def rehearse(cfg: DictConfig, task: Task) -> None:
+    """Runs a few rows through the loss of every arm, so that what cannot train is found before a folder is made."""
+    for arm in arms(cfg):
+        trial = Trial(arm, seed=cfg.seeds[0], weight_decay=0.0)
+        model = task.model(trial)
+        build_schedule(cfg, arm, model)
+        train = task.data(trial).train
+        rows = list(range(min(cfg.batch_size, 8)))
+        with torch.no_grad():
+            _loss_of(
+                model.train(),
+                Penalized(task.loss(trial)),
+                train.inputs[rows],
+                train.targets[rows],
+                regularized=isinstance(model, Regularized),
+            )
+
+
+def train_all(cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Path) -> Trained:
+    """Trains the comparison, selects, and trains what depends on the selection; all of it is in the folder then."""
+    comparison, sweep = plan(cfg)
+    states: dict[Trial, dict[str, Any]] = {}
+    with Lines(epochs_in_all(cfg), shown=accelerator.is_main_process) as lines:
+        for trial in comparison:
+            states[trial] = train(trial, cfg, task, accelerator, folder, lines, states)
+        selected = select(cfg, comparison, lambda trial: task.quality(states[trial]["validation"]))
+        for trial in (*selected.get("null", ()), *sweep):
+            states[trial] = train(trial, cfg, task, accelerator, folder, lines, states)
+    trained = Trained(selected, sweep, states)
+    if accelerator.is_main_process:
+        write_rows(folder / METRICS, trained.rows())
+    return trained
+
+
+def train(
+    trial: Trial,
+    cfg: DictConfig,
+    task: Task,
+    accelerator: Accelerator,
+    folder: Path,
+    lines: Lines,
+    earlier: Mapping[Trial, dict[str, Any]],
+) -> dict[str, Any]:
+    """Trains one model and returns its last state: selected weights, epoch and validation metrics, all rows."""
+    path, epochs = folder / CHECKPOINTS / f"{trial.name}.pt", epochs_of(cfg, trial)
+    state = load_checkpoint(path)
+    if state is not None and state["epoch"] == epochs:
+        lines.advance(f"{trial.name}: done before", epochs)
+        return state
+
+    accelerator.free_memory()  # of the training before
+    seed_all(*trial.key)
+    data, model = task.data(trial), task.model(trial)
+    regularized = isinstance(model, Regularized)
+    criterion = Penalized(task.loss(trial))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
+    )
+    lr_schedule = torch.optim.lr_scheduler.StepLR(
+        optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0
+    )
+    beta_schedule = build_schedule(cfg, trial.arm, model)
+    sampler = EpochSampler(len(data.train), seed=trial.key[0] + 1_000_003 * trial.key[1])
+    batches = loader(data.train, cfg.batch_size, sampler=sampler, drop_last=True)
+    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    plain = accelerator.unwrap_model(model)
+    ema = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
+    evaluated = ema.module if ema else plain
+
+    parts = {"model": plain, "optimizer": optimizer, "lr_schedule": lr_schedule}
+    parts |= {"ema": ema} if ema else {}
+    parts |= {"beta_schedule": beta_schedule} if beta_schedule else {}
+    if state is not None:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        lines.advance(f"{trial.name}: resumed", state["epoch"])
+
+    written = time.monotonic()
+    for epoch in range(state["epoch"] if state else 0, epochs):
+        seed_all(*trial.key, epoch, accelerator.process_index)
+        data.train.seed_augmentation(*trial.key, epoch, accelerator.process_index)
+        batches.set_epoch(epoch)
+        model.train()
+        running: dict[str, Tensor] = {}
+        for x, y in batches:
+            with accelerator.accumulate(model):
+                loss, output = _loss_of(model, criterion, x, y, regularized=regularized)
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    if beta_schedule:
+                        beta_schedule.step(output)
+                    if ema:
+                        ema.update_parameters(plain)
+            for name, value in quantities(loss, output).items():
+                running[name] = running.get(name, 0) + value
+        lr_schedule.step()
+
+        means = {name: accelerator.reduce(value / len(batches), "mean").item() for name, value in running.items()}
+        if not math.isfinite(means["loss"]):
+            raise RuntimeError(f"{trial.name}: the loss of epoch {epoch + 1} is {means['loss']}: lower lr or beta")
+        row = asdict(trial) | {"epoch": epoch + 1} | {f"train/{name}": value for name, value in means.items()}
+        validation = None
+        if data.validation is not None:
+            validation = task.measure(trial, evaluated)
+            row |= {f"validation/{name}": value for name, value in validation.items()}
+        better = (
+            cfg.selection == "last" or state is None or task.quality(validation) > task.quality(state["validation"])
+        )
+        state = next_state(
+            state, row, validation, selected=evaluated if better else None, parts=parts if epoch + 1 < epochs else {}
+        )
+        if accelerator.is_main_process:
+            save_checkpoint(path, state)
+            if epoch + 1 == epochs or time.monotonic() > written + METRICS_EVERY:
+                write_rows(folder / METRICS, [row for other in (*earlier.values(), state) for row in other["rows"]])
+                written = time.monotonic()
+        lines.advance(f"{trial.name} epoch {epoch + 1}/{epochs}  {described(row)}")
+    return state
+
+
+def _loss_of(model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, *, regularized: bool) -> tuple[Tensor, Any]:
+    """Returns the loss of a batch and what the model returned; only a `Regularized` takes targets."""
+    output = model(x, target=y) if regularized else model(x)
+    return criterion(output, y, inputs=x), output

@@ -1,0 +1,219 @@
+"""Regression with and without a bottleneck: the same model, seeds, cuts of the data and budget, one table.
+
+    python recipes/regression.py                                          # diabetes, about a minute, offline
+    python recipes/regression.py data=california_housing tune=true        # beta and weight decay chosen on validation
+    python recipes/regression.py experiment=cs_ib_housing                 # a paper's data and network
+    accelerate launch --num_processes 2 recipes/regression.py ...         # the same on several GPUs
+    torchrun --standalone --nproc_per_node 2 recipes/regression.py device=cpu ...          # and on CPU processes
+
+`main` checks before anything is written; `run` reads top to bottom: train and select, test, attack, report. Trainings
+are functions of configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends
+bit-identically on a CPU. The test part of every cut is used once, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import hydra
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from torch import nn
+
+from ibreg.evaluation.plots import learning_curves
+from ibreg.evaluation.regression_plots import attack_curves, information_plane, prediction_plot, residual_plot
+from ibreg.training import models, regression_data
+from ibreg.training.arms import build_arm
+from ibreg.training.checks import check_batch_size, check_configuration
+from ibreg.training.configuration import command_of, register_with_hydra
+from ibreg.training.folder import CHECKPOINTS, SUMMARY, open_folder
+from ibreg.training.loop import build_accelerator
+from ibreg.training.regression import (
+    Regressed,
+    build_task_loss,
+    check_data,
+    check_task_losses,
+    errors_under_attack,
+    regress,
+)
+from ibreg.training.regression_data import RegressionData
+from ibreg.training.report import print_run
+from ibreg.training.run import Task, Trained, rehearse, train_all
+from ibreg.training.summary import by_metric, summarize, write_summary
+from ibreg.training.trials import Trial
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CURVES = ("train/loss", "train/penalty", "validation/rmse", "validation/r2", "validation/cs_qmi", "validation/rate")
+PLANES = {"information_plane.png": "validation/cs_qmi", "rate_plane.png": "validation/rate"}
+
+register_with_hydra()
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="regression", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    check_configuration(cfg, CONFIGS / "regression.yaml")
+    check_task_losses(cfg)
+    accelerator = build_accelerator(cfg)
+    data = load(cfg)
+    for of_seed in data.values():
+        check_data(of_seed)
+        check_batch_size(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
+
+    def measure(trial: Trial, model: nn.Module) -> dict[str, float]:
+        return evaluate(cfg, model, data[trial.seed], accelerator, "validation").metrics()
+
+    task = Task(
+        data=lambda trial: data[trial.seed],
+        model=lambda trial: build_model(cfg, data[trial.seed], trial),
+        loss=lambda trial: build_task_loss(cfg, trial.arm),
+        measure=measure,
+        quality=quality,
+    )
+    rehearse(cfg, task)
+    with open_folder(cfg, accelerator) as folder:
+        finished = (folder / SUMMARY).is_file()
+        if not finished:
+            run(cfg, data, task, accelerator, folder)
+        if accelerator.is_main_process:
+            print_run(folder, "finished before" if finished else "finished")
+    # What still holds a model wrapped for several processes would outlive the process group.
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
+def load(cfg: DictConfig) -> dict[int, RegressionData]:
+    """Loads the data of every seed: each with a cut of its own, or all with the same."""
+    cuts = {seed: cfg.data.get("split_seed", 0) + (seed if cfg.split_by_seed else 0) for seed in cfg.seeds}
+    loaded = {cut: regression_data.load(**{**cfg.data, "split_seed": cut}) for cut in set(cuts.values())}
+    return {seed: loaded[cut] for seed, cut in cuts.items()}
+
+
+def run(
+    cfg: DictConfig, data: Mapping[int, RegressionData], task: Task, accelerator: Accelerator, folder: Path
+) -> None:
+    """Trains and selects, tests, attacks and reports."""
+    started = time.monotonic()
+    resumed = any((folder / CHECKPOINTS).iterdir())
+    trained = train_all(cfg, task, accelerator, folder)
+    selected = {
+        arm: [(trained.model(task, trial, accelerator.device), data[trial.seed]) for trial in trials]
+        for arm, trials in trained.selected.items()
+    }
+    tested = {
+        arm: [evaluate(cfg, model, of_seed, accelerator, "test") for model, of_seed in seeds]
+        for arm, seeds in selected.items()
+    }
+    if not accelerator.is_main_process:
+        return
+    attacked = {
+        arm: [
+            errors_under_attack(model, of_seed, cfg.attack, accelerator.device, draws=cfg.prediction_draws)
+            for model, of_seed in seeds
+        ]
+        for arm, seeds in selected.items()
+    }
+    draw(cfg, folder, data[cfg.seeds[0]].quantity, trained, tested, attacked)
+    measured = {
+        arm: [regressed.metrics() | errors for regressed, errors in zip(tested[arm], attacked[arm], strict=True)]
+        for arm in tested
+    }
+    results, paired = summarize(by_metric(measured))
+    write_summary(
+        folder / SUMMARY,
+        recipe="regression",
+        data=data[cfg.seeds[0]].name,
+        seeds=list(cfg.seeds),
+        results=results,
+        paired=paired,
+        selected=trained.choices(cfg),
+        wall_s=time.monotonic() - started,
+        resumed=resumed,
+        device=accelerator.device,
+        command=command_of("regression"),
+        headline=columns(cfg, data[cfg.seeds[0]]),
+    )
+
+
+def build_model(cfg: DictConfig, data: RegressionData, trial: Trial) -> nn.Module:
+    """Builds the model of an arm: the control as it is, the others with their bottleneck in it."""
+    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
+
+    def network(code_features: int | None) -> nn.Module:
+        return models.build(**options, input_shape=data.input_shape, classes=1, code_features=code_features)
+
+    return build_arm(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
+
+
+def evaluate(cfg: DictConfig, model: nn.Module, data: RegressionData, accelerator: Accelerator, part: str) -> Regressed:
+    """Predicts the validation or the test part."""
+    return regress(
+        model,
+        getattr(data, part),
+        data,
+        accelerator,
+        place=cfg.inject_at if isinstance(cfg.inject_at, str) else cfg.inject_at[0],
+        batch_size=cfg.batch_size,
+        draws=cfg.prediction_draws,
+    )
+
+
+def quality(validation: Mapping[str, float]) -> tuple[float]:
+    """Orders epochs and grid points by their error."""
+    return (-validation["rmse"],)
+
+
+def draw(
+    cfg: DictConfig,
+    folder: Path,
+    quantity: str,
+    trained: Trained,
+    tested: Mapping[str, Sequence[Regressed]],
+    attacked: Mapping[str, Sequence[Mapping[str, float]]],
+) -> None:
+    """Draws learning curves, predictions, residuals, the information planes and the errors under attack."""
+    curves = trained.curves(CURVES)
+    for row in curves:
+        if row["arm"] in cfg.task_losses:
+            row |= {"train/loss": None, "train/penalty": None}  # not of one scale with those of the other arms
+    learning_curves(curves, folder / "learning_curves.png")
+    pooled = {
+        arm: (torch.cat([each.predictions for each in seeds]), torch.cat([each.targets for each in seeds]))
+        for arm, seeds in tested.items()
+    }
+    prediction_plot(pooled, folder / "predictions.png", quantity=quantity)
+    residual_plot(pooled, folder / "residuals.png", quantity=quantity)
+    ways = trained.curves(("validation/information", *PLANES.values()))
+    for name, compression in PLANES.items():
+        if any(row[compression] is not None and row["validation/information"] is not None for row in ways):
+            information_plane(ways, folder / name, compression=compression)
+    points = []
+    for arm, seeds in attacked.items():
+        for seed, errors in zip(cfg.seeds, seeds, strict=True):
+            for key, rmse in errors.items():
+                _, attack, eps = key.split("_")
+                points.append({"arm": arm, "seed": seed, "attack": attack.upper(), "eps": float(eps), "rmse": rmse})
+    if cfg.attack.eps:
+        attack_curves(points, folder / "attacks.png", unit=quantity)
+
+
+def columns(cfg: DictConfig, data: RegressionData) -> list[tuple[str, str, int, int]]:
+    """Lists the columns of the table, errors with four digits of the target's deviation."""
+    digits = max(3 - math.floor(math.log10(data.target_std)), 0)
+    shown = [
+        ("test/rmse", f"test RMSE, {data.quantity}", 1, digits),
+        ("test/mae", "MAE", 1, digits),
+        ("test/r2", "R²", 1, 4),
+    ]
+    if cfg.attack.eps:
+        eps = sorted(cfg.attack.eps)[len(cfg.attack.eps) // 2]
+        shown.append((f"test/rmse_pgd_{eps:g}", f"RMSE under PGD, eps {eps:g}", 1, digits))
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""The regression recipe as a user runs it: from the command line, with wrong input, killed and resumed."""
+
+import csv
+import importlib.util
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from hydra import compose, initialize_config_dir
+
+import ibreg
+from ibreg.training import models, regression_data
+from ibreg.training.checkpoint import load_checkpoint
+from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes" / "regression.py"
+ARMS = "bottlenecks=[variational,cauchy_schwarz,hsic,symmetric]"
+QUICK = [
+    ARMS, "+bottleneck.symmetric={name:nonlinear,beta:0.01}",
+    "+task_losses.symmetric={name:conditional_cauchy_schwarz,mode:symmetric}",
+    "seeds=[0,1]", "epochs=3", "model.hidden=[32]", "model.decoder=[8]", "device=cpu", "lr=1e-2", "tune=true",
+    "+grid.betas.hsic=[1,2]", "+grid.betas.symmetric=[0,1]", "grid.beta=[1e-3,100]", "grid.weight_decay=[0,50]",
+    "ema=0.5", "prediction_draws=2", "draws=2", "attack.steps=2", "attack.rows=20", "attack.draws=2",
+]  # fmt: skip
+
+
+def command(*overrides):
+    return [sys.executable, "-W", "error::UserWarning", str(RECIPE), *overrides]
+
+
+def run(*overrides, cwd):
+    return subprocess.run(command(*overrides), cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    spec = importlib.util.spec_from_file_location("regression", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["regression"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def launch(regression, tmp_path):
+    """Runs the recipe in this process; the output folder is `tmp_path / "run"`."""
+
+    def call(*overrides):
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("regression", [*overrides, f"output_dir={tmp_path / 'run'}"])
+        AcceleratorState._reset_state(True)  # it refuses another precision in the same process
+        regression.main(cfg)
+        return tmp_path / "run"
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted quick run."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = run(*QUICK, "output_dir=run", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "run", result.stdout
+
+
+def summary_of(folder):
+    return json.loads((folder / SUMMARY).read_text())
+
+
+def rows_of(folder):
+    with (folder / METRICS).open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder):
+    return {path.name: load_checkpoint(path)["weights"] for path in sorted((folder / CHECKPOINTS).glob("*.pt"))}
+
+
+def assert_equal_runs(first, second):
+    kept = ("recipe", "data", "seeds", "results", "paired", "selected")
+    assert [summary_of(first)[key] for key in kept] == [summary_of(second)[key] for key in kept]
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name][key], other[name][key]) for name in one for key in one[name])
+    assert (first / METRICS).read_text() == (second / METRICS).read_text()
+
+
+def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finished):
+    folder, printed = finished
+    for word in ("none, other init", "variational", "test RMSE", "PGD", SUMMARY, "attacks.png"):
+        assert word in re.sub(r"\s+", " ", printed)
+    summary = summary_of(folder)
+    assert (summary["recipe"], summary["data"], summary["seeds"]) == ("regression", "diabetes", [0, 1])
+    assert list(summary["results"]) == ["none", "null", "variational", "cauchy_schwarz", "hsic", "symmetric"]
+    for arm, metrics in summary["results"].items():
+        for metric in ("rmse", "mae", "r2", "cs_qmi", "rmse_fgsm_0.1", "rmse_pgd_0.1", "rmse_pgd_0"):
+            assert len(metrics[f"test/{metric}"]["values"]) == 2
+        assert ("test/rate" in metrics) == (arm in ("variational", "symmetric"))
+    assert summary["command"].startswith("python recipes/regression.py bottlenecks=")
+    assert {path.name for path in folder.glob("*.png")} == {
+        "attacks.png", "information_plane.png", "learning_curves.png", "predictions.png", "rate_plane.png",
+        "residuals.png",
+    }  # fmt: skip
+    assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == (5 * 2 + 1) * 2
+    rows = rows_of(folder)
+    assert len(rows) == (5 * 2 + 1) * 2 * 3
+    assert {"arm", "seed", "beta", "epoch", "train/loss", "validation/rmse", "validation/cs_qmi"} <= rows[0].keys()
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_the_learnt_weights_are_those_that_were_tested_each_on_the_cut_of_its_seed(launch):
+    """Independent of the recipe's own evaluation: the error from the checkpoint with a bare forward."""
+    folder = launch("bottlenecks=[]", "seeds=[0,3]", "epochs=2", "model.hidden=[16]", "attack.eps=[]")
+    results = summary_of(folder)["results"]["none"]
+    for position, seed in enumerate((0, 3)):
+        data = regression_data.load("diabetes", split_seed=seed)
+        network = models.build("mlp", input_shape=(10,), classes=1, hidden=[16])
+        network.load_state_dict(load_checkpoint(folder / CHECKPOINTS / f"none-decay0-seed{seed}.pt")["weights"])
+        with torch.no_grad():
+            found = network(data.test.inputs).double().numpy() * data.target_std
+        residuals = found - data.test.targets.double().numpy() * data.target_std
+        assert results["test/rmse"]["values"][position] == pytest.approx(np.sqrt(np.mean(residuals**2)), rel=1e-6)
+        assert results["test/mae"]["values"][position] == pytest.approx(np.mean(np.abs(residuals)), rel=1e-6)
+        spread = np.var(data.test.targets.double().numpy()) * data.target_std**2
+        assert results["test/r2"]["values"][position] == pytest.approx(1 - np.mean(residuals**2) / spread, rel=1e-6)
+
+
+def test_all_seeds_may_share_one_cut(launch, regression, monkeypatch):
+    cuts = []
+    load = regression_data.load
+    monkeypatch.setattr(
+        regression.regression_data, "load", lambda *a, **k: cuts.append(k["split_seed"]) or load(*a, **k)
+    )
+    quick = ["bottlenecks=[]", "seeds=[1,4]", "epochs=1", "model.hidden=[4]", "attack.eps=[]", "data.split_seed=7"]
+    launch(*quick)
+    assert sorted(cuts) == [8, 11]
+    cuts.clear()
+    launch(*quick, "split_by_seed=false", "overwrite=true")
+    assert cuts == [7]
+
+
+def test_epochs_and_grid_points_are_the_best_on_validation(finished):
+    folder, _ = finished
+    summary, rows = summary_of(folder), rows_of(folder)
+    for arm, choice in summary["selected"].items():
+        key = "weight_decay" if choice["beta"] is None else "beta"
+        chosen = choice[key]
+        best = {}
+        for row in rows:
+            if row["arm"] == arm:
+                at = float(row[key]), row["seed"]
+                if at not in best or float(row["validation/rmse"]) < best[at][0]:
+                    best[at] = float(row["validation/rmse"]), int(row["epoch"])
+        points = {value for value, _ in best}
+        errors = {value: sum(best[value, seed][0] for seed in "01") for value in points}
+        assert min(errors, key=errors.get) == chosen
+        assert [best[chosen, seed][1] for seed in "01"] == choice["epochs"]
+    # A beta of 100 and a decay of 50 leave nothing to predict with.
+    assert summary["selected"]["variational"]["beta"] == 1e-3
+    assert summary["selected"]["none"]["weight_decay"] == summary["selected"]["null"]["weight_decay"] == 0
+    assert {float(row["beta"]) for row in rows if row["arm"] == "hsic"} == {1, 2}
+    assert {float(row["beta"]) for row in rows if row["arm"] == "cauchy_schwarz"} == {1e-3, 100}
+
+
+def test_a_killed_run_resumes_bit_identically(finished, tmp_path):
+    whole, _ = finished
+    overrides = [*QUICK, "output_dir=run"]
+    generator = random.Random(torch.randint(2**31, ()).item())
+    for kill_after in sorted(generator.sample(range(1, 60), 2)):
+        process = subprocess.Popen(command(*overrides, "resume=true"), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        done = 0
+        for line in process.stdout:
+            done += 3 if "done before" in line else 1
+            if done >= kill_after:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert not (tmp_path / "run" / SUMMARY).exists()
+    result = run(*overrides, "resume=true", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert_equal_runs(whole, tmp_path / "run")
+    again = run(*overrides, "resume=true", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "finished before" in again.stdout
+
+
+def test_help_shows_the_choices(tmp_path):
+    result = run("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    words = ["cs_ib_housing", "huber", "bottleneck.<name>.<option>", "split_by_seed", "+data.noise_columns"]
+    for word in (*words, *regression_data.names(), *ibreg.names()):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+epoch=3"], "no key 'epoch' .did you mean 'epochs'"),
+        (["bottlenecks=[hsik]"], "'hsik' is not configured: choose from .*hsic"),
+        (["task_loss.name=squared"], "task_loss: no task loss 'squared': it is one of .*'squared_error'"),
+        (["+task_loss.delta=1"], r"task_loss: squared_error has no option \['delta'\]"),
+        (["task_loss=huber", "task_loss.delta=0"], "task_loss: delta=0 is an error in standard deviations"),
+        (["task_loss=conditional_cauchy_schwarz", "task_loss.share=2"], "task_loss: share is the weight"),
+        (["+task_losses.hsik={name:huber}"], "task_losses has hsik, which is no arm: there are none, .*hsic"),
+        (["+task_losses.none={delta:1}"], "task_losses.none has a name and options"),
+        (
+            ["+task_losses.variational={name:huber,detla:1}"],
+            r"task_losses.variational: huber has no option \['detla'\]",
+        ),
+        (["task_losses=3"], "task_losses has the losses of some arms"),
+        (["attack.eps=[-1]"], "attack.eps is a list of numbers of at least 0"),
+        (["attack.steps=0"], "attack.steps is a whole number of at least 1"),
+        (["+attack.norm=2"], "attack has no key 'norm'"),
+        (["split_by_seed=3"], "split_by_seed is true or false"),
+        (["tune=true", "+grid.betas.variational=[1]"], "the grid of beta of variational .* equally many values"),
+        (["grid.betas=3"], "grid.betas has the grids of some bottlenecks"),
+        (["+grid.betas.variational=[-1]"], "grid.betas.variational is a list of numbers of at least 0"),
+        (["data=digits"], "no regression data set 'digits': it is one of .*'diabetes'"),
+        (["data=california_housing", "data.root=/nowhere"], "download=true"),
+        (["data=csv"], "value is missing for data.path, data.target"),
+        (["+data.split=chronological"], "the rows of diabetes have no order of time"),
+        (["data.test=0.003"], "the test part of diabetes has 1 rows of one target.*data.test"),
+        (["batch_size=5000"], "batch_size=5000 is more than"),
+        (["bottlenecks=[hsic]", "bottleneck.hsic.estimator=unbiased", "batch_size=3"], "4 samples"),
+        (["bottleneck.variational.prior=conditional", "bottleneck.variational.classes=3"], "class"),
+        (["model.decoder=[0]"], r"decoder=\[0\] is a list of widths"),
+        (["model=lenet"], "lenet reads pictures"),
+        (["experiment=vib_mnist"], "the experiment is one of another recipe: python recipes/classification.py"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, overrides, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        launch(*overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_classification_refuses_an_experiment_of_regression(tmp_path):
+    classification = [sys.executable, str(ROOT / "recipes" / "classification.py"), "experiment=cs_ib_housing"]
+    result = subprocess.run(classification, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert result.returncode != 0
+    assert "another recipe: python recipes/regression.py" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_csv_trains_with_a_chronological_cut_and_noise_columns(launch, tmp_path):
+    generator = random.Random(0)
+    rows = [(generator.gauss(0, 1), generator.gauss(0, 1)) for _ in range(400)]
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,price\n" + "".join(f"{a},{b},{100 + 20 * a - 10 * b}\n" for a, b in rows))
+    folder = launch(
+        "data=csv", f"data.path={path}", "data.target=price", "+data.split=chronological", "+data.noise_columns=2",
+        "epochs=15", "seeds=[0]", "lr=1e-2", "bottlenecks=[nonlinear]", "attack.eps=[0.1]",
+        "bottleneck.nonlinear.beta=0",
+    )  # fmt: skip
+    results = summary_of(folder)["results"]
+    for arm in ("none", "nonlinear"):
+        assert results[arm]["test/r2"]["mean"] > 0.97
+        # The slope of the truth over standardised columns bounds the rise of the error to about 0.1 * (20 + 10).
+        rise = results[arm]["test/rmse_pgd_0.1"]["mean"] - results[arm]["test/rmse_pgd_0"]["mean"]
+        assert 1.5 < rise < 4.5
+
+
+def test_an_arm_may_have_another_loss_alone(launch):
+    """Half a squared error and half of nothing: at share 1 the conditional loss is the squared error itself."""
+    folder = launch(
+        "bottlenecks=[same]", "+bottleneck.same={name:cauchy_schwarz,beta:0}", "seeds=[0]", "epochs=2",
+        "+task_losses.same={name:conditional_cauchy_schwarz,share:1}", "model.hidden=[16]", "attack.eps=[]",
+    )  # fmt: skip
+    results = summary_of(folder)["results"]
+    assert results["same"]["test/rmse"]["mean"] == pytest.approx(results["none"]["test/rmse"]["mean"], rel=1e-4)
+
+
+def test_every_option_of_the_loop_runs(launch):
+    folder = launch(
+        "bottlenecks=[variational,hsic]", "seeds=[0]", "epochs=2", "ema=0.9", "draws=3", "prediction_draws=4",
+        "accumulate=2", "precision=bf16", "selection=last", "lr_every=1", "lr_factor=0.5", "schedule.name=target_rate",
+        "schedule.rate=5", "bottlenecks=[variational]", "task_loss=absolute_error", "control=false",
+    )  # fmt: skip
+    assert summary_of(folder)["results"]["variational"]["test/rate"]["mean"] > 0
+
+
+def test_pictures_train(launch, data_root):
+    folder = launch(
+        "data=rotated_mnist", f"data.root={data_root}", "data.size=400", "model=lenet", "bottlenecks=[cauchy_schwarz]",
+        "seeds=[0]", "epochs=1", "attack.eps=[0.1]", "attack.steps=2", "attack.rows=20", "control=false",
+    )  # fmt: skip
+    assert summary_of(folder)["results"]["cauchy_schwarz"]["test/rmse"]["mean"] < 60
