@@ -10,7 +10,7 @@ import ibreg
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a recipe with the arguments behind its name, or lists recipes, bottlenecks, data, models, task losses and experiments.
+    """Runs a recipe with the arguments behind its name, or lists recipes and what can be chosen in them.
 
     Returns:
         the exit code: 2 for a name that is none.
