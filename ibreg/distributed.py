@@ -29,7 +29,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
     Args:
         value: any shape, the same on every rank; without gradient.
+
+    Raises:
+        RuntimeError: there is no process group.
     """
+    _check_process_group()
     total = value.detach().clone()
     distributed.all_reduce(total)
     return total
@@ -47,11 +51,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
         RuntimeError: there is no process group.
         ValueError: another number of features on another rank; raised on every rank, so that none waits.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        raise RuntimeError(
-            "gather=True takes the batches of all ranks together, but there is no process group: start one "
-            "(torch.distributed.init_process_group), or use gather=False"
-        )
+    _check_process_group()
     ranks = distributed.get_world_size()
     shapes = rows.new_empty((ranks, 2), dtype=torch.int64)
     distributed.all_gather_into_tensor(shapes, torch.tensor([rows.shape], device=rows.device))
@@ -65,3 +65,11 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
     distributed.all_gather_into_tensor(gathered, padded)
     parts = [part[:length] for part, length in zip(gathered.split(longest), lengths, strict=True)]
     return torch.cat(parts), lengths, distributed.get_rank()
+
+
+def _check_process_group() -> None:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise RuntimeError(
+            "gather=True takes the batches of all ranks together, but there is no process group: start one "
+            "(torch.distributed.init_process_group), or use gather=False"
+        )

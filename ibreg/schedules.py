@@ -198,9 +198,14 @@ class TargetRate(Schedule):
     @torch.no_grad()
     def _update(self, output: RegularizedOutput | None) -> None:
         for name in self.layers:
-            if output is None or f"{name}/rate" not in output.logs:
+            if output is None or not any(key.startswith(f"{name}/") for key in output.logs):
                 raise ValueError(
                     f"TargetRate needs the logged rate '{name}/rate': call step(output) with what Regularized returned"
+                )
+            if f"{name}/rate" not in output.logs:
+                raise ValueError(
+                    f"TargetRate holds a rate, and bottleneck {name} ({type(self.layers[name]).__name__}) logs none: "
+                    "give layers= those that do"
                 )
         for name, layer in self.layers.items():
             rate = mean_over_ranks(output.logs[f"{name}/rate"])

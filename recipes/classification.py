@@ -143,7 +143,8 @@ def draw(
         if "rate" in metrics:
             entropy = label_entropy(measured.targets)
             # I(Z; X) = I(Z; X | Y) + I(Z; Y), and the rate of a conditional prior bounds the first part alone.
-            bound = metrics["rate"] + (entropy if is_conditional(cfg, trial.arm) else 0)
+            conditional = build_bottleneck(cfg, trial.arm).rate_bounds == "I(X;Z|Y)"
+            bound = metrics["rate"] + (entropy if conditional else 0)
             points.append(
                 {"arm": trial.arm, "beta": trial.beta, "rate": bound}
                 | {key: metrics[key] for key in ("information", "accuracy")}
@@ -154,22 +155,16 @@ def draw(
 
 def columns(cfg: DictConfig) -> list[tuple[str, str, int, int]]:
     """Lists the columns of the table; that of the rate says what it bounds from above."""
-    conditional = [arm for arm in cfg.bottlenecks if is_conditional(cfg, arm)]
-    if len(conditional) == len(cfg.bottlenecks) > 0:
-        bounded = "I(X;Z|Y)"
-    else:
-        bounded = ", ".join(["I(X;Z)", *(f"{arm}: I(X;Z|Y)" for arm in conditional)])
+    bounds = {arm: build_bottleneck(cfg, arm).rate_bounds for arm in cfg.bottlenecks}
+    bounds = {arm: bound for arm, bound in bounds.items() if bound is not None}
+    most = next(iter(bounds.values()), "I(X;Z)")
+    bounded = ", ".join([most, *(f"{arm}: {bound}" for arm, bound in bounds.items() if bound != most)])
     return [
         ("test/error", "test error (%)", 100, 2),
         ("test/nll", "test NLL (nats)", 1, 4),
         ("test/ece", "test ECE (%)", 100, 2),
         ("test/rate", f"rate ≥ {bounded} (nats)", 1, 2),
     ]
-
-
-def is_conditional(cfg: DictConfig, arm: str) -> bool:
-    """Whether the rate of an arm is that over a prior of the label, which leaves out what the code knows of it."""
-    return getattr(build_bottleneck(cfg, arm), "prior", None) == "conditional"
 
 
 if __name__ == "__main__":

@@ -228,6 +228,8 @@ def test_help_shows_the_choices(tmp_path):
         (["overwrite=no"], "overwrite is true or false"),
         (["tune=maybe"], "tune is true or false"),
         (["inject_at=[]"], "inject_at names at least one"),
+        (["bottlenecks=[hsic]", "schedule.name=target_rate"], "HSICBottleneck.* logs none"),
+        (["+grid.betas.hsci=[1,2]"], "grid.betas names hsci"),
         (["sweep.epochs=0"], "sweep.epochs is a whole number of at least 1"),
         (["sweep.betas=[-1]"], "at least 0"),
         (["sweep.betas=[1e-3,0.001]"], "two trainings are the same"),
@@ -257,6 +259,8 @@ def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, ove
 def test_a_misspelt_key_is_refused_by_hydra(launch):
     with pytest.raises(ConfigCompositionException, match="epoch"):
         launch("epoch=3")
+    with pytest.raises(ConfigCompositionException, match="vib_minst"):
+        launch("experiment=vib_minst")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,11 @@ class Bottleneck(nn.Module):
         """What the penalty cannot do without in training, of `inputs`, `target` and `concepts`."""
         return ()
 
+    @property
+    def rate_bounds(self) -> str | None:
+        """What the logged `rate` bounds from above; None where none is logged."""
+        return None
+
     def materialize(self, in_features: int | None, *, device=None, dtype=None) -> None:
         """Creates the parameters for a feature size; does nothing while that is None.
 
@@ -141,6 +146,10 @@ class Bottleneck(nn.Module):
                     f"bottleneck {scope.name_of(self)} needs {' and '.join(missing)}: call model(x, {call})"
                 )
             return self._nothing(), {}
+        if scope.mask is not None and scope.mask.is_floating_point() and can_assert(scope.mask):
+            torch._assert_async(
+                ((scope.mask == 0) | (scope.mask == 1)).all(), "a mask is 1 where a position counts and 0 elsewhere"
+            )
         device = self.beta.device.type
         with (
             torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext(),
@@ -310,10 +319,6 @@ def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None 
         if mask.shape != values.shape:
             raise ValueError(
                 f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(values.shape)}"
-            )
-        if mask.is_floating_point() and can_assert(mask):
-            torch._assert_async(
-                ((mask == 0) | (mask == 1)).all(), "a mask is 1 where a position counts and 0 elsewhere"
             )
         values = torch.where(mask.bool(), values, 0)
     samples = values.shape[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ibreg.distributed import sum_over_ranks
 from ibreg.functional.kernels import Bandwidth, bandwidth_of
 from ibreg.functional.pairs import Gram, gram
-from ibreg.layers.base import Bottleneck
+from ibreg.layers.base import Bottleneck, at_least_float32, can_assert
 from ibreg.layers.scope import Scope
 
 POSITIONS = ("flatten", "mean")
@@ -83,6 +83,12 @@ class KernelBottleneck(Bottleneck):
             raise ValueError(
                 f"bottleneck {scope.name_of(self)} compares codes with the inputs, and those are {scope.inputs.dtype}: "
                 "pass what stands for them, model(x, inputs=embeddings)"
+            )
+        if can_assert(scope.inputs):
+            total = at_least_float32(scope.inputs.detach()).sum()
+            torch._assert_async(
+                total * 0 == 0,
+                f"bottleneck {scope.name_of(self)} compares codes with inputs that have NaN or infinite values",
             )
         return scope.inputs
 

@@ -126,6 +126,11 @@ class NonlinearBottleneck(Bottleneck):
         self._warned_of_saturation = False
         self.materialize(in_features, device=device, dtype=dtype)
 
+    @property
+    def rate_bounds(self) -> str:
+        """The information about which sample of the batch it is: at most log(batch), so it depends on the batch."""
+        return "I(X;Z) in a batch"
+
     def create_parameters(self, *, device=None, dtype=None) -> None:
         """Registers the encoder of the mean and the log variance."""
         if self.out_features is None:

@@ -151,6 +151,11 @@ class VariationalBottleneck(Bottleneck):
         """The target, where the prior is conditional on it."""
         return ("target",) if self.prior == "conditional" else ()
 
+    @property
+    def rate_bounds(self) -> str:
+        """The information about the input; with a conditional prior, what the label does not tell."""
+        return "I(X;Z|Y)" if self.prior == "conditional" else "I(X;Z)"
+
     def create_parameters(self, *, device=None, dtype=None) -> None:
         """Registers the encoder and the learned prior."""
         if self.out_features is None:

@@ -6,35 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ibreg import registry, schedules
+from ibreg import schedules
 from ibreg.injection import CHILD, bottlenecks, inject
-from ibreg.layers import Bottleneck
 from ibreg.regularized import Regularized, predict
+from ibreg.training.configuration import build_bottleneck
 from ibreg.training.trials import CONTROLS, Trial
-
-
-def build_bottleneck(cfg: DictConfig, arm: str, **settings: Any) -> Bottleneck:
-    """Builds the bottleneck of one arm from `bottleneck.<arm>`.
-
-    Args:
-        cfg: the recipe's configuration.
-        arm: key under `bottleneck`; its `name` there is the registry name, by default the key itself.
-        **settings: options that go before those of the configuration.
-
-    Raises:
-        ValueError: no such arm, or an option that the bottleneck does not have or take.
-    """
-    if arm not in cfg.bottleneck:
-        raise ValueError(f"bottleneck {arm!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
-    options = OmegaConf.to_container(cfg.bottleneck[arm], resolve=True)
-    name = options.pop("name", arm)
-    try:
-        return registry.build(name, **{**options, **settings})
-    except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
-        raise ValueError(f"bottleneck.{arm}: {error}") from error
 
 
 def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.Module], example: Tensor) -> nn.Module:

@@ -81,7 +81,8 @@ def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
     recipe = OmegaConf.to_container(OmegaConf.load(recipe_yaml))
     own = [str(key) for key in recipe if key not in ("defaults", "hydra")]
     entries = [entry for entry in recipe["defaults"] if isinstance(entry, dict)]
-    groups = [key for entry in entries for key in entry if " " not in key]  # neither "optional" nor "override"
+    # Not "override", nor what is none by default: an experiment.
+    groups = [key for entry in entries for key, choice in entry.items() if " " not in key and choice is not None]
     _check_section(recipe_yaml.stem, cfg, [*own, *groups])
     for section in own:
         if isinstance(recipe[section], dict) and section not in BY_ARM:
@@ -169,6 +170,11 @@ def _check_values(cfg: DictConfig) -> None:
     rates = cfg.schedule.rate
     if isinstance(rates, DictConfig) and set(cfg.bottlenecks) - set(rates):
         raise ValueError(f"schedule.rate has no rate for {', '.join(set(cfg.bottlenecks) - set(rates))}")
+    by_arm = {"schedule.rate": rates, "grid.betas": cfg.grid.betas, "task_losses": cfg.get("task_losses")}
+    for key, keyed in by_arm.items():
+        unknown = set(keyed) - set(cfg.bottleneck) if isinstance(keyed, DictConfig) else set()
+        if unknown:
+            raise ValueError(f"{key} names {', '.join(sorted(unknown))}, but there are {', '.join(cfg.bottleneck)}")
     for rate in rates.values() if isinstance(rates, DictConfig) else [rates]:
         if not (_is_number(rate) and rate > 0):
             raise ValueError(f"schedule.rate is a number of nats greater than 0, or one for each arm, got {rates}")

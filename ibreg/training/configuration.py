@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from ibreg import registry
+from ibreg.layers import Bottleneck
 
 # They say how and where to run, not what: a run that differs in them alone is the same run.
 NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download")
@@ -63,3 +64,24 @@ def identity_of(cfg: DictConfig) -> dict[str, Any]:
         if node is not None:
             node.pop(leaf, None)
     return OmegaConf.to_container(cfg, resolve=True)
+
+
+def build_bottleneck(cfg: DictConfig, arm: str, **settings: Any) -> Bottleneck:
+    """Builds the bottleneck of one arm from `bottleneck.<arm>`.
+
+    Args:
+        cfg: the recipe's configuration.
+        arm: key under `bottleneck`; its `name` there is the registry name, by default the key itself.
+        **settings: options that go before those of the configuration.
+
+    Raises:
+        ValueError: no such arm, or an option that the bottleneck does not have or take.
+    """
+    if arm not in cfg.bottleneck:
+        raise ValueError(f"bottleneck {arm!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
+    options = OmegaConf.to_container(cfg.bottleneck[arm], resolve=True)
+    name = options.pop("name", arm)
+    try:
+        return registry.build(name, **{**options, **settings})
+    except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
+        raise ValueError(f"bottleneck.{arm}: {error}") from error

@@ -109,17 +109,19 @@ def rehearse(cfg: DictConfig, task: Task) -> None:
     for arm in arms(cfg):
         trial = Trial(arm, seed=cfg.seeds[0], weight_decay=0.0)
         model = task.model(trial)
-        build_schedule(cfg, arm, model)
+        schedule = build_schedule(cfg, arm, model)
         train = task.data(trial).train
         rows = list(range(min(cfg.batch_size, 8)))
         with torch.no_grad():
-            _loss_of(
+            _, output = _loss_of(
                 model.train(),
                 Penalized(task.loss(trial)),
                 train.inputs[rows],
                 train.targets[rows],
                 regularized=isinstance(model, Regularized),
             )
+        if schedule is not None:
+            schedule.step(output)
 
 
 def train_all(cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Path) -> Trained:

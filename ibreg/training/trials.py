@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
+from ibreg.training.configuration import build_bottleneck
+
 CONTROLS = ("none", "null")
+INFORMATION = ("I(X;Z)", "I(X;Z|Y)")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
                 comparison += [replace(trial, weight_decay=float(decay)) for decay in cfg.grid.weight_decay]
             else:
                 comparison += [replace(trial, beta=float(beta)) for beta in beta_grid(cfg, arm)]
-        if not is_control and "sweep" in cfg and cfg.schedule.name != "target_rate":
+        # Only a rate that means the same for any batch makes a curve.
+        swept = not is_control and "sweep" in cfg and cfg.schedule.name != "target_rate"
+        if swept and build_bottleneck(cfg, arm).rate_bounds in INFORMATION:
             first = Trial(arm, cfg.seeds[0], float(cfg.weight_decay), sweep=True)
             sweep += [replace(first, beta=float(beta)) for beta in cfg.sweep.betas]
     return comparison, sweep

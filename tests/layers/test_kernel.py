@@ -120,3 +120,25 @@ def test_scale_free_gradients():
     collapsed = torch.full((6, 3), 2.0, requires_grad=True)
     (gradient,) = torch.autograd.grad(scale_free(collapsed).sum(), collapsed)
     assert torch.equal(gradient, torch.ones_like(collapsed))
+
+
+@pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz"])
+def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(name):
+    model, x = ibreg.Regularized(nn.Sequential(nn.Linear(4, 4), ibreg.build(name))), torch.randn(BATCH, 4)
+    inputs = torch.where(torch.arange(4) == 2, torch.nan, x)
+    with pytest.raises(RuntimeError, match="bottleneck 1 compares codes with inputs that have NaN"):
+        model(x, target=torch.arange(BATCH) % 3, inputs=inputs)
+
+
+@pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz", "nonlinear", "variational"])
+def test_a_mask_that_is_added_to_attention_is_refused(name):
+    layer, mask = ibreg.build(name, in_features=FEATURES), torch.zeros(BATCH, 3)
+    mask[:, 2] = -torch.inf
+    with pytest.raises(RuntimeError, match="a mask is 1 where a position counts and 0 elsewhere"):
+        layer.measure(torch.randn(BATCH, 3, FEATURES), target=torch.arange(BATCH) % 3, mask=mask)
+
+
+def test_gather_needs_a_process_group():
+    layer = ibreg.build("cauchy_schwarz", gather=True)
+    with pytest.raises(RuntimeError, match="there is no process group"):
+        layer.measure(torch.randn(BATCH, FEATURES))
