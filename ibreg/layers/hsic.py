@@ -59,7 +59,7 @@ class HSICBottleneck(KernelBottleneck):
 
     Shapes:
         any with the batch first; the output is the input. Positions that `mask` leaves out are 0 in a flattened code,
-        and not in a mean.
+        and not in a mean. Behind several training draws the draws of a sample count as samples of their own.
 
     It reads `inputs` and `target`: class indices, class probabilities, or numbers to predict. Needed in training; in
     evaluation without them nothing is logged.

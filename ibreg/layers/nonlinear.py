@@ -47,7 +47,8 @@ class NonlinearBottleneck(Bottleneck):
     clusters cost no more than the choice of a cluster.
 
     The rate is at most log N. Near that, codes lie so far apart that the distances have no gradient any more: the
-    penalty is a constant. Above 0.98 log N it warns, once; a larger `initial_log_variance`, a smaller code or a larger
+    penalty is a constant, and `schedules.TargetRate` has nothing to hold: give it a rate well below log N, and a beta
+    that does not saturate. Above 0.98 log N it warns, once; a larger `initial_log_variance`, a smaller code or a larger
     batch help. (It warns on the CPU, in eager mode; anywhere else, look at the logged `saturation`.)
 
     Args:
