@@ -170,8 +170,7 @@ def _check_values(cfg: DictConfig) -> None:
     rates = cfg.schedule.rate
     if isinstance(rates, DictConfig) and set(cfg.bottlenecks) - set(rates):
         raise ValueError(f"schedule.rate has no rate for {', '.join(set(cfg.bottlenecks) - set(rates))}")
-    by_arm = {"schedule.rate": rates, "grid.betas": cfg.grid.betas, "task_losses": cfg.get("task_losses")}
-    for key, keyed in by_arm.items():
+    for key, keyed in (("schedule.rate", rates), ("grid.betas", cfg.grid.betas)):
         unknown = set(keyed) - set(cfg.bottleneck) if isinstance(keyed, DictConfig) else set()
         if unknown:
             raise ValueError(f"{key} names {', '.join(sorted(unknown))}, but there are {', '.join(cfg.bottleneck)}")
