@@ -19,9 +19,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return value
-    total = value.detach().clone()
-    distributed.all_reduce(total)
-    return total / distributed.get_world_size()
+    return sum_over_ranks(value) / distributed.get_world_size()
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

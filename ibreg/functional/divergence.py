@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from ibreg.functional.kernels import MEDIAN_ROWS, Bandwidth, as_rows, bandwidth_of
-from ibreg.functional.log_sums import log_gaussian_sums, working_dtype
+from ibreg.functional.kernels import MEDIAN_ROWS, Bandwidth, as_rows, bandwidth_of, wide_dtype
+from ibreg.functional.log_sums import log_gaussian_sums
 
 # Powers of r_j and r_i in the weights r_j^a K_ji r_i^b, where r_j is one over the row sum of K.
 WEIGHTINGS: dict[str, tuple[float, float]] = {
@@ -59,7 +59,7 @@ def cs_divergence(p: Tensor, q: Tensor, *, bandwidth: Bandwidth, block_size: int
     together = torch.cat((p, q))
     h = _bandwidth(together, bandwidth)
     dtype = together.dtype
-    p, q = p.to(working_dtype(p)) / h, q.to(working_dtype(q)) / h
+    p, q = p.to(wide_dtype(p)) / h, q.to(wide_dtype(q)) / h
 
     def log_sum(left: Tensor, right: Tensor) -> Tensor:
         return log_gaussian_sums(left.unsqueeze(0), right.unsqueeze(0), block_size=block_size).logsumexp((0, 1))
@@ -135,7 +135,7 @@ def conditional_cs_divergence(
         )
     h_x, h_y = _bandwidth(x, bandwidth_x), _bandwidth(y, bandwidth_y)
     dtype = torch.promote_types(y.dtype, y_hat.dtype)
-    x, y, y_hat = (rows.to(working_dtype(rows)) / h for rows, h in ((x, h_x), (y, h_y), (y_hat, h_y)))
+    x, y, y_hat = (rows.to(wide_dtype(rows)) / h for rows, h in ((x, h_x), (y, h_y), (y_hat, h_y)))
     if mode == "released":
         return ((y_hat - y).square().sum() / math.log(2)).to(dtype)
     log_r = -log_gaussian_sums(x.unsqueeze(0), x.unsqueeze(0), block_size=block_size).squeeze(0)
@@ -153,4 +153,4 @@ def conditional_cs_divergence(
 
 def _bandwidth(rows: Tensor, bandwidth: Bandwidth) -> Tensor:
     """Returns a bandwidth to divide by in the working dtype."""
-    return bandwidth_of(rows, bandwidth, rows=MEDIAN_ROWS).to(working_dtype(rows))
+    return bandwidth_of(rows, bandwidth, rows=MEDIAN_ROWS).to(wide_dtype(rows))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ibreg.distributed import gather_rows, sum_over_ranks
-from ibreg.functional.kernels import as_rows
-from ibreg.functional.log_sums import log_gaussian_sums, working_dtype
+from ibreg.functional.kernels import as_rows, wide_dtype
+from ibreg.functional.log_sums import log_gaussian_sums
 
 
 def nonlinear_rate(
@@ -54,7 +54,7 @@ def nonlinear_rate(
     rows = as_rows(mean, "mean")
     if not rows.shape[0]:
         raise ValueError("mean is an empty batch: the rate needs at least one sample")
-    dtype = working_dtype(rows)
+    dtype = wide_dtype(rows)
     # Beyond these, squares in units of the noise would overflow or underflow.
     most = 0.5 * math.log(torch.finfo(dtype).max)
     deviation = torch.exp(0.5 * log_variance.to(dtype).clamp(-most, most)).reshape(())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ibreg.functional.kernels import origin_of
+from ibreg.functional.kernels import origin_of, wide_dtype
 
 # Pairs and rows in a block where the caller names no block size: more pairs leave the cache, and with fewer rows each
 # block spends its time on the gradient of the columns.
@@ -31,7 +31,7 @@ def log_gaussian_sums(
 
     .. math:: \ell_j = \log \sum_i \exp\left( b_i - \tfrac12 |l_j - r_i|^2 - \tfrac12 |s_j - s_i|^2 \right)
 
-    It computes in `working_dtype`: such logarithms are there to be subtracted from each other, and what is left would
+    It computes in `wide_dtype`: such logarithms are there to be subtracted from each other, and what is left would
     drown in the rounding of float32.
 
     Args:
@@ -56,7 +56,7 @@ def log_gaussian_sums(
     """
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size is a number of rows, at least 1, got {block_size}")
-    dtype = working_dtype(left)
+    dtype = wide_dtype(left)
     left, right = left.to(dtype), right.to(dtype)
     origin = origin_of(right.flatten(0, 1))
     left, right = left - origin, right - origin
@@ -75,11 +75,6 @@ def log_gaussian_sums(
         squares = squares + _squared_distances(shared @ shared.mT, shared, shared)
     exponents = -0.5 * squares
     return (exponents if bias is None else exponents + bias).logsumexp(-1)
-
-
-def working_dtype(x: Tensor) -> torch.dtype:
-    """Returns the dtype in which sums over pairs are taken: float64, or float32 where the device has none."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def _squared_distances(products: Tensor, rows: Tensor, columns: Tensor, start: int = 0) -> Tensor:

@@ -241,9 +241,7 @@ class Bottleneck(nn.Module):
     def _check(self, x: Tensor, scope: Scope | None) -> None:
         name = scope.name_of(self) if scope is not None else type(self).__name__
         self.check_shape(x, f"bottleneck {name}")
-        if can_assert(x):
-            total = at_least_float32(x.detach()).sum()
-            torch._assert_async(total * 0 == 0, f"bottleneck {name} got NaN or infinite values in its input")
+        assert_finite(x, f"bottleneck {name} got NaN or infinite values in its input")
 
     def _check_without_scope(self) -> None:
         if self._warned or not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
@@ -302,6 +300,21 @@ def can_assert(x: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
+def assert_finite(x: Tensor, message: str) -> None:
+    """Raises a RuntimeError where a tensor has NaN or infinite values, as far as that can be asserted."""
+    if can_assert(x):
+        total = at_least_float32(x.detach()).sum()
+        torch._assert_async(total * 0 == 0, message)
+
+
+def check_mask(mask: Tensor, positions: torch.Size) -> None:
+    """Raises a ValueError where a mask has not the shape of a bottleneck's samples and positions."""
+    if mask.shape != positions:
+        raise ValueError(
+            f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(positions)}"
+        )
+
+
 def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
     """Returns the mean over samples of the sum over positions.
 
@@ -316,10 +329,7 @@ def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None 
         ValueError: a mask whose shape is not that of the positions.
     """
     if mask is not None and values.dim() > 1:
-        if mask.shape != values.shape:
-            raise ValueError(
-                f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(values.shape)}"
-            )
+        check_mask(mask, values.shape)
         values = torch.where(mask.bool(), values, 0)
     samples = values.shape[0]
     if valid is not None:

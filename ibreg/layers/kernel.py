@@ -14,7 +14,7 @@ from torch import Tensor
 from ibreg.distributed import sum_over_ranks
 from ibreg.functional.kernels import Bandwidth, bandwidth_of
 from ibreg.functional.pairs import Gram, gram
-from ibreg.layers.base import Bottleneck, at_least_float32, can_assert
+from ibreg.layers.base import Bottleneck, assert_finite, check_mask
 from ibreg.layers.scope import Scope
 
 POSITIONS = ("flatten", "mean")
@@ -64,10 +64,7 @@ class KernelBottleneck(Bottleneck):
             return code
         if mask is None:
             return code.flatten(1) if self.positions == "flatten" else code.flatten(1, -2).mean(1)
-        if mask.shape != code.shape[:-1]:
-            raise ValueError(
-                f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(code.shape[:-1])}"
-            )
+        check_mask(mask, code.shape[:-1])
         code = torch.where(mask.bool().unsqueeze(-1), code, 0).flatten(1, -2)
         if self.positions == "flatten":
             return code.flatten(1)
@@ -84,12 +81,10 @@ class KernelBottleneck(Bottleneck):
                 f"bottleneck {scope.name_of(self)} compares codes with the inputs, and those are {scope.inputs.dtype}: "
                 "pass what stands for them, model(x, inputs=embeddings)"
             )
-        if can_assert(scope.inputs):
-            total = at_least_float32(scope.inputs.detach()).sum()
-            torch._assert_async(
-                total * 0 == 0,
-                f"bottleneck {scope.name_of(self)} compares codes with inputs that have NaN or infinite values",
-            )
+        assert_finite(
+            scope.inputs,
+            f"bottleneck {scope.name_of(self)} compares codes with inputs that have NaN or infinite values",
+        )
         return scope.inputs
 
     def gram_of_inputs(self, scope: Scope, bandwidth: Bandwidth) -> Gram:

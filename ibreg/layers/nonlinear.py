@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ibreg.distributed import sum_over_ranks
 from ibreg.functional.entropy import nonlinear_rate
 from ibreg.functional.lagrangian import LAGRANGIANS
-from ibreg.layers.base import Bottleneck, can_assert
+from ibreg.layers.base import Bottleneck, can_assert, check_mask
 from ibreg.layers.encoding import build_encoder, check_encoder, reset_encoder
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
@@ -164,11 +164,7 @@ class NonlinearBottleneck(Bottleneck):
         """Returns u(rate) and the logs."""
         mean = state.mean
         if scope.mask is not None and mean.dim() > 2:
-            if scope.mask.shape != mean.shape[:-1]:
-                raise ValueError(
-                    f"the mask has shape {tuple(scope.mask.shape)}, but the bottleneck's positions are "
-                    f"{tuple(mean.shape[:-1])}"
-                )
+            check_mask(scope.mask, mean.shape[:-1])
             mean = torch.where(scope.mask.bool().unsqueeze(-1), mean, 0)
         gather = self.gather and self.training  # not all ranks need evaluate as many batches
         rate = nonlinear_rate(mean, state.log_variance, block_size=self.block_size, gather=gather)
