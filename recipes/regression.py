@@ -14,7 +14,6 @@ bit-identically on a CPU. The test part of every cut is used once, at the end.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,8 +28,8 @@ from ibreg.evaluation.regression_plots import attack_curves, information_plane, 
 from ibreg.training import models, regression_data
 from ibreg.training.arms import build_arm
 from ibreg.training.checks import check_batch_size, check_configuration
-from ibreg.training.configuration import command_of, register_with_hydra
-from ibreg.training.folder import CHECKPOINTS, SUMMARY, open_folder
+from ibreg.training.configuration import register_with_hydra
+from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
 from ibreg.training.regression import (
     Regressed,
@@ -41,9 +40,7 @@ from ibreg.training.regression import (
     regress,
 )
 from ibreg.training.regression_data import RegressionData
-from ibreg.training.report import print_run
 from ibreg.training.run import Task, Trained, rehearse, train_all
-from ibreg.training.summary import by_metric, summarize, write_summary
 from ibreg.training.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -75,15 +72,7 @@ def main(cfg: DictConfig) -> None:
         quality=quality,
     )
     rehearse(cfg, task)
-    with open_folder(cfg, accelerator) as folder:
-        finished = (folder / SUMMARY).is_file()
-        if not finished:
-            run(cfg, data, task, accelerator, folder)
-        if accelerator.is_main_process:
-            print_run(folder, "finished before" if finished else "finished")
-    # What still holds a model wrapped for several processes would outlive the process group.
-    accelerator.free_memory()
-    accelerator.end_training()
+    launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
 
 
 def load(cfg: DictConfig) -> dict[int, RegressionData]:
@@ -95,10 +84,8 @@ def load(cfg: DictConfig) -> dict[int, RegressionData]:
 
 def run(
     cfg: DictConfig, data: Mapping[int, RegressionData], task: Task, accelerator: Accelerator, folder: Path
-) -> None:
-    """Trains and selects, tests, attacks and reports."""
-    started = time.monotonic()
-    resumed = any((folder / CHECKPOINTS).iterdir())
+) -> Outcome | None:
+    """Trains and selects, tests, attacks and draws."""
     trained = train_all(cfg, task, accelerator, folder)
     selected = {
         arm: [(trained.model(task, trial, accelerator.device), data[trial.seed]) for trial in trials]
@@ -109,7 +96,7 @@ def run(
         for arm, seeds in selected.items()
     }
     if not accelerator.is_main_process:
-        return
+        return None
     attacked = {
         arm: [
             errors_under_attack(model, of_seed, cfg.attack, accelerator.device, draws=cfg.prediction_draws)
@@ -118,23 +105,13 @@ def run(
         for arm, seeds in selected.items()
     }
     draw(cfg, folder, data[cfg.seeds[0]].quantity, trained, tested, attacked)
-    measured = {
-        arm: [regressed.metrics() | errors for regressed, errors in zip(tested[arm], attacked[arm], strict=True)]
-        for arm in tested
-    }
-    results, paired = summarize(by_metric(measured))
-    write_summary(
-        folder / SUMMARY,
-        recipe="regression",
+    return Outcome(
         data=data[cfg.seeds[0]].name,
-        seeds=list(cfg.seeds),
-        results=results,
-        paired=paired,
+        tested={
+            arm: [regressed.metrics() | errors for regressed, errors in zip(tested[arm], attacked[arm], strict=True)]
+            for arm in tested
+        },
         selected=trained.choices(cfg),
-        wall_s=time.monotonic() - started,
-        resumed=resumed,
-        device=accelerator.device,
-        command=command_of("regression"),
         headline=columns(cfg, data[cfg.seeds[0]]),
     )
 
