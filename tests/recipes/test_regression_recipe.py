@@ -45,8 +45,8 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
         "attacks.png", "information_plane.png", "learning_curves.png", "predictions.png", "rate_plane.png",
         "residuals.png",
     }  # fmt: skip
-    assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == (5 * 2 + 1) * 2
-    rows = rows_of(folder)
+    assert len([path for path in (folder / CHECKPOINTS).glob("*.pt") if "stop" not in path.name]) == (5 * 2 + 1) * 2
+    rows = [row for row in rows_of(folder) if not row["stop"]]
     assert len(rows) == (5 * 2 + 1) * 2 * 3
     assert {"arm", "seed", "beta", "epoch", "train/loss", "validation/rmse", "validation/cs_qmi"} <= rows[0].keys()
     assert not list(folder.rglob("*.partial"))
@@ -69,6 +69,33 @@ def test_the_learnt_weights_are_those_that_were_tested_each_on_the_cut_of_its_se
         assert results["test/r2"]["values"][position] == pytest.approx(1 - np.mean(residuals**2) / spread, rel=1e-6)
 
 
+def test_a_worse_arm_is_attacked_beside_a_control_that_is_no_better(launch):
+    folder = launch(
+        "bottlenecks=[variational]", "bottleneck.variational.beta=3", "seeds=[0]", "epochs=8", "model.hidden=[16]",
+        "attack.eps=[0.2]", "attack.rows=30",
+    )  # fmt: skip
+    rows, results = rows_of(folder), summary_of(folder)["results"]
+    (stop,) = {int(row["stop"]) for row in rows if row["stop"]}
+    wanted = min(float(row["validation/rmse"]) for row in rows if row["arm"] == "variational")
+    control = [float(row["validation/rmse"]) for row in rows if row["arm"] == "none" and not row["stop"]]
+    assert control[stop - 1] <= wanted < min(control[: stop - 1])
+    # The control that stopped is the control on its way, and what it loses under attack is told apart.
+    again = [float(row["validation/rmse"]) for row in rows if row["arm"] == "none" and row["stop"]]
+    assert again == control[:stop]
+    data = regression_data.load("diabetes", split_seed=0)
+    network = models.build("mlp", input_shape=(10,), classes=1, hidden=[16])
+    network.load_state_dict(load_checkpoint(folder / CHECKPOINTS / f"none-decay0-seed0-stop{stop}.pt")["weights"])
+    x, y = data.test.inputs[:30], data.test.targets[:30]
+    with torch.no_grad():
+        clean = (network.eval()(x) - y).double().square().mean().sqrt().item() * data.target_std
+    arm = results["variational"]
+    assert arm["test/rmse_pgd_0"]["mean"] - clean == pytest.approx(
+        arm["test/rmse_pgd_0_beyond_control"]["mean"], rel=1e-5
+    )
+    assert "test/rmse_pgd_0.2_beyond_control" in arm
+    assert "test/rmse_pgd_0.2_beyond_control" not in results["none"]
+
+
 def test_all_seeds_may_share_one_cut(launch, recipe, monkeypatch):
     cuts = []
     load = regression_data.load
@@ -83,7 +110,7 @@ def test_all_seeds_may_share_one_cut(launch, recipe, monkeypatch):
 
 def test_epochs_and_grid_points_are_the_best_on_validation(finished):
     folder, _ = finished
-    summary, rows = summary_of(folder), rows_of(folder)
+    summary, rows = summary_of(folder), [row for row in rows_of(folder) if not row["stop"]]
     for arm, choice in summary["selected"].items():
         key = "weight_decay" if choice["beta"] is None else "beta"
         chosen = choice[key]
