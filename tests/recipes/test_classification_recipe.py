@@ -19,6 +19,9 @@ from PIL import Image
 
 import ibreg.training.data
 import ibreg.training.run
+from ibreg import registry
+from ibreg.training import data as datasets
+from ibreg.training import models
 from ibreg.training.checkpoint import load_checkpoint
 from ibreg.training.checks import check_configuration
 from ibreg.training.folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
@@ -56,9 +59,6 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
 
 def test_the_learnt_weights_are_those_that_were_tested(finished, recipe):
     """Independent of the recipe's own evaluation: accuracy from the checkpoint with a bare forward."""
-    from ibreg.training import data as datasets
-    from ibreg.training import models
-
     folder, _ = finished
     data = datasets.load("digits")
     summary = summary_of(folder)
@@ -143,8 +143,10 @@ def test_a_run_that_is_there_is_not_lost(run, finished, overrides, message):
 def test_help_shows_the_choices(run, tmp_path):
     result = run("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for word in ("vib_mnist", "fashion_mnist", "resnet20", "variational", "bottleneck.<name>.<option>", "batch_size"):
+    words = ["vib_mnist", "bottleneck.<name>.<option>", "batch_size"]
+    for word in (*words, *datasets.names(), *models.names(), *registry.names()):
         assert word in result.stdout
+    assert "cs_ib_housing" not in result.stdout
 
 
 @pytest.mark.parametrize(

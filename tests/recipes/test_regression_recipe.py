@@ -13,7 +13,7 @@ import torch
 from folders import assert_equal_runs, rows_of, summary_of
 
 import ibreg
-from ibreg.training import models, regression_data
+from ibreg.training import models, regression_data, task_losses
 from ibreg.training.checkpoint import load_checkpoint
 from ibreg.training.folder import CHECKPOINTS, SUMMARY
 
@@ -158,8 +158,9 @@ def test_help_shows_the_choices(run, tmp_path):
     result = run("--help", cwd=tmp_path)
     assert result.returncode == 0
     words = ["cs_ib_housing", "huber", "bottleneck.<name>.<option>", "split_by_seed", "+data.noise_columns"]
-    for word in (*words, *regression_data.names(), *ibreg.names()):
+    for word in (*words, *regression_data.names(), *models.names(), *task_losses.names(), *ibreg.names()):
         assert word in result.stdout
+    assert "vib_mnist" not in result.stdout
 
 
 @pytest.mark.parametrize(
