@@ -105,13 +105,13 @@ class Trained:
 
 
 def rehearse(cfg: DictConfig, task: Task) -> None:
-    """Runs a few rows through the loss of every arm, so that what cannot train is found before a folder is made."""
+    """Runs a batch through the loss of every arm, so that what cannot train is found before a folder is made."""
     for arm in arms(cfg):
         trial = Trial(arm, seed=cfg.seeds[0], weight_decay=0.0)
         model = task.model(trial)
         schedule = build_schedule(cfg, arm, model)
         train = task.data(trial).train
-        rows = list(range(min(cfg.batch_size, 8)))
+        rows = list(range(min(cfg.batch_size, len(train))))  # whole: what pairs tell of each other depends on its size
         with torch.no_grad():
             _, output = _loss_of(
                 model.train(),

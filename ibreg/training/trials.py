@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from ibreg.training.configuration import build_bottleneck
 
 CONTROLS = ("none", "null")
+FACTORS = (0.1, 1, 10)
 INFORMATION = ("I(X;Z)", "I(X;Z|Y)")
 
 
@@ -75,8 +76,9 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
 
 
 def beta_grid(cfg: DictConfig, arm: str) -> Sequence[float]:
-    """Returns the values that beta of a bottleneck is chosen from."""
-    return cfg.grid.betas.get(arm, cfg.grid.beta)
+    """Returns the values that beta of a bottleneck is chosen from: betas of two bottlenecks have no common scale."""
+    own = cfg.grid.betas.get(arm, cfg.grid.beta)
+    return [factor * build_bottleneck(cfg, arm).initial_beta for factor in FACTORS] if own is None else own
 
 
 def epochs_of(cfg: DictConfig, trial: Trial) -> int:

@@ -1,5 +1,7 @@
 """What a run trains, and what is chosen of it."""
 
+import pytest
+
 from ibreg.training.trials import Trial, as_good_as, epochs_in_all, epochs_of, plan, select
 
 
@@ -47,6 +49,14 @@ def test_a_bottleneck_may_have_a_grid_of_its_own(configured):
     comparison, _ = plan(configured(*grid, "bottlenecks=[variational,hsic]", "seeds=[0]", "sweep.betas=[]"))
     betas = {arm: [trial.beta for trial in comparison if trial.arm == arm] for arm in ("variational", "hsic")}
     assert betas == {"variational": [1, 2, 3], "hsic": [4, 5, 6]}
+
+
+def test_without_a_grid_beta_is_chosen_around_that_of_each_bottleneck(configured):
+    options = ["tune=true", "bottlenecks=[variational,hsic]", "bottleneck.variational.beta=0.5", "seeds=[0]"]
+    comparison, _ = plan(configured(*options, "sweep.betas=[]"))
+    betas = {arm: [trial.beta for trial in comparison if trial.arm == arm] for arm in ("variational", "hsic")}
+    assert betas["variational"] == pytest.approx([0.05, 0.5, 5])
+    assert betas["hsic"] == pytest.approx([0.1, 1, 10])
 
 
 def test_a_control_stops_at_the_first_epoch_that_is_as_good_as_the_other_arm(configured):
