@@ -65,6 +65,35 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
     return torch.cat(parts), lengths, distributed.get_rank()
 
 
+def all_rows(rows: Tensor) -> Tensor:
+    """Returns the rows of all ranks in order, with a gradient for this rank's own; every rank has to call it.
+
+    Every rank computes the same of them. The gradient is that of the result by these rows times the number of ranks,
+    as `DistributedDataParallel` takes the mean of the ranks' gradients.
+
+    Args:
+        rows: `(rows, dim)`; ranks may have different numbers of rows.
+
+    Raises:
+        RuntimeError: there is no process group.
+        ValueError: another number of features on another rank.
+    """
+    return _AllRows.apply(rows)
+
+
+class _AllRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows):
+        gathered, lengths, rank = gather_rows(rows.detach())
+        start = sum(lengths[:rank])
+        ctx.own, ctx.ranks = slice(start, start + lengths[rank]), len(lengths)
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.ranks * grad[ctx.own]
+
+
 def _check_process_group() -> None:
     if not (distributed.is_available() and distributed.is_initialized()):
         raise RuntimeError(

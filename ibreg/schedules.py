@@ -225,8 +225,8 @@ class TargetRate(Schedule):
         most = float(logs[f"{name}/rate"]) / share
         if self.rate[name] >= most:
             raise ValueError(
-                f"TargetRate cannot hold {self.rate[name]:g} nats in bottleneck {name}: its rate is at most log(batch), "
-                f"here {most:.3g} nats, and has no gradient near that; take one well below, or a larger batch"
+                f"TargetRate cannot hold {self.rate[name]:g} nats in bottleneck {name}: the rate is at most log(batch)"
+                f", here {most:.3g} nats, and has no gradient near that; take one well below, or a larger batch"
             )
 
 

@@ -12,7 +12,9 @@ from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ibreg import CauchySchwarzBottleneck, HSICBottleneck, NonlinearBottleneck, Regularized
-from ibreg.functional import cs_qmi, hsic
+from ibreg.functional import conditional_cs_divergence, cs_qmi, hsic
+from ibreg.functional.divergence import MODES
+from ibreg.losses import ConditionalCauchySchwarz
 
 LENGTHS = (5, 8)
 WALKED = {
@@ -72,6 +74,29 @@ def check_a_rank_without_rows(rank):
     assert gradient.shape == y[rows].shape
 
 
+def check_the_conditional_divergence(rank):
+    start = sum(LENGTHS[:rank])
+    own = slice(start, start + LENGTHS[rank])
+    x, y = data()
+    generator = torch.Generator().manual_seed(1)
+    guess = y + torch.randn(y.shape, generator=generator)
+    for mode in MODES:
+        for block_size in (None, 3):
+
+            def divergence(y, guess, inputs=x, mode=mode, **options):
+                return conditional_cs_divergence(inputs, y, guess, mode=mode, bandwidth_x=("rms", 0.5), **options)
+
+            expected, _, whole = value_and_gradients(divergence, y, guess)
+            value, _, gradient = value_and_gradients(
+                divergence, y[own], guess[own], inputs=x[own], block_size=block_size, gather=True
+            )
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(gradient / 2, whole[own], rtol=1e-5, atol=1e-6 * float(whole.abs().max()))
+    half = 4 * rank, 4 * rank + 4
+    loss = ConditionalCauchySchwarz(gather=True, share=0.0)(guess[slice(*half)], y[slice(*half)], x[slice(*half)])
+    torch.testing.assert_close(loss, ConditionalCauchySchwarz(share=0.0)(guess[:8], y[:8], x[:8]))
+
+
 def check_refusals_reach_every_rank(rank):
     x, y = data()
     with pytest.raises(ValueError, match=r"different numbers of features: \[3, 4\]"):
@@ -118,6 +143,7 @@ CHECKS = [
     check_values_and_gradients,
     check_even_batches_under_ddp,
     check_a_rank_without_rows,
+    check_the_conditional_divergence,
     check_refusals_reach_every_rank,
 ]
 

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from ibreg.distributed import all_rows
 from ibreg.functional.kernels import MEDIAN_ROWS, Bandwidth, as_rows, bandwidth_of, wide_dtype
 from ibreg.functional.log_sums import log_gaussian_sums
 
@@ -77,6 +78,7 @@ def conditional_cs_divergence(
     bandwidth_y: Bandwidth = 1.0,
     mode: str = "symmetric",
     block_size: int | None = None,
+    gather: bool = False,
 ) -> Tensor:
     r"""Conditional Cauchy-Schwarz divergence between p(y|x) and the p(y_hat|x) of predictions, in nats.
 
@@ -105,6 +107,8 @@ def conditional_cs_divergence(
         mode: "symmetric", "symmetric_root", "paper" or "released".
         block_size: rows of pairs walked at a time; None: as many as make a million pairs. It changes time and memory
             alone.
+        gather: of the rows of all ranks, with the gradient that `DistributedDataParallel` expects. Every rank has to
+            call, and each walks all pairs.
 
     Returns:
         0-dim, in the dtype of y and y_hat (half precision: float32), differentiable in all three; the bandwidths are
@@ -127,7 +131,9 @@ def conditional_cs_divergence(
     batches = [rows.shape[0] for rows in (x, y, y_hat)]
     if len(set(batches)) > 1:
         raise ValueError(f"x, y and y_hat are one batch, got {batches[0]}, {batches[1]} and {batches[2]} samples")
-    if not batches[0]:
+    if gather:
+        x, y, y_hat = all_rows(x), all_rows(y), all_rows(y_hat)
+    if not x.shape[0]:
         raise ValueError("the batch is empty: the divergence needs at least one sample")
     if y.shape != y_hat.shape:
         raise ValueError(

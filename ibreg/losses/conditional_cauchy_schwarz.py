@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ibreg.functional.divergence import MODES, conditional_cs_divergence
 from ibreg.functional.kernels import Bandwidth, as_rows, bandwidth_of
 from ibreg.layers.base import can_assert
+from ibreg.layers.options import check_choice, check_count, check_number, check_switch
 
 
 class ConditionalCauchySchwarz(nn.Module):
@@ -22,9 +23,9 @@ class ConditionalCauchySchwarz(nn.Module):
     little gradient for predictions that are several bandwidths off, which is what the squared error is for. It does
     not depend on the targets' scale, the squared error does: standardize them, and the two are of one size.
 
-    The divergence is of the batch as a whole (of the micro-batch, under gradient accumulation; of the rank's own
-    batch, under DDP). Inputs and targets are taken as constants: an attack on the inputs sees the loss through the
-    model alone.
+    The divergence is of the batch as a whole (of the micro-batch, under gradient accumulation; under DDP of the rank's
+    own batch, unless `gather`). Inputs and targets are taken as constants: an attack on the inputs sees the loss
+    through the model alone.
 
     Args:
         share: s, weight of the squared error in [0, 1].
@@ -36,6 +37,7 @@ class ConditionalCauchySchwarz(nn.Module):
         mode: "symmetric", "symmetric_root" (less weight on lonely inputs), "paper" (as published, no divergence) or
             "released" (squared error): see `functional.conditional_cs_divergence`.
         block_size: rows of pairs walked at a time; None: chosen. It changes time and memory alone.
+        gather: while gradients are on, the divergence is of the batches of all ranks (every rank has to call it).
 
     Shapes:
         output `(batch,)` or `(batch, values)`, target the same (`(batch,)` is `(batch, 1)`), inputs `(batch, ...)`,
@@ -62,21 +64,22 @@ class ConditionalCauchySchwarz(nn.Module):
         bandwidth_y: Bandwidth = ("rms", 1.0),
         mode: str = "symmetric",
         block_size: int | None = None,
+        gather: bool = False,
     ):
         super().__init__()
-        if not 0 <= share <= 1:
-            raise ValueError(f"share is the weight of the squared error, in [0, 1], got {share}")
-        if mode not in MODES:
-            raise ValueError(f"mode is one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        check_number("share", share, least=0, most=1)
+        check_choice("mode", mode, MODES)
         for bandwidth in (bandwidth_x, bandwidth_y):
             bandwidth_of(torch.zeros(1, 1), bandwidth)  # for its errors
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size is a number of rows, at least 1, got {block_size}")
+        if block_size is not None:
+            check_count("block_size", block_size, "number of rows of pairs that are walked at a time")
+        check_switch("gather", gather)
         self.share = share
         self.bandwidth_x = bandwidth_x
         self.bandwidth_y = bandwidth_y
         self.mode = mode
         self.block_size = block_size
+        self.gather = gather
 
     def forward(self, output: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
         """Returns the loss.
@@ -101,6 +104,7 @@ class ConditionalCauchySchwarz(nn.Module):
             bandwidth_y=self.bandwidth_y,
             mode=self.mode,
             block_size=self.block_size,
+            gather=self.gather and torch.is_grad_enabled(),
         )
         if can_assert(prediction):
             total = prediction.detach().sum() + target.sum() + inputs.sum()

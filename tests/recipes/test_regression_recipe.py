@@ -171,7 +171,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["task_loss.name=squared"], "task_loss: no task loss 'squared': it is one of .*'squared_error'"),
         (["+task_loss.delta=1"], r"task_loss: squared_error has no option \['delta'\]"),
         (["task_loss=huber", "task_loss.delta=0"], "task_loss: delta=0 is an error in standard deviations"),
-        (["task_loss=conditional_cauchy_schwarz", "task_loss.share=2"], "task_loss: share is the weight"),
+        (["task_loss=conditional_cauchy_schwarz", "task_loss.share=2"], "task_loss: share is a finite number"),
         (["+task_losses.hsik={name:huber}"], "task_losses has hsik, which is no arm: there are none, .*hsic"),
         (["+task_losses.none={delta:1}"], "task_losses.none has a name and options"),
         (
