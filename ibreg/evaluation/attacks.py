@@ -117,7 +117,7 @@ def pgd(
         raise ValueError("early_stop needs classes, integers (batch,), as target: a regressor is never fooled")
     generator = torch.Generator().manual_seed(seed)
     fixed_noise = _next_seed(generator)
-    with _undisturbed(model, x, seed):
+    with undisturbed(model, x, seed):
         worst = Worst(ball.x)
 
         def search(candidate: Tensor, steps: int, step_size: float) -> None:  # from one start
@@ -190,7 +190,7 @@ def fgsm(
     """
     ball = Ball(x, eps, norm, clamp)
     objective = Objective(model, target, loss=loss, expectation=expectation, targeted=targeted)
-    with _undisturbed(model, x, seed):
+    with undisturbed(model, x, seed):
         _, gradient = objective.gradient(ball.x, seed)
     return ball.project(ball.x + eps * ball.steepest(gradient))
 
@@ -219,8 +219,14 @@ def uniform_noise(
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, x: Tensor, seed: int) -> Iterator[None]:
-    """Evaluation mode, and a generator of its own for models that draw noise by themselves."""
+def undisturbed(model: nn.Module, x: Tensor, seed: int) -> Iterator[None]:
+    """Puts a model in evaluation mode, and gives one that draws noise by itself a generator of its own.
+
+    Args:
+        model: what is attacked.
+        x: its input.
+        seed: of that generator.
+    """
     with evaluating(model), torch.random.fork_rng({x.device} - {torch.device("cpu")}):
         torch.manual_seed(seed)
         yield
