@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from ibreg.evaluation.attacks import fgsm, pgd
-from ibreg.training.data import load
 
 pytest.importorskip("art", reason="adversarial-robustness-toolbox is not installed: pip install ibreg[attacks]")
 
@@ -17,28 +16,6 @@ from art.estimators.classification import PyTorchClassifier
 
 # Radii at which FGSM and PGD fool about half of the digits.
 CASES = [("inf", 0.15), ("2", 0.8)]
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A small network trained on scikit-learn's digits, with the test digits that it knows, in [0, 1]."""
-    data = load("digits", mean=0.0, std=1.0)
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 64), nn.ReLU(),
-        nn.Linear(64, 10),
-    )  # fmt: skip
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    for _ in range(120):
-        rows = torch.randint(len(data.train), (128,))
-        loss = F.cross_entropy(network(data.train.inputs[rows]), data.train.targets[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    x, y = data.test.inputs, data.test.targets
-    known = network(x).argmax(1) == y
-    assert known.double().mean() > 0.9
-    return network.eval(), x[known], y[known]
 
 
 def art_attack(kind, network, norm, eps, **options):
@@ -63,8 +40,8 @@ def assert_same_rate(ours, theirs):
 
 
 @pytest.mark.parametrize(("norm", "eps"), CASES)
-def test_fgsm_moves_to_the_same_points(trained, norm, eps):
-    network, x, y = trained
+def test_fgsm_moves_to_the_same_points(networks, known_digits, norm, eps):
+    (network, _), (x, y) = networks, known_digits
     ours = fgsm(network, x, y, eps=eps, norm=norm, clamp=(0.0, 1.0))
     theirs = art_attack(FastGradientMethod, network, norm, eps)(x, y)
     assert_same_rate(success(network, ours, y), success(network, theirs, y))
@@ -75,8 +52,8 @@ def test_fgsm_moves_to_the_same_points(trained, norm, eps):
 @pytest.mark.parametrize("momentum", [0.0, 1.0])
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(("norm", "eps"), CASES)
-def test_pgd_has_the_same_rate_of_success(trained, norm, eps, targeted, momentum):
-    network, x, y = trained
+def test_pgd_has_the_same_rate_of_success(networks, known_digits, norm, eps, targeted, momentum):
+    (network, _), (x, y) = networks, known_digits
     eps = 1.3 * eps if targeted else eps
     aimed = (y + 1) % 10 if targeted else y
     options = {"eps": eps, "norm": norm}
