@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 NORMS = {"inf": "inf", "2": "2", math.inf: "inf", 2: "2"}
-Rows = Tensor | slice
-EVERY_ROW = slice(None)
 
 
 class Ball:
@@ -60,14 +58,14 @@ class Ball:
         flat = flat / _not_zero(flat.abs().amax(1, keepdim=True))
         return (flat / _not_zero(flat.norm(dim=1, keepdim=True))).view_as(gradient)
 
-    def project(self, candidate: Tensor, rows: Rows = EVERY_ROW) -> Tensor:
+    def project(self, candidate: Tensor, rows: Tensor | None = None) -> Tensor:
         """Returns the nearest points of the ball, then clamped, which brings them nearer to their centres.
 
         Args:
             candidate: points to project.
-            rows: the samples that they belong to.
+            rows: numbers of the samples that they belong to; None: all of them.
         """
-        x = self.x[rows]
+        x = self.x if rows is None else self.x[rows]
         if self.norm == "inf":
             candidate = torch.minimum(torch.maximum(candidate, x - self.eps), x + self.eps)
         else:

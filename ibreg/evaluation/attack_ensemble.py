@@ -11,12 +11,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ibreg.evaluation.attack_ball import EVERY_ROW, Ball, per_sample
-from ibreg.evaluation.attack_objective import Objective, Worst
+from ibreg.evaluation.attack_ball import Ball, per_sample
+from ibreg.evaluation.attack_objective import Objective, Worst, check_targets
 from ibreg.evaluation.attacks import undisturbed
 from ibreg.regularized import draw, unwrap
 
@@ -78,6 +79,7 @@ def attack_ensemble(
     if clamp is None:
         raise ValueError("these attacks need bounds of the inputs, clamp=(smallest, largest)")
     ball = Ball(x, eps, norm, clamp)
+    check_targets(x, target)
     objective = Objective(model, target, expectation=expectation)
     if not objective.has_classes:
         raise ValueError(f"these attacks need classes, integers (batch,), as target, got {target.dtype}")
@@ -86,7 +88,7 @@ def attack_ensemble(
     low, width = clamp[0], clamp[1] - clamp[0]
     with undisturbed(model, x, seed), _without_gradients_of_parameters(model):
         worst = Worst(ball.x)
-        worst.meet(ball.x, objective.judge(ball.x, seed), EVERY_ROW)
+        worst.meet(ball.x, objective.judge(ball.x, seed), torch.arange(len(x), device=x.device))
         network = _OnUnitBox(unwrap(model), low, width, expectation, x.dtype)
         classes = network(ball.x[:1]).shape[1]
         if "apgd_targeted" in attacks and classes < 4:
@@ -130,8 +132,8 @@ def _searches(
         from pyautoattack.square import SquareAttack
     except ImportError as error:
         raise ImportError('the ensemble is that of the package pyautoattack: pip install "ibreg[attacks]"') from error
-    common = {"norm": norm, "eps": eps, "seed": seed, "device": device}
-    by_gradient = common | {"n_iter": steps}
+    common: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed, "device": device}
+    by_gradient: dict[str, Any] = {**common, "n_iter": steps}
     targets = min(9, classes - 1)
     logger = logging.getLogger(__name__)
     return {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.evaluation.attack_ball import EVERY_ROW, Rows, per_sample
+from ibreg.evaluation.attack_ball import per_sample
 from ibreg.layers.base import named_bottlenecks
 from ibreg.regularized import draw, unwrap
 
@@ -65,26 +65,26 @@ class Objective:
         self.has_classes = not target.is_floating_point() and target.dim() == 1
 
     @torch.no_grad()
-    def judge(self, x: Tensor, noise_seed: int, rows: Rows = EVERY_ROW) -> Judgement:
+    def judge(self, x: Tensor, noise_seed: int, rows: Tensor | None = None) -> Judgement:
         """Judges points of some samples under a noise.
 
         Args:
             x: the points.
             noise_seed: of the draws.
-            rows: the samples that they belong to.
+            rows: numbers of the samples that they belong to; None: all of them.
         """
         return self._judgement(x, noise_seed, rows)
 
     @torch.enable_grad()
-    def gradient(self, x: Tensor, noise_seed: int, rows: Rows = EVERY_ROW) -> tuple[Judgement, Tensor]:
+    def gradient(self, x: Tensor, noise_seed: int, rows: Tensor | None = None) -> tuple[Judgement, Tensor]:
         """Judges points, and returns the gradient of each sample's value by its own point, whatever the batch."""
         x = x.detach().requires_grad_()
         judgement = self._judgement(x, noise_seed, rows)
         (gradient,) = torch.autograd.grad(judgement.value.sum(), x)
         return Judgement(judgement.value.detach(), judgement.fooled), gradient
 
-    def _judgement(self, x: Tensor, noise_seed: int, rows: Rows) -> Judgement:
-        target = self.target[rows]
+    def _judgement(self, x: Tensor, noise_seed: int, rows: Tensor | None) -> Judgement:
+        target = self.target if rows is None else self.target[rows]
         if self.expectation == 0:
             outputs = [self._checked(self.network(x))]
         else:
@@ -130,13 +130,13 @@ class Worst:
         self.value = x.new_full((len(x),), -torch.inf)
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
-    def meet(self, x: Tensor, judgement: Judgement, rows: Rows) -> None:
+    def meet(self, x: Tensor, judgement: Judgement, rows: Tensor) -> None:
         """Keeps the points that are worse than those before.
 
         Args:
             x: points of some samples.
             judgement: of these points.
-            rows: the samples that they belong to.
+            rows: numbers of the samples that they belong to.
         """
         value, fooled = judgement.value.to(self.value), judgement.fooled
         worse = torch.where(fooled == self.fooled[rows], value > self.value[rows], fooled)
@@ -203,6 +203,16 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
     if output.shape != target.shape:
         raise ValueError(f"predictions {tuple(output.shape)} do not fit the targets {tuple(target.shape)}: pass loss=")
     return (output - target).square().sum(1)
+
+
+def check_targets(x: Tensor, target: Tensor) -> None:
+    """Checks that every input has a target.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if x.shape[:1] != target.shape[:1]:
+        raise ValueError(f"{len(x)} inputs and targets of shape {tuple(target.shape)} do not fit: one for each input")
 
 
 def _checked_classes(output: Tensor, target: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ibreg.evaluation.attack_ball import EVERY_ROW, Ball, per_sample
-from ibreg.evaluation.attack_objective import Loss, Objective, Worst
+from ibreg.evaluation.attack_ball import Ball, per_sample
+from ibreg.evaluation.attack_objective import Loss, Objective, Worst, check_targets
 from ibreg.regularized import evaluating
 
 
@@ -112,6 +112,7 @@ def pgd(
         step_size = 2.5 * eps / steps
     elif not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size is a finite number above 0, got {step_size}")
+    check_targets(x, target)
     objective = Objective(model, target, loss=loss, expectation=expectation, targeted=targeted)
     if early_stop and not objective.has_classes:
         raise ValueError("early_stop needs classes, integers (batch,), as target: a regressor is never fooled")
@@ -120,22 +121,22 @@ def pgd(
     with undisturbed(model, x, seed):
         worst = Worst(ball.x)
 
-        def search(candidate: Tensor, steps: int, step_size: float) -> None:  # from one start
-            direction, rows = torch.zeros_like(candidate), EVERY_ROW
-            if early_stop:
-                rows = (~worst.fooled).nonzero().squeeze(1)
-                candidate, direction = candidate[rows], direction[rows]
-            for _ in range(steps):
-                if early_stop and len(rows) == 0:
+        def search(start: Tensor, count: int, length: float) -> None:
+            """Takes so many steps of this length."""
+            rows = (~worst.fooled if early_stop else torch.ones_like(worst.fooled)).nonzero().squeeze(1)
+            candidate = start[rows]
+            direction = torch.zeros_like(candidate)
+            for _ in range(count):
+                if len(rows) == 0:
                     return
                 judgement, gradient = objective.gradient(candidate, _next_seed(generator), rows)
                 worst.meet(candidate, objective.judge(candidate, fixed_noise, rows) if expectation else judgement, rows)
                 direction = momentum * direction + _of_length_one(gradient) if momentum else gradient
-                candidate = ball.project(candidate + step_size * ball.steepest(direction), rows)
+                candidate = ball.project(candidate + length * ball.steepest(direction), rows)
                 if early_stop:
                     going_on = ~worst.fooled[rows]
                     rows, candidate, direction = rows[going_on], candidate[going_on], direction[going_on]
-            if not (early_stop and len(rows) == 0):
+            if len(rows):
                 worst.meet(candidate, objective.judge(candidate, fixed_noise, rows), rows)
 
         search(ball.x, 1, eps)  # that of fgsm
@@ -189,6 +190,7 @@ def fgsm(
         tensor([[-0.1000, -0.1000, -0.1000]])
     """
     ball = Ball(x, eps, norm, clamp)
+    check_targets(x, target)
     objective = Objective(model, target, loss=loss, expectation=expectation, targeted=targeted)
     with undisturbed(model, x, seed):
         _, gradient = objective.gradient(ball.x, seed)

@@ -107,7 +107,7 @@ def _scores(model: nn.Module, x: Tensor, draws: int, seed: int) -> dict[str, Ten
 def _rate(code: Code) -> Tensor:
     """Rate of each sample in nats, `(batch,)`."""
     scale = noise_scale(code.raw_scale)
-    if code.prior_mean is None:
+    if code.prior_mean is None or code.prior_log_variance is None:
         rate = gaussian_rate(code.mean, scale)
     elif code.prior_mean.dim() == 1:
         rate = gaussian_kl(code.mean, 2 * scale.log(), code.prior_mean, code.prior_log_variance)

@@ -169,7 +169,6 @@ def _draw_outliers(scores: Mapping[str, Mapping[str, tuple[Any, Any]]], inside: 
         raise ValueError("there is nothing to draw: no arm has scores")
     styles = arm_styles(scores)
     figure = Figure(figsize=(3.4 * len(names) + 0.4, 2.5 * len(styles) + 0.6), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08)
     panels = figure.subplots(len(styles), len(names), squeeze=False)
     for row, arm in zip(panels, styles, strict=True):
         for panel, name in zip(row, names, strict=True):
@@ -244,7 +243,8 @@ def _draw_pictures(images, attacked, said, truth, clamp) -> Figure:
         line = panels[max(2 * number - 1, 0)]
         line[0].set_ylabel(name)
         for panel, picture, decision, right in zip(line, pictures, said[name], truth, strict=True):
-            _show(panel, (picture - clamp[0]) / (clamp[1] - clamp[0]), cmap="gray", vmin=0, vmax=1)
+            shade = ((picture - clamp[0]) / (clamp[1] - clamp[0])).clamp(0, 1)
+            _show(panel, shade, cmap="gray", vmin=0, vmax=1)
             panel.set_title(decision, fontsize="small", color="black" if decision == right else "#D55E00")
         if number:
             changes = (pictures - images).mean(1, keepdim=True)
@@ -257,7 +257,7 @@ def _draw_pictures(images, attacked, said, truth, clamp) -> Figure:
 
 
 def _show(panel: Axes, picture: Tensor, **options) -> None:
-    panel.imshow(picture.detach().cpu().float().clamp(-1, 1).permute(1, 2, 0).numpy().squeeze(), **options)
+    panel.imshow(picture.detach().cpu().float().permute(1, 2, 0).numpy().squeeze(), **options)
 
 
 def _accuracies(points: Sequence[Mapping[str, Any]], panel: str | None, across: str):

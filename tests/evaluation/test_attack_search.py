@@ -5,10 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.transforms import v2
 
+import ibreg
 from ibreg.evaluation.attack_ball import Ball
 from ibreg.evaluation.attack_objective import Judgement, Objective, Worst, margin
 from ibreg.evaluation.attacks import fgsm, pgd
+from ibreg.regularized import unwrap
 
 NORMS = ("inf", "2")
 
@@ -47,9 +50,9 @@ class Watched(nn.Module):
 def test_points_that_fool_come_first_and_greater_values_next():
     x = torch.zeros(4, 1)
     worst = Worst(x)
-    worst.meet(x, Judgement(torch.zeros(4), torch.tensor([False, False, True, True])), slice(None))
+    worst.meet(x, Judgement(torch.zeros(4), torch.tensor([False, False, True, True])), torch.arange(len(x)))
     seen = Judgement(torch.tensor([1.0, -1.0, 5.0, 5.0]), torch.tensor([False, True, False, True]))
-    worst.meet(x + 1, seen, slice(None))
+    worst.meet(x + 1, seen, torch.arange(len(x)))
     assert worst.x.flatten().tolist() == [1, 1, 0, 1]
     assert worst.value.tolist() == [1, -1, 0, 5]
     assert worst.fooled.tolist() == [False, True, True, True]
@@ -58,7 +61,9 @@ def test_points_that_fool_come_first_and_greater_values_next():
 
 def test_a_value_that_is_not_a_number_is_never_kept():
     worst = Worst(torch.zeros(1, 1))
-    worst.meet(torch.ones(1, 1), Judgement(torch.tensor([torch.nan]), torch.zeros(1, dtype=torch.bool)), slice(None))
+    worst.meet(
+        torch.ones(1, 1), Judgement(torch.tensor([torch.nan]), torch.zeros(1, dtype=torch.bool)), torch.tensor([0])
+    )
     assert worst.x.item() == 0
 
 
@@ -251,3 +256,20 @@ def test_the_default_step_reaches_the_edge_of_the_ball():
     x = torch.randn(5, 4).double()
     attacked = pgd(model, x, model(x) + 1, eps=0.3, steps=4, random_start=False)
     torch.testing.assert_close((attacked - x).abs(), torch.full_like(x, 0.3))
+
+
+def test_pictures_that_a_network_normalises_are_attacked_in_pixels():
+    """With a first module that normalises, eps and bounds are those of pixels, for every channel alike."""
+    torch.manual_seed(4)
+    host = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), ibreg.VariationalBottleneck(6, 3, beta=0), nn.Linear(3, 3))
+    model = ibreg.Regularized(host).eval()
+    normalise = v2.Normalize([0.2, 0.5, 0.8], [0.1, 0.5, 2.0])
+    pixels = torch.rand(20, 3, 2, 2)
+    whole = nn.Sequential(normalise, unwrap(model))
+    y = whole(pixels).argmax(1)
+    attacked = pgd(whole, pixels, y, eps=0.1, clamp=(0, 1), steps=10)
+    assert ((attacked - pixels).abs() <= 0.1 + 1e-6).all()
+    assert 0 <= attacked.min() <= attacked.max() <= 1
+    assert not torch.equal(attacked, pixels)
+    worse = nn.functional.cross_entropy(model(normalise(attacked)).output, y)
+    assert worse > nn.functional.cross_entropy(model(normalise(pixels)).output, y)

@@ -29,13 +29,17 @@ class Rounded(nn.Module):
         return (8 * x).round() / 8
 
 
+def some(digits):
+    return (part[:160] for part in digits)
+
+
 def failed(checks):
     return [name for name, check in zip(NAMES, checks, strict=True) if not check.passed]
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
 def test_a_plain_network_passes(networks, known_digits, norm):
-    checks = sanity_checks(*networks, *known_digits, **OPTIONS[norm])
+    checks = sanity_checks(*networks, *some(known_digits), **OPTIONS[norm])
     for name, check in zip(NAMES, checks, strict=True):
         assert check.passed, check
         assert name in check.name
@@ -50,7 +54,7 @@ def test_a_plain_network_passes(networks, known_digits, norm):
 def test_masked_gradients_fail(networks, known_digits, mask, norm):
     network, surrogate = networks
     masked = nn.Sequential(network, Scaled()) if mask == "saturated" else nn.Sequential(Rounded(), network)
-    checks = sanity_checks(masked, surrogate, *known_digits, **OPTIONS[norm])
+    checks = sanity_checks(masked, surrogate, *some(known_digits), **OPTIONS[norm])
     assert "about 0" in failed(checks)
     assert "another model" in failed(checks)
     if mask == "rounded":
