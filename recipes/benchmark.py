@@ -3,6 +3,7 @@
     python recipes/benchmark.py                # every case
     python recipes/benchmark.py repeats=50 cases=[mlp]
     python recipes/benchmark.py cases=[] samples=[128,1024,4096]         # kernel quantities, forward and backward
+    python recipes/benchmark.py cases=[attack] repeats=15                # PGD beside that of another library
 
 Absolute times depend on the machine and on what else it does; alternating runs see the same disturbances, so read their
 ratio. Memory of a network is what the graph keeps for the backward pass, counted exactly; that of a kernel quantity is
@@ -12,6 +13,7 @@ the peak of the process above what it held before (Linux).
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import statistics
 import time
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ibreg
+from ibreg.evaluation.attacks import pgd
 from ibreg.functional import cs_qmi, hsic
 from ibreg.training import models, textbook
 
@@ -296,6 +299,31 @@ def kernel_layer_cases():
         yield f"{name}, 8-128-128-128, batch 128, step", *steps, None
 
 
+def attack_cases():
+    """PGD-40 on the LeNet without early stop, beside that of the adversarial-robustness-toolbox in the plain column."""
+    try:
+        from art.attacks.evasion import ProjectedGradientDescentPyTorch
+        from art.estimators.classification import PyTorchClassifier
+    except ImportError as error:
+        raise ImportError('the case "attack" compares with a library: pip install "ibreg[attacks]"') from error
+    x, y = torch.rand(128, 1, 28, 28), torch.randint(10, (128,))
+    network = models.build("lenet", input_shape=(1, 28, 28), classes=10).eval()
+    for norm, eps in ((math.inf, 0.1), (2, 1.0)):
+        classifier = PyTorchClassifier(
+            network, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0.0, 1.0), device_type="cpu"
+        )
+        library = ProjectedGradientDescentPyTorch(
+            classifier, norm=norm, eps=eps, eps_step=eps / 10, max_iter=40, num_random_init=1, batch_size=128,
+            verbose=False,
+        )  # fmt: skip
+        yield (
+            f"PGD-40, LeNet, norm {norm}, batch 128",
+            partial(library.generate, x.numpy(), F.one_hot(y, 10).float().numpy()),
+            partial(pgd, network, x, y, eps=eps, norm=norm, steps=40, step_size=eps / 10, clamp=(0.0, 1.0)),
+            1.10,
+        )
+
+
 NORMALIZED = "HSIC, normalized"
 BANDWIDTHS = (8.0, 16.0)  # of x and code: sqrt(features)
 HSIC_OPTIONS = {"bandwidth_x": BANDWIDTHS[0], "bandwidth_y": BANDWIDTHS[1]}
@@ -328,6 +356,7 @@ CASES = {
     "resnet20": resnet20_cases,
     "script": script_cases,
     "kernel_layers": kernel_layer_cases,
+    "attack": attack_cases,
 }
 
 

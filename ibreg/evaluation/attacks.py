@@ -3,9 +3,14 @@ r"""Gradient attacks on classifiers and regressors: how much a small change of t
 .. math::
     \max_{x'} \; \mathbb{E}_\xi\, \ell(f_\xi(x'), y) \quad \text{subject to} \quad \|x' - x\| \le \epsilon
 
-FGSM: Goodfellow et al. 2015 (arXiv 1412.6572). PGD: Madry et al. 2018 (arXiv 1706.06083). The expectation over the
-noise of stochastic layers: Athalye et al. 2018 (arXiv 1802.05957); without it their noise hides the gradient, which
-looks like robustness and is none (Korshunova et al. 2021).
+FGSM: Goodfellow et al. 2015 (arXiv 1412.6572). PGD: Madry et al. 2018 (arXiv 1706.06083). Momentum: Dong et al. 2018
+(arXiv 1710.06081). The expectation over the noise of stochastic layers: Athalye et al. 2018 (arXiv 1802.05957); without
+it their noise hides the gradient, which looks like robustness and is none (Korshunova et al. 2021).
+
+A stochastic model is attacked twice: `expectation=0` attacks the mean code, which is what it computes in evaluation
+mode, `expectation=n` the mean over n draws of the noise. All attacks work on what the model returns: give them one that
+returns logits. Where pictures are normalised and eps and bounds are those of pixels, attack
+`nn.Sequential(torchvision.transforms.v2.Normalize(mean, std), unwrap(model))`.
 
 The attacked model is in evaluation mode; with draws its stochastic bottlenecks, and they alone, draw their noise.
 Modes, parameters, their gradients and the global generator come back as they were.
@@ -14,15 +19,15 @@ Modes, parameters, their gradients and the global generator come back as they we
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ibreg.regularized import draw, evaluating, unwrap
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from ibreg.evaluation.attack_ball import Ball, per_sample
+from ibreg.evaluation.attack_objective import Loss, Objective, Worst, check_targets
+from ibreg.regularized import evaluating
 
 
 def pgd(
@@ -31,39 +36,50 @@ def pgd(
     target: Tensor,
     *,
     eps: float,
-    steps: int,
+    steps: int = 40,
     step_size: float | None = None,
-    norm: str = "inf",
+    norm: str | float = "inf",
     restarts: int = 1,
     random_start: bool = True,
-    draws: int = 0,
+    momentum: float = 0,
+    targeted: bool = False,
+    expectation: int = 0,
+    early_stop: bool = False,
     loss: Loss | None = None,
     clamp: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> Tensor:
-    r"""Searches by projected gradient ascent for the input near `x` with the largest loss, for each sample by itself.
+    r"""Searches by projected gradient ascent for the worst input near `x`, for each sample by itself.
 
     .. math::
-        x_{t+1} = \Pi\big(x_t + \alpha\, u(\nabla_x \ell(f(x_t), y))\big), \qquad
+        g_{t+1} = \mu\, g_t + \frac{\nabla_x \ell(f(x_t), y)}{\|\nabla_x \ell(f(x_t), y)\|_1}, \qquad
+        x_{t+1} = \Pi\big(x_t + \alpha\, u(g_{t+1})\big), \qquad
         u(g) = \operatorname{sign} g \;(\infty) \quad\text{or}\quad g / \|g\|_2 \;(2)
 
-    Of all points on the way, over all restarts, each sample keeps the worst one, its own `x` included: the loss never
-    falls, and it never falls with more steps of the same size or more restarts of the same seed. With draws, points are
-    compared under one and the same noise, while every step draws its own.
+    Of all points on the way, over all restarts, each sample keeps the worst one, its own `x` and that of `fgsm`
+    included: one that fools the classifier before one that does not, then the one with the greatest loss. So accuracy
+    is never above that under `fgsm`, and never rises with more steps of the same size or more restarts of the same
+    seed. With draws, points are compared under one and the same noise, while every step draws its own.
 
     Args:
         model: wrapped in `Regularized` or not, with a tensor as output.
         x: `(batch, ...)`.
-        target: what the loss compares with.
+        target: what the loss compares with: integers `(batch,)` are classes, floats are values of a regression.
         eps: radius of the ball around each sample, in units of the input.
         steps: number of gradient steps of each restart.
         step_size: length of a step in the norm; None: 2.5 eps / steps.
         norm: "inf" (largest change of an entry) or "2" (Euclidean length of the change).
         restarts: number of searches.
         random_start: whether a search starts at a random point of the ball rather than at `x`.
-        draws: 0: attacks the model with the mean code; n: each gradient is the mean over n draws of the noise.
-        loss: `loss(output, target)`, one value per sample, `(batch,)`, which the attack raises. None: cross-entropy
-            where the targets are integers, squared error where they are floats.
+        momentum: mu, how much of the direction before is kept; 0: none, 1 is usual.
+        targeted: whether `target` is what the model shall say, rather than what it shall not.
+        expectation: 0: attacks the model with the mean code; n: each gradient is the mean over n draws of the noise.
+        early_stop: whether a sample leaves the search once the classifier is fooled, which saves time and gives the
+            same accuracy. Not for stochastic models that are predicted by draws: what fools one noise only just may
+            not fool the next one.
+        loss: `loss(output, target)`, one value per sample, `(batch,)`, which the attack raises, and lowers where it is
+            targeted. None: cross-entropy for classes, squared error for values; `margin` finds more of a network that
+            is very sure.
         clamp: smallest and largest value of an input, such as (0, 1); None: no limit.
         seed: of random starts and draws.
 
@@ -71,8 +87,11 @@ def pgd(
         the result has the shape of `x`.
 
     Raises:
-        ValueError: an argument out of range, inputs outside of `clamp`, an output or a loss that does not fit, draws of
-            a model without a stochastic bottleneck.
+        ValueError: an argument out of range, inputs outside of `clamp`, labels that are no class, an output or a loss
+            that does not fit, draws of a model without a stochastic bottleneck, `early_stop` without classes.
+
+    Warns:
+        UserWarning: `expectation=1`.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -87,28 +106,43 @@ def pgd(
             raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts={restarts} from x itself are all the same: use random_start=True")
+    if not (math.isfinite(momentum) and momentum >= 0):
+        raise ValueError(f"momentum is a finite number of at least 0, got {momentum}")
     if step_size is None:
         step_size = 2.5 * eps / steps
     elif not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size is a finite number above 0, got {step_size}")
+    check_targets(x, target)
+    objective = Objective(model, target, loss=loss, expectation=expectation, targeted=targeted)
+    if early_stop and not objective.has_classes:
+        raise ValueError("early_stop needs classes, integers (batch,), as target: a regressor is never fooled")
     generator = torch.Generator().manual_seed(seed)
     fixed_noise = _next_seed(generator)
-    with evaluating(model):
-        objective = Objective(model, target, loss, draws)
-        worst, greatest = x.detach(), objective.value(x, fixed_noise)
+    with undisturbed(model, x, seed):
+        worst = Worst(ball.x)
 
-        def keep(candidate, values):
-            greater = values > greatest
-            return torch.where(_per_sample(greater, x), candidate, worst), torch.where(greater, values, greatest)
+        def search(start: Tensor, count: int, length: float) -> None:
+            """Takes so many steps of this length."""
+            rows = (~worst.fooled if early_stop else torch.ones_like(worst.fooled)).nonzero().squeeze(1)
+            candidate = start[rows]
+            direction = torch.zeros_like(candidate)
+            for _ in range(count):
+                if len(rows) == 0:
+                    return
+                judgement, gradient = objective.gradient(candidate, _next_seed(generator), rows)
+                worst.meet(candidate, objective.judge(candidate, fixed_noise, rows) if expectation else judgement, rows)
+                direction = momentum * direction + _of_length_one(gradient) if momentum else gradient
+                candidate = ball.project(candidate + length * ball.steepest(direction), rows)
+                if early_stop:
+                    going_on = ~worst.fooled[rows]
+                    rows, candidate, direction = rows[going_on], candidate[going_on], direction[going_on]
+            if len(rows):
+                worst.meet(candidate, objective.judge(candidate, fixed_noise, rows), rows)
 
+        search(ball.x, 1, eps)  # that of fgsm
         for _ in range(restarts):
-            candidate = ball.random_point(generator) if random_start else x.detach()
-            for _ in range(steps):
-                values, gradient = objective.gradient(candidate, _next_seed(generator))
-                worst, greatest = keep(candidate, objective.value(candidate, fixed_noise) if draws else values)
-                candidate = ball.project(candidate + step_size * ball.steepest(gradient))
-            worst, greatest = keep(candidate, objective.value(candidate, fixed_noise))
-    return worst
+            search(ball.random_point(generator) if random_start else ball.x, steps, step_size)
+    return worst.x
 
 
 def fgsm(
@@ -117,8 +151,9 @@ def fgsm(
     target: Tensor,
     *,
     eps: float,
-    norm: str = "inf",
-    draws: int = 0,
+    norm: str | float = "inf",
+    targeted: bool = False,
+    expectation: int = 0,
     loss: Loss | None = None,
     clamp: tuple[float, float] | None = None,
     seed: int = 0,
@@ -133,16 +168,20 @@ def fgsm(
     Args:
         model: wrapped in `Regularized` or not, with a tensor as output.
         x: `(batch, ...)`.
-        target: what the loss compares with.
+        target: what the loss compares with: integers `(batch,)` are classes, floats are values of a regression.
         eps: length of the step, in units of the input.
         norm: "inf" or "2".
-        draws: 0: attacks the model with the mean code; n: the gradient is the mean over n draws of the noise.
+        targeted: whether `target` is what the model shall say.
+        expectation: 0: attacks the model with the mean code; n: the gradient is the mean over n draws of the noise.
         loss: as in `pgd`.
         clamp: smallest and largest value of an input; None: no limit.
         seed: of the draws.
 
     Raises:
         ValueError: as in `pgd`.
+
+    Warns:
+        UserWarning: `expectation=1`.
 
     Example:
         >>> model = nn.Linear(3, 1, bias=False)
@@ -151,13 +190,15 @@ def fgsm(
         tensor([[-0.1000, -0.1000, -0.1000]])
     """
     ball = Ball(x, eps, norm, clamp)
-    with evaluating(model):
-        _, gradient = Objective(model, target, loss, draws).gradient(x.detach(), seed)
-    return ball.project(x.detach() + eps * ball.steepest(gradient))
+    check_targets(x, target)
+    objective = Objective(model, target, loss=loss, expectation=expectation, targeted=targeted)
+    with undisturbed(model, x, seed):
+        _, gradient = objective.gradient(ball.x, seed)
+    return ball.project(ball.x + eps * ball.steepest(gradient))
 
 
 def uniform_noise(
-    x: Tensor, *, eps: float, norm: str = "inf", clamp: tuple[float, float] | None = None, seed: int = 0
+    x: Tensor, *, eps: float, norm: str | float = "inf", clamp: tuple[float, float] | None = None, seed: int = 0
 ) -> Tensor:
     """Moves each input to a random point of the ball: what an attack has to be stronger than.
 
@@ -179,165 +220,23 @@ def uniform_noise(
     return Ball(x, eps, norm, clamp).random_point(torch.Generator().manual_seed(seed))
 
 
-class Ball:
-    """The points that an attack may reach: within eps of each sample in a norm, and between two bounds.
+@contextmanager
+def undisturbed(model: nn.Module, x: Tensor, seed: int) -> Iterator[None]:
+    """Puts a model in evaluation mode, and gives one that draws noise by itself a generator of its own.
 
     Args:
-        x: the centres, `(batch, ...)`.
-        eps: the radius.
-        norm: "inf" or "2".
-        clamp: smallest and largest value of an entry, or None.
+        model: what is attacked.
+        x: its input.
+        seed: of that generator.
     """
-
-    def __init__(self, x: Tensor, eps: float, norm: str, clamp: tuple[float, float] | None):
-        if not x.is_floating_point() or x.dim() < 2:
-            raise ValueError(
-                f"x is a floating-point tensor (batch, features, ...), got {x.dtype} of shape {tuple(x.shape)}"
-            )
-        if not (math.isfinite(eps) and eps >= 0):
-            raise ValueError(f"eps is a finite number of at least 0, got {eps}")
-        if norm not in ("inf", "2"):
-            raise ValueError(f"norm is 'inf' or '2', got {norm!r}")
-        if not x.isfinite().all():
-            raise ValueError("x has values that are not finite")
-        if clamp is not None:
-            low, high = clamp
-            if not low < high:
-                raise ValueError(f"clamp is (smallest, largest) value of an input, got {clamp}")
-            if x.numel() and not low <= x.min() <= x.max() <= high:
-                raise ValueError(f"x goes from {x.min():g} to {x.max():g}, outside of clamp={clamp}")
-        self.x, self.eps, self.norm, self.clamp = x.detach(), eps, norm, clamp
-
-    def steepest(self, gradient: Tensor) -> Tensor:
-        """Returns the direction of length 1 in which the loss rises fastest, 0 where the gradient is 0."""
-        if self.norm == "inf":
-            return gradient.sign()
-        # Divided by the largest entry first: the squares of a saturated network's gradient would underflow to 0.
-        tiny = torch.finfo(gradient.dtype).tiny
-        flat = gradient.flatten(1)
-        flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=tiny)
-        return (flat / flat.norm(dim=1, keepdim=True).clamp(min=tiny)).view_as(gradient)
-
-    def project(self, candidate: Tensor) -> Tensor:
-        """Returns the nearest points of the ball, then clamped, which brings them nearer to their centres."""
-        if self.norm == "inf":
-            candidate = torch.minimum(torch.maximum(candidate, self.x - self.eps), self.x + self.eps)
-        else:
-            change = candidate - self.x
-            length = change.flatten(1).norm(dim=1).clamp(min=torch.finfo(change.dtype).tiny)
-            candidate = self.x + change * _per_sample((self.eps / length).clamp(max=1), change)
-        return candidate if self.clamp is None else candidate.clamp(*self.clamp)
-
-    def random_point(self, generator: torch.Generator) -> Tensor:
-        """Draws a point for each sample, uniform in the ball, then clamped; on the CPU, the same for every device."""
-        if self.norm == "inf":
-            change = 2 * torch.rand(self.x.shape, generator=generator) - 1
-        else:
-            change = torch.randn(self.x.shape, generator=generator)
-            radius = torch.rand(len(change), generator=generator) ** (1 / change[0].numel())
-            change = change * _per_sample(radius / change.flatten(1).norm(dim=1), change)
-        return self.project(self.x + self.eps * change.to(self.x))
+    with evaluating(model), torch.random.fork_rng({x.device} - {torch.device("cpu")}):
+        torch.manual_seed(seed)
+        yield
 
 
-class Objective:
-    """The loss of each sample as a function of the input; the model has to be in evaluation mode.
-
-    Args:
-        model: wrapped in `Regularized` or not.
-        target: what the loss compares with.
-        loss: `loss(output, target)`, one value per sample; None: by the type of the targets.
-        draws: 0: the mean code; n: the mean of the loss over n draws.
-    """
-
-    def __init__(self, model: nn.Module, target: Tensor, loss: Loss | None, draws: int):
-        if not isinstance(draws, int) or draws < 0:
-            raise ValueError(f"draws is a whole number of at least 0, got {draws!r}")
-        self.network = unwrap(model)
-        self.target = target
-        self.loss = loss or (squared_error if target.is_floating_point() else cross_entropy)
-        self.draws = draws
-
-    @torch.no_grad()
-    def value(self, x: Tensor, noise_seed: int) -> Tensor:
-        """Returns the loss of each sample, `(batch,)`."""
-        return self._losses(x, noise_seed)
-
-    @torch.enable_grad()
-    def gradient(self, x: Tensor, noise_seed: int) -> tuple[Tensor, Tensor]:
-        """Returns the loss of each sample and its gradient: that of the sum, whatever the size of the batch."""
-        x = x.detach().requires_grad_()
-        losses = self._losses(x, noise_seed)
-        (gradient,) = torch.autograd.grad(losses.sum(), x)
-        return losses.detach(), gradient
-
-    def _losses(self, x: Tensor, noise_seed: int) -> Tensor:
-        if self.draws == 0:
-            return self._checked(self.network(x))
-        outputs = draw(self.network, x, draws=self.draws, seed=noise_seed)
-        return torch.stack([self._checked(output) for output in outputs]).mean(0)
-
-    def _checked(self, output: Tensor) -> Tensor:
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"an attack needs a model that returns a tensor, this one returns {type(output).__name__}: wrap it in "
-                "a module that picks the logits or the prediction"
-            )
-        losses = self.loss(output, self.target)
-        if losses.shape != (len(output),):
-            raise ValueError(
-                f"the loss gives one value per sample, shape {(len(output),)}, for an output of shape "
-                f"{tuple(output.shape)}, got {tuple(losses.shape)}: reduction='none', summed over all other axes"
-            )
-        return losses
-
-
-def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Returns the cross-entropy of each sample, in nats.
-
-    Args:
-        output: logits, `(batch, classes)`.
-        target: class indices, `(batch,)`.
-
-    Raises:
-        ValueError: shapes that do not fit, a class that is none.
-
-    Example:
-        >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
-        tensor([1.3863, 1.3863])
-    """
-    if output.dim() != 2 or target.shape != output.shape[:1]:
-        raise ValueError(
-            f"cross-entropy needs logits (batch, classes) and targets (batch,), got {tuple(output.shape)} and "
-            f"{tuple(target.shape)}: pass loss="
-        )
-    if target.numel() and not 0 <= target.min() <= target.max() < output.shape[1]:
-        raise ValueError(f"targets go from {target.min()} to {target.max()}, there are {output.shape[1]} classes")
-    return F.cross_entropy(output, target.long(), reduction="none")
-
-
-def squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """Returns the squared error of each sample, summed over its outputs.
-
-    Args:
-        output: predictions, `(batch, ...)`.
-        target: of the same shape; `(batch,)` and `(batch, 1)` go together.
-
-    Raises:
-        ValueError: shapes that do not fit.
-
-    Example:
-        >>> squared_error(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
-        tensor([0., 4.])
-    """
-    output, target = output.unsqueeze(-1).flatten(1), target.unsqueeze(-1).flatten(1)
-    if output.shape != target.shape:
-        raise ValueError(f"predictions {tuple(output.shape)} do not fit the targets {tuple(target.shape)}: pass loss=")
-    return (output - target).square().sum(1)
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Gives `(batch,)` the axes of a batch, to multiply or choose with."""
-    return values.view(-1, *(1,) * (like.dim() - 1))
+def _of_length_one(gradient: Tensor) -> Tensor:
+    length = gradient.flatten(1).abs().sum(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return gradient / per_sample(length, gradient)
 
 
 def _next_seed(generator: torch.Generator) -> int:

@@ -41,7 +41,7 @@ def classification_metrics(
         >>> {name: round(value, 3) for name, value in metrics.items()}
         {'accuracy': 0.75, 'error': 0.25, 'nll': 0.511, 'brier': 0.35, 'ece': 0.35}
     """
-    probabilities, targets = _checked_predictions(probabilities, targets)
+    probabilities, targets = checked_predictions(probabilities, targets)
     counts, accuracy, confidence = calibration_bins(probabilities, targets, bins=bins)
     labels = np.arange(probabilities.shape[1])
     share_right = float(accuracy_score(targets, probabilities.argmax(axis=1)))
@@ -83,7 +83,7 @@ def calibration_bins(
     """
     if bins < 1:
         raise ValueError(f"bins needs to be >= 1, got {bins}")
-    probabilities, targets = _checked_predictions(probabilities, targets)
+    probabilities, targets = checked_predictions(probabilities, targets)
     confidence = probabilities.max(axis=1)
     right = (probabilities.argmax(axis=1) == targets).astype(float)
     counts, _ = np.histogram(confidence, bins, (0, 1))
@@ -140,9 +140,14 @@ def information_bound(cross_entropy: float, targets: Tensor | np.ndarray) -> flo
     return label_entropy(targets) - cross_entropy
 
 
-def _checked_predictions(
+def checked_predictions(
     probabilities: Tensor | np.ndarray, targets: Tensor | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Gives probabilities in float64 and targets as integers, or says what is wrong with them.
+
+    Raises:
+        ValueError: As in :func:`classification_metrics`.
+    """
     probabilities = torch.as_tensor(probabilities).detach().to("cpu", torch.float64).numpy()
     targets = _checked_targets(targets)
     if probabilities.ndim != 2 or probabilities.shape[1] < 2:

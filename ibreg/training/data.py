@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from ibreg.training.coloured import paint
 from ibreg.training.images import ImageFiles, channels_first, crop_and_flip, normalised, per_channel
 from ibreg.training.options import choose, keyword_options
 from ibreg.training.request import Request
@@ -94,7 +95,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['cifar10', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist']
+        ['cifar10', 'coloured_mnist', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist']
     """
     return sorted(_SETS)
 
@@ -198,6 +199,39 @@ def mnist(
         std: What they are divided by then.
     """
     return _downloadable("mnist", request, mean, std)
+
+
+def coloured_mnist(
+    request: Request,
+    *,
+    correlation: float = 0.9,
+    test_correlation: float = 0.5,
+    label_noise: float = 0.0,
+    mean: float | Sequence[float] = 0.5,
+    std: float | Sequence[float] = 0.5,
+) -> ClassificationData:
+    """Loads MNIST painted red or green, the label being whether the digit is 5 or more, see `coloured.paint`.
+
+    Args:
+        request: Where the set lies and how it is cut; its seed is also that of the colours.
+        correlation: Share of training and validation pictures whose colour is that of their label.
+        test_correlation: The same of the test pictures; at 0.5 colour tells nothing.
+        label_noise: Share of wrong labels, in all parts.
+        mean: Subtracted from values in [0, 1].
+        std: What they are divided by then.
+    """
+    grey = mnist(request, mean=0.0, std=1.0)
+    generator = torch.Generator().manual_seed(request.split_seed)
+    parts = []
+    for part, share in ((grey.train, correlation), (grey.validation, correlation), (grey.test, test_correlation)):
+        if part is None:
+            parts.append(Rows(grey.test.inputs[:0], grey.test.targets[:0]))
+            continue
+        images, labels = paint(
+            part.inputs, part.targets, correlation=share, label_noise=label_noise, generator=generator
+        )
+        parts.append(Rows(normalised(images, 1, mean, std), labels))
+    return _data("coloured_mnist", parts, ["0 to 4", "5 to 9"])
 
 
 def fashion_mnist(
@@ -346,6 +380,7 @@ def csv_file(
 _SETS: dict[str, Callable[..., ClassificationData]] = {
     "digits": digits,
     "mnist": mnist,
+    "coloured_mnist": coloured_mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
     "image_folder": image_folder,

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ibreg.evaluation.attacks import fgsm, pgd, squared_error
+from ibreg.evaluation.attack_objective import squared_error
+from ibreg.evaluation.attacks import fgsm, pgd
 from ibreg.evaluation.regression import gaussian_information, regression_metrics
 from ibreg.functional import cs_qmi
 from ibreg.regularized import evaluating, predict, unwrap
@@ -147,7 +148,7 @@ def errors_under_attack(
             errors = squared_errors(x)
             if eps > 0:
                 reached = [
-                    squared_errors(attack(model, x, y, eps=eps, draws=expectation, clamp=clamp))
+                    squared_errors(attack(model, x, y, eps=eps, expectation=expectation, clamp=clamp))
                     for expectation in ((0, options.draws) if stochastic else (0,))
                 ]
                 errors = torch.stack(reached).amax(0)

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import ibreg
-from ibreg.evaluation.attacks import Ball, Objective, cross_entropy, fgsm, pgd, squared_error, uniform_noise
+from ibreg.evaluation.attack_ball import Ball
+from ibreg.evaluation.attack_objective import Objective, cross_entropy, margin, squared_error
+from ibreg.evaluation.attacks import fgsm, pgd, uniform_noise
 
 NORMS = ("inf", "2")
 DUAL = {"inf": 1, "2": 2}
@@ -106,8 +108,8 @@ def test_attacked_inputs_stay_in_ball_and_box(norm, eps, clamp, random_start, st
     model = stochastic().float()
     given_to_all = {"eps": eps, "norm": norm, "clamp": clamp, "seed": seed}
     for attacked in (
-        pgd(model, x, y, steps=3, random_start=random_start, step_size=step_size, draws=draws, **given_to_all),
-        fgsm(model, x, y, draws=draws, **given_to_all),
+        pgd(model, x, y, steps=3, random_start=random_start, step_size=step_size, expectation=draws, **given_to_all),
+        fgsm(model, x, y, expectation=draws, **given_to_all),
         uniform_noise(x, **given_to_all),
     ):
         assert attacked.shape == x.shape
@@ -153,13 +155,13 @@ def test_the_direction_survives_a_gradient_whose_square_underflows():
 def test_the_loss_never_falls_with_more_steps_or_restarts(norm, draws):
     model, x, y = stochastic(), torch.randn(50, 5).double(), torch.randn(50, 1).double()
     fixed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(3)))  # the first seed it draws
-    objective = Objective(model.eval(), y, None, draws)
+    objective = Objective(model.eval(), y, expectation=draws)
 
     def losses(**options):
-        given_to_all = {"eps": 0.5, "norm": norm, "step_size": 0.2, "draws": draws, "seed": 3}
-        return objective.value(pgd(model, x, y, **given_to_all, **options), fixed)
+        given_to_all = {"eps": 0.5, "norm": norm, "step_size": 0.2, "expectation": draws, "seed": 3}
+        return objective.judge(pgd(model, x, y, **given_to_all, **options), fixed).value
 
-    chain = [objective.value(x, fixed), *(losses(steps=steps) for steps in (1, 2, 3, 8))]
+    chain = [objective.judge(x, fixed).value, *(losses(steps=steps) for steps in (1, 2, 3, 8))]
     for fewer, more in pairwise(chain):
         assert (more >= fewer).all()
     assert chain[-1].mean() > chain[0].mean()
@@ -220,17 +222,11 @@ def test_every_sample_is_attacked_by_itself(norm):
     torch.testing.assert_close(together, alone)
 
 
-def test_the_loss_may_be_given():
-    """With minus the cross-entropy of a wanted class the attack is a targeted one."""
+@pytest.mark.parametrize("loss", [margin, lambda output, target: F.cross_entropy(3 * output, target, reduction="none")])
+def test_the_loss_may_be_given(loss):
     model, (x, y) = classifier(), labelled()
-    wanted = (y + 1) % 3
-
-    def towards(output, target):
-        return -F.cross_entropy(output, target, reduction="none")
-
-    attacked = pgd(model, x, wanted, eps=1.0, steps=20, loss=towards)
-    reached = (model(attacked).argmax(1) == wanted).double().mean()
-    assert reached > (model(x).argmax(1) == wanted).double().mean() + 0.3
+    attacked = pgd(model, x, y, eps=0.5, steps=10, loss=loss)
+    assert loss(model(attacked), y).mean() > loss(model(x), y).mean() + 0.1
 
 
 # --- nothing is left behind
@@ -246,7 +242,7 @@ def test_modes_parameters_gradients_and_inputs_come_back_as_they_were():
     y = torch.randn(6, 1).double()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for attacked in (
-        pgd(model, x, y, eps=0.1, steps=2, draws=2),
+        pgd(model, x, y, eps=0.1, steps=2, expectation=2),
         fgsm(model, x, y, eps=0.1),
         uniform_noise(x, eps=0.1),
     ):
@@ -270,12 +266,13 @@ def test_attacks_work_where_gradients_are_off():
 
 @pytest.mark.parametrize("draws", [0, 2])
 def test_attacks_are_a_function_of_their_seed_and_leave_the_global_generator_alone(draws):
-    model, x, y = stochastic(), torch.randn(7, 5).double(), torch.randn(7, 1).double()
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), stochastic()).double()
+    x, y = torch.randn(7, 5).double(), torch.randn(7, 1).double()
     before = torch.get_rng_state()
-    options = {"eps": 0.3, "steps": 1, "step_size": 0.01, "draws": draws}
+    options = {"eps": 2.0, "steps": 2, "expectation": draws}
     first, again, other = (pgd(model, x, y, seed=seed, **options) for seed in (1, 1, 2))
     uniform_noise(x, eps=0.3)
-    fgsm(model, x, y, eps=0.3, draws=draws)
+    fgsm(model, x, y, eps=0.3, expectation=draws)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -302,8 +299,11 @@ X, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
         ({"restarts": 0}, "restarts is a whole number"),
         ({"restarts": 2, "random_start": False}, "are all the same"),
         ({"step_size": 0.0}, "step_size is a finite number above 0"),
-        ({"draws": -1}, "draws is a whole number of at least 0"),
-        ({"draws": 2}, "draws=2 needs a stochastic bottleneck"),
+        ({"momentum": -1.0}, "momentum is a finite number of at least 0"),
+        ({"early_stop": True, "target": X[:, 0]}, "early_stop needs classes"),
+        ({"loss": margin, "target": Y + 5}, "targets go from 5 to 5, there are 5 classes"),
+        ({"expectation": -1}, "expectation is a whole number of at least 0"),
+        ({"expectation": 2}, "expectation=2 needs a stochastic bottleneck"),
         ({"clamp": (1.0, 0.0)}, "smallest, largest"),
         ({"clamp": (0.5, 1.0)}, "x goes from 0 to 0, outside of clamp"),
         ({"x": X.long()}, "floating-point tensor"),
@@ -311,7 +311,8 @@ X, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
         ({"x": X * math.nan}, "not finite"),
         ({"target": Y + 5}, "targets go from 5 to 5, there are 5 classes"),
         ({"target": Y - 1}, "targets go from -1"),
-        ({"target": Y[:2]}, "needs logits"),
+        ({"target": Y[:2]}, r"4 inputs and targets of shape \(2,\) do not fit"),
+        ({"target": Y.unsqueeze(1)}, "needs logits"),
         ({"target": X}, r"do not fit the targets \(4, 3\)"),
         ({"model": Pair()}, "returns a tensor, this one returns tuple"),
         ({"loss": F.cross_entropy}, "one value per sample"),

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import ibreg
-from ibreg.evaluation.attacks import Objective, fgsm, pgd, squared_error
+from ibreg.evaluation.attack_objective import Objective, squared_error
+from ibreg.evaluation.attacks import fgsm, pgd
 
 
 def stochastic(features=5, code=3):
@@ -18,10 +19,11 @@ def stochastic(features=5, code=3):
     return nn.Sequential(layer, nn.Linear(code, 1)).double()
 
 
+@pytest.mark.filterwarnings("ignore:expectation=1")
 @pytest.mark.parametrize("draws", [1, 4])
 def test_the_gradient_over_draws_is_the_mean_of_the_gradients_of_the_draws(draws):
     model, x, y = stochastic(), torch.randn(7, 5).double(), torch.randn(7, 1).double()
-    values, gradient = Objective(model.eval(), y, None, draws).gradient(x, 11)
+    (values, _), gradient = Objective(model.eval(), y, expectation=draws).gradient(x, 11)
     layer, head = model
     generator = torch.Generator().manual_seed(11)
     noise = torch.randn(draws, 7, 3, generator=generator, dtype=torch.float64)
@@ -45,7 +47,7 @@ def test_many_draws_come_near_the_expectation_in_closed_form():
     mean, raw = layer.encoder(point).chunk(2, dim=1)
     loss = (head(mean) - y).square().squeeze(1) + (head.weight.square() * F.softplus(raw).square()).sum(1)
     loss.sum().backward()
-    objective = Objective(model.eval(), y, None, 2000)
+    objective = Objective(model.eval(), y, expectation=2000)
     gradients = torch.stack([objective.gradient(x, seed)[1] for seed in range(20)])
     error = gradients.std(0) / math.sqrt(20)
     assert ((gradients.mean(0) - point.grad).abs() < 5 * error).all()
@@ -60,8 +62,8 @@ def test_the_expectation_is_harder_to_bear_than_the_attack_on_the_mean():
         layer.encoder.bias.zero_()
     x, y = torch.zeros(3, 2).double(), torch.zeros(3, 1).double()
     assert torch.equal(fgsm(model, x, y, eps=0.5), x)
-    torch.testing.assert_close(fgsm(model, x, y, eps=0.5, draws=200), x + 0.5)
-    torch.testing.assert_close(pgd(model, x, y, eps=0.5, steps=5, draws=200), x + 0.5)
+    torch.testing.assert_close(fgsm(model, x, y, eps=0.5, expectation=200), x + 0.5)
+    torch.testing.assert_close(pgd(model, x, y, eps=0.5, steps=5, expectation=200), x + 0.5)
 
 
 def test_without_draws_the_mean_code_is_attacked():
@@ -79,7 +81,7 @@ def test_with_draws_nothing_but_bottlenecks_is_random():
     dropping = nn.Sequential(nn.Dropout(0.9), plain, nn.BatchNorm1d(1, affine=False)).double()
     x, y = torch.randn(7, 5).double(), torch.randn(7, 1).double()
     before = {name: tensor.clone() for name, tensor in dropping.state_dict().items()}
-    options = {"eps": 0.2, "steps": 3, "draws": 4, "norm": "2", "step_size": 0.1}
+    options = {"eps": 0.2, "steps": 3, "expectation": 4, "norm": "2", "step_size": 0.1}
     torch.testing.assert_close(pgd(dropping, x, y, **options), pgd(plain, x, y, **options), rtol=1e-3, atol=1e-5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in dropping.state_dict().items())
 
@@ -94,5 +96,34 @@ def test_a_bottleneck_in_a_residual_branch_is_attacked_draw_by_draw():
             return (x + self.branch(x)).sum(1, keepdim=True)
 
     model, x, y = Residual(), torch.randn(7, 5), torch.randn(7, 1)
-    attacked = pgd(model, x, y, eps=0.3, steps=3, draws=2)
+    attacked = pgd(model, x, y, eps=0.3, steps=3, expectation=2)
     assert squared_error(model.eval()(attacked), y).mean() > squared_error(model(x), y).mean()
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd])
+def test_a_single_draw_is_warned_of(attack):
+    model, x, y = stochastic(), torch.randn(7, 5).double(), torch.randn(7, 1).double()
+    with pytest.warns(UserWarning, match="expectation=1 follows the gradient of a single draw") as caught:
+        attack(model, x, y, eps=0.1, expectation=1)
+    assert caught[0].filename == __file__
+
+
+def test_a_stochastic_classifier_decides_by_the_mean_softmax_over_draws():
+    layer = ibreg.VariationalBottleneck(4, 3, beta=0)
+    nn.init.constant_(layer.encoder.bias, 2.0)  # much noise
+    model, x, y = nn.Sequential(layer, nn.Linear(3, 3)), torch.randn(300, 4), torch.randint(3, (300,))
+    _, fooled = Objective(model.eval(), y, expectation=8).judge(x, 5)
+    expected = ibreg.predict(model, x, draws=8, seed=5).argmax(1) != y
+    assert torch.equal(fooled, expected)
+    assert not torch.equal(fooled, model(x).argmax(1) != y)
+
+
+def test_early_stop_works_with_draws():
+    layer = ibreg.VariationalBottleneck(4, 3, beta=0)
+    nn.init.normal_(layer.encoder.weight)
+    model, x = nn.Sequential(layer, nn.Linear(3, 3)), torch.randn(50, 4)
+    y = ibreg.predict(model, x, draws=50, seed=1).argmax(1)
+    attacked = pgd(model, x, y, eps=1.0, steps=10, expectation=10, early_stop=True)
+    right = (ibreg.predict(model, attacked, draws=50, seed=1).argmax(1) == y).double().mean()
+    noisy = (ibreg.predict(model, x, draws=50, seed=2).argmax(1) == y).double().mean()
+    assert right < noisy - 0.3

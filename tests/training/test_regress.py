@@ -111,7 +111,7 @@ def test_a_stochastic_model_is_attacked_by_its_mean_and_its_expectation(data, st
     found = errors_under_attack(stochastic, data, ATTACK, torch.device("cpu"))
     x, y = data.test.inputs[:60], data.test.targets[:60]
     errors = [
-        (ibreg.predict(stochastic, pgd(stochastic, x, y, eps=0.5, steps=20, draws=draws)) - y).square()
+        (ibreg.predict(stochastic, pgd(stochastic, x, y, eps=0.5, steps=20, expectation=draws)) - y).square()
         for draws in (0, 4)
     ]
     expected = 3 * torch.maximum(*errors).double().mean().sqrt().item()

@@ -1,0 +1,60 @@
+"""Grey pictures painted red or green, the colour telling of the label as often as is wanted: a spurious correlation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GROUPS = ("small digit, red", "small digit, green", "large digit, red", "large digit, green")
+
+
+def paint(
+    images: Tensor, digits: Tensor, *, correlation: float, label_noise: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Paints digits red or green and asks whether they are 5 or more (Arjovsky et al. 2019, arXiv 1907.02893).
+
+    Args:
+        images: `(rows, 1, height, width)` in [0, 1], black behind the digit.
+        digits: `(rows,)`, 0 to 9.
+        correlation: share of the pictures whose colour is that of their label: red for 0, green for 1.
+        label_noise: share of the labels that are the wrong ones; the colour follows the label, wrong or not.
+        generator: of both draws.
+
+    Returns:
+        Images `(rows, 3, height, width)`, and labels `(rows,)`: 1 for 5 to 9, 0 for 0 to 4.
+
+    Raises:
+        ValueError: a share is not in [0, 1].
+
+    Example:
+        >>> options = {"correlation": 1.0, "label_noise": 0.0, "generator": torch.Generator()}
+        >>> images, labels = paint(torch.ones(2, 1, 1, 1), torch.tensor([3, 7]), **options)
+        >>> labels, images.squeeze()
+        (tensor([0, 1]), tensor([[1., 0., 0.],
+                [0., 1., 0.]]))
+    """
+    for name, share in (("correlation", correlation), ("label_noise", label_noise)):
+        if not (isinstance(share, int | float) and 0 <= share <= 1):
+            raise ValueError(f"{name}={share!r} is a share: at least 0 and at most 1")
+    draws = torch.rand(2, len(digits), generator=generator)
+    labels = (digits >= 5) ^ (draws[0] < label_noise)
+    green = labels ^ (draws[1] >= correlation)
+    colours = torch.stack([~green, green, torch.zeros_like(green)], 1).to(images)
+    return images * colours[:, :, None, None], labels.long()
+
+
+def groups_of(images: Tensor, labels: Tensor) -> Tensor:
+    """Tells label and colour of painted pictures, in whatever scale of brightness: an index of `GROUPS`, `(rows,)`.
+
+    Args:
+        images: `(rows, 3, height, width)`, some of it painted.
+        labels: `(rows,)`, 0 or 1.
+
+    Example:
+        >>> red = torch.tensor([[1.0, -1.0], [-1.0, -1.0], [-1.0, -1.0]]).view(1, 3, 1, 2)
+        >>> GROUPS[groups_of(red, torch.tensor([1])).item()]
+        'large digit, red'
+    """
+    pixels = images.flatten(2)
+    red, green, _ = (pixels.amax(2) - pixels.amin(2)).unbind(1)  # 0 in channels without paint
+    return 2 * labels + (green > red)
