@@ -1,11 +1,13 @@
 """Information-bottleneck regularizers for PyTorch models: swap one in, keep your training loop."""
 
 from ibreg import functional, losses, schedules
+from ibreg.concepts import Concepts
 from ibreg.injection import bottlenecks, candidates, eject, inject
 from ibreg.layers import (
     Bottleneck,
     BottleneckOutput,
     CauchySchwarzBottleneck,
+    ConceptBottleneck,
     HSICBottleneck,
     NonlinearBottleneck,
     VariationalBottleneck,
@@ -20,6 +22,8 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
+    "ConceptBottleneck",
+    "Concepts",
     "HSICBottleneck",
     "NonlinearBottleneck",
     "Penalized",

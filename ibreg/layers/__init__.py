@@ -2,6 +2,7 @@
 
 from ibreg.layers.base import Bottleneck, BottleneckOutput
 from ibreg.layers.cauchy_schwarz import CauchySchwarzBottleneck
+from ibreg.layers.concept import ConceptBottleneck
 from ibreg.layers.hsic import HSICBottleneck
 from ibreg.layers.nonlinear import NonlinearBottleneck
 from ibreg.layers.variational import VariationalBottleneck
@@ -10,6 +11,7 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
+    "ConceptBottleneck",
     "HSICBottleneck",
     "NonlinearBottleneck",
     "VariationalBottleneck",
