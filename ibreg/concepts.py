@@ -201,6 +201,20 @@ class Concepts:
         """
         return _by_run(self, probabilities, {"binary": _logit, "categorical": _log, "continuous": _same})
 
+    def mixed_logits(self, logits: Tensor) -> Tensor:
+        """Returns logits of the mean probability over draws, without leaving log space: no draw saturates it.
+
+        Args:
+            logits: `(draws, ..., concepts)`.
+
+        Example:
+            >>> concepts, draws = Concepts.of(2), torch.randn(9, 4, 2)
+            >>> mean = concepts.probabilities(draws).mean(0)
+            >>> torch.allclose(concepts.probabilities(concepts.mixed_logits(draws)), mean)
+            True
+        """
+        return _by_run(self, logits, {"binary": _mixed_binary, "categorical": _mixed_categorical, "continuous": _mean})
+
     def decisions(self, probabilities: Tensor) -> Tensor:
         """Returns probabilities decided: 1 where they are above 0.5, in a categorical group for the largest; else 0.
 
@@ -299,6 +313,18 @@ def _softmax(logits: Tensor) -> Tensor:
     return logits.softmax(-1)
 
 
+def _mixed_binary(logits: Tensor) -> Tensor:
+    return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+
+
+def _mixed_categorical(logits: Tensor) -> Tensor:
+    return logits.log_softmax(-1).logsumexp(0) - math.log(logits.shape[0])
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean(0)
+
+
 def _logit(probabilities: Tensor) -> Tensor:
     return probabilities.logit(LEAST_PROBABILITY)
 
@@ -312,4 +338,5 @@ def _above_half(probabilities: Tensor) -> Tensor:
 
 
 def _one_hot(probabilities: Tensor) -> Tensor:
-    return F.one_hot(probabilities.argmax(-1), probabilities.shape[-1]).to(probabilities.dtype)
+    values = torch.arange(probabilities.shape[-1], device=probabilities.device)  # F.one_hot knows no vmap
+    return (values == probabilities.argmax(-1, keepdim=True)).to(probabilities.dtype)

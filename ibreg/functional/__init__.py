@@ -1,5 +1,6 @@
 """The quantities of the bottlenecks as pure functions of tensors."""
 
+from ibreg.functional.conditioning import condition_gaussian, conditional_gain, move_by_gain
 from ibreg.functional.dependence import cs_qmi, hsic, normalized_factor, normalized_hsic
 from ibreg.functional.divergence import conditional_cs_divergence, cs_divergence
 from ibreg.functional.entropy import nonlinear_rate
@@ -23,7 +24,9 @@ from ibreg.functional.pairs import gram
 
 __all__ = [
     "bandwidth_of",
+    "condition_gaussian",
     "conditional_cs_divergence",
+    "conditional_gain",
     "cs_divergence",
     "cs_qmi",
     "delta_gram",
@@ -39,6 +42,7 @@ __all__ = [
     "inverse_multiquadric_gram",
     "linear_gram",
     "linear_lagrangian",
+    "move_by_gain",
     "nonlinear_rate",
     "normalized_factor",
     "normalized_hsic",

@@ -3,8 +3,12 @@
 from ibreg.layers.base import Bottleneck, BottleneckOutput
 from ibreg.layers.cauchy_schwarz import CauchySchwarzBottleneck
 from ibreg.layers.concept import ConceptBottleneck
+from ibreg.layers.concept_embedding import ConceptEmbeddingBottleneck
+from ibreg.layers.concept_layer import ConceptIntervention, ConceptLayer, ConceptState
 from ibreg.layers.hsic import HSICBottleneck
 from ibreg.layers.nonlinear import NonlinearBottleneck
+from ibreg.layers.probabilistic_concept import ProbabilisticConceptBottleneck
+from ibreg.layers.stochastic_concept import StochasticConceptBottleneck
 from ibreg.layers.variational import VariationalBottleneck
 
 __all__ = [
@@ -12,7 +16,13 @@ __all__ = [
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
     "ConceptBottleneck",
+    "ConceptEmbeddingBottleneck",
+    "ConceptIntervention",
+    "ConceptLayer",
+    "ConceptState",
     "HSICBottleneck",
     "NonlinearBottleneck",
+    "ProbabilisticConceptBottleneck",
+    "StochasticConceptBottleneck",
     "VariationalBottleneck",
 ]

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.concepts import Description
-from ibreg.layers.concept_layer import ConceptLayer, ConceptState
+from ibreg.layers.concept_layer import ConceptLayer, ConceptState, check_code
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
-
-CODES = ("probability", "hard", "logit")
 
 
 @register("concept")
@@ -98,8 +96,7 @@ class ConceptBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        if code not in CODES:
-            raise ValueError(f"code is one of {', '.join(map(repr, CODES))}, got {code!r}")
+        check_code(code)
         if not isinstance(residual, int) or residual < 0:
             raise ValueError(f"residual is a number of features that go past the concepts, at least 0, got {residual}")
         self.code = code
@@ -121,11 +118,5 @@ class ConceptBottleneck(ConceptLayer):
         found = self.encoder(pooled)
         logits, residual = found[:, : len(self.concepts)], found[:, len(self.concepts) :]
         corrected, values = self.corrected(logits, scope)
-        if self.code == "logit":
-            code = corrected
-        elif self.code == "hard":
-            # The difference is exactly 0: the code is exactly 0 or 1, its gradient that of the probability.
-            code = self.concepts.decisions(values.detach()) + (values - values.detach())
-        else:
-            code = values
+        code = self.coded(self.code, corrected, values)
         return torch.cat([code, residual], -1) if self.residual else code, ConceptState(logits, values)

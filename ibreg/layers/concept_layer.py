@@ -21,6 +21,7 @@ from ibreg.layers.intervention import intervention_on
 from ibreg.layers.scope import Scope
 
 SPACES = ("probability", "logit")
+CODES = ("probability", "hard", "logit")
 
 
 class ConceptIntervention(NamedTuple):
@@ -114,6 +115,11 @@ class ConceptLayer(Bottleneck):
         """Size of the code that the head reads."""
         raise NotImplementedError
 
+    @property
+    def correction_space(self) -> str:
+        """The space in which an evaluation should hand over corrections, as it is that of the code."""
+        return "logit" if getattr(self, "code", None) == "logit" else "probability"
+
     def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, Any]:
         """Returns the code `(batch, code_features)` of features `(batch, in_features)`, and the state."""
         raise NotImplementedError
@@ -146,14 +152,24 @@ class ConceptLayer(Bottleneck):
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Any]:
         """Returns what the head makes of the concepts, at every position, and the state."""
-        features = self.features_last(x)
-        mask = scope.repeated(scope.repeats).mask if scope is not None else None
-        code, state = self.encode(_mean_over_positions(features, mask), scope)
+        code, state = self.encode(self.pooled(x, scope), scope)
         z = self.decoder(code)
-        positions = features.shape[1:-1]
+        positions = self.features_last(x).shape[1:-1]
         # Repeated, not expanded, and copied in any case: operations behind the layer may be in place.
         z = z.reshape(z.shape[0], *[1] * len(positions), z.shape[1]).repeat(1, *positions, 1)
         return self.features_back(z), state
+
+    def pooled(self, x: Tensor, scope: Scope | None) -> Tensor:
+        """Returns the mean over tokens or positions that a mask counts: `(batch, in_features)`."""
+        features = self.features_last(x)
+        if features.dim() == 2:
+            return features
+        mask = scope.repeated(scope.repeats).mask if scope is not None else None
+        if mask is None:
+            return features.flatten(1, -2).mean(1)
+        check_mask(mask, features.shape[:-1])
+        kept = mask.bool().unsqueeze(-1)
+        return torch.where(kept, features, 0).flatten(1, -2).sum(1) / kept.flatten(1, -2).sum(1).clamp(min=1)
 
     def penalty(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the concept loss, and it and the concept accuracy as logs."""
@@ -206,7 +222,7 @@ class ConceptLayer(Bottleneck):
                 f"the mask of an intervention is a bool tensor (batch, concepts), True where a concept is set; got "
                 f"{mask.dtype}: turn indices into a mask"
             )
-        if scope is not None and scope.repeats > 1:  # behind the draws of another layer
+        if scope is not None and scope.repeats > 1:  # behind the draws of this layer or another
             mask, values = (tensor.repeat(scope.repeats, 1) for tensor in (mask, values))
         for name, tensor in (("mask", mask), ("values", values)):
             if tensor.shape != logits.shape:
@@ -217,6 +233,15 @@ class ConceptLayer(Bottleneck):
         values = values.to(logits.dtype)
         assert_finite(torch.where(mask, values, 0), "an intervention sets concepts to finite values")
         return ConceptIntervention(mask, values, space)
+
+    def coded(self, code: str, logits: Tensor, probabilities: Tensor) -> Tensor:
+        """Returns what a head reads of concepts, in the space of the `code`: "probability", "hard" or "logit"."""
+        if code == "logit":
+            return logits
+        if code == "probability":
+            return probabilities
+        # The difference is exactly 0: the code is exactly 0 or 1, its gradient that of the probability.
+        return self.concepts.decisions(probabilities.detach()) + (probabilities - probabilities.detach())
 
     def labels(self, scope: Scope, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the labels of a scope, 0 where they are missing, and where they are known.
@@ -290,21 +315,16 @@ class ConceptLayer(Bottleneck):
         return f"{self.in_features} -> {count} concepts -> {self.out_features}, beta={self._beta_value():g}"
 
 
-def _mean_over_positions(features: Tensor, mask: Tensor | None) -> Tensor:
-    if features.dim() == 2:
-        return features
-    if mask is None:
-        return features.flatten(1, -2).mean(1)
-    check_mask(mask, features.shape[:-1])
-    kept = mask.bool().unsqueeze(-1)
-    counted = kept.flatten(1, -2).sum(1).clamp(min=1)
-    return torch.where(kept, features, 0).flatten(1, -2).sum(1) / counted
-
-
 def _mean_of_known(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Returns the mean of the values that are known, given as pairs `(values, known)`; 0 where none is."""
     values, known = (torch.cat(part, -1) for part in zip(*parts, strict=True))
     return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)
+
+
+def check_code(code: str) -> None:
+    """Raises a ValueError for a code that there is not."""
+    if code not in CODES:
+        raise ValueError(f"code is one of {', '.join(map(repr, CODES))}, got {code!r}")
 
 
 def _checked_weights(pos_weight: Any, concepts: Concepts | None) -> float | list[float] | None:
