@@ -223,13 +223,12 @@ def as_corrections(layer: ConceptLayer, labels: Tensor, training_logits: Tensor 
 def wrong_labels(concepts: Concepts, labels: Tensor, *, seed: int = 0) -> Tensor:
     """Returns labels that are wrong everywhere: binary ones turned round, categorical ones moved to another value.
 
+    Of a continuous concept nothing is exactly wrong: its label becomes NaN, which is not set.
+
     Args:
         concepts: what the columns are.
         labels: `(batch, concepts)`; NaN stays.
         seed: of the choice among the other values of a categorical concept.
-
-    Raises:
-        ValueError: a continuous concept, for which nothing is exactly wrong.
 
     Example:
         >>> wrong_labels(Concepts.of(2), torch.tensor([[1.0, 0.0]])).tolist()
@@ -239,10 +238,8 @@ def wrong_labels(concepts: Concepts, labels: Tensor, *, seed: int = 0) -> Tensor
     wrong = []
     for kind, run in concepts.runs:
         those = labels[:, run]
-        if kind == "continuous":
-            raise ValueError(f"{concepts.names[run.start]!r} is continuous: no value of it is exactly wrong")
-        if kind == "binary":
-            wrong.append(1 - those)
+        if kind != "categorical":
+            wrong.append(1 - those if kind == "binary" else torch.full_like(those, torch.nan))
             continue
         width = those.shape[1]
         steps = torch.randint(1, width, (len(those), 1), generator=generator).to(those.device)
