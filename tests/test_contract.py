@@ -37,6 +37,13 @@ ROWS = {
         "default": {"concepts": CONCEPTS},
         "hard": {"concepts": CONCEPTS, "code": "hard", "residual": 2, "out_features": 4, "head": "mlp"},
         "logit": {"concepts": KINDS, "code": "logit", "out_features": FEATURES, "pos_weight": 2.0},
+        "prior": {
+            "concepts": CONCEPTS,
+            "out_features": 2,
+            "residual": 1,
+            "head_l1": 0.1,
+            "head_prior": [[1, 0, -1], [0.0, 1.0, 0.0]],
+        },
     },
     "concept_embedding": {
         "default": {"concepts": CONCEPTS},
@@ -54,6 +61,10 @@ ROWS = {
         "smaller": {"out_features": 4, "lagrangian": "power", "power": 0.5},
         "identity": {"start": "identity", "initial_log_variance": 2.0},
         "blocks": {"lagrangian": "exponential", "block_size": 3},
+    },
+    "post_hoc_concept": {
+        "default": {"concepts": CONCEPTS},
+        "hybrid": {"concepts": KINDS, "code": "probability", "hybrid": True, "out_features": 4, "head_l2": 0.01},
     },
     "probabilistic_concept": {
         "default": {"concepts": CONCEPTS},

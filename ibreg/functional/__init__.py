@@ -21,6 +21,7 @@ from ibreg.functional.kernels import (
 )
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
 from ibreg.functional.pairs import gram
+from ibreg.functional.sparsity import elastic_net
 
 __all__ = [
     "bandwidth_of",
@@ -30,6 +31,7 @@ __all__ = [
     "cs_divergence",
     "cs_qmi",
     "delta_gram",
+    "elastic_net",
     "exponential_lagrangian",
     "gaussian_entropy",
     "gaussian_gram",

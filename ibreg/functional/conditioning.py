@@ -22,7 +22,7 @@ def conditional_gain(covariance: Tensor, mask: Tensor) -> Tensor:
         `(..., dim, dim)`.
 
     Example:
-        >>> conditional_gain(torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([True, False]))
+        >>> conditional_gain(torch.tensor([[4.0, 2.0], [2.0, 3.0]]), torch.tensor([True, False]))
         tensor([[0.0000, 0.0000],
                 [0.5000, 0.0000]])
     """
@@ -52,10 +52,10 @@ def condition_gaussian(mean: Tensor, covariance: Tensor, mask: Tensor, values: T
         mean `(..., dim)` and covariance `(..., dim, dim)`.
 
     Example:
-        >>> covariance = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
-        >>> condition_gaussian(torch.zeros(2), covariance, torch.tensor([True, False]), torch.tensor([4.0, 0.0]))
-        (tensor([4., 2.]), tensor([[0.0000, 0.0000],
-                [0.0000, 2.5000]]))
+        >>> covariance, known = torch.tensor([[4.0, 2.0], [2.0, 3.0]]), torch.tensor([True, False])
+        >>> condition_gaussian(torch.zeros(2), covariance, known, torch.tensor([4.0, 0.0]))
+        (tensor([4., 2.]), tensor([[0., 0.],
+                [0., 2.]]))
     """
     gain = conditional_gain(covariance, mask)
     unknown = (~mask).to(covariance.dtype)

@@ -7,6 +7,7 @@ from ibreg.layers.concept_embedding import ConceptEmbeddingBottleneck
 from ibreg.layers.concept_layer import ConceptIntervention, ConceptLayer, ConceptState
 from ibreg.layers.hsic import HSICBottleneck
 from ibreg.layers.nonlinear import NonlinearBottleneck
+from ibreg.layers.post_hoc_concept import PostHocConceptBottleneck
 from ibreg.layers.probabilistic_concept import ProbabilisticConceptBottleneck
 from ibreg.layers.stochastic_concept import StochasticConceptBottleneck
 from ibreg.layers.variational import VariationalBottleneck
@@ -22,6 +23,7 @@ __all__ = [
     "ConceptState",
     "HSICBottleneck",
     "NonlinearBottleneck",
+    "PostHocConceptBottleneck",
     "ProbabilisticConceptBottleneck",
     "StochasticConceptBottleneck",
     "VariationalBottleneck",

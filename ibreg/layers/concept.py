@@ -6,14 +6,24 @@ Koh et al. 2020 (arXiv 2007.04612).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ibreg.concepts import Description
-from ibreg.layers.concept_layer import ConceptLayer, ConceptState, check_code
+from ibreg.layers.concept_head import HeadPenalty, checked_penalty
+from ibreg.layers.concept_layer import ConceptLayer, check_code
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
+
+
+class LinearConceptState(NamedTuple):
+    """A `ConceptState` and the penalty on the head's weights, 0-dim, where there is one."""
+
+    logits: Tensor
+    values: Tensor
+    head_penalty: Tensor | None
 
 
 @register("concept")
@@ -23,7 +33,7 @@ class ConceptBottleneck(ConceptLayer):
     .. math:: \text{penalty} = \frac{1}{n} \sum_i \sum_c w_c \, \ell_c(x_i, c_i), \quad z = \text{head}(\text{code})
 
     with l the binary cross-entropy (times `pos_weight` where the label is 1), the cross-entropy of a categorical group,
-    or the squared error of a continuous concept.
+    or the squared error of a continuous concept; and the elastic net on the head's weights, where one is wanted.
 
     Args:
         in_features: size of the feature axis.
@@ -36,6 +46,10 @@ class ConceptBottleneck(ConceptLayer):
             in place.
         head: from code to output: "identity", "linear" or "mlp" (one hidden layer of 64 ReLUs); None: "linear" where
             out_features are given, else "identity".
+        head_l1: weight of the linear head's absolute weights beside the concept loss, which makes them few.
+        head_l2: the same of their squares: with both, an elastic net (`functional.elastic_net`).
+        head_prior: matrix `(out_features, concepts)`, usually of -1, 0 and 1, around which head_l1 and head_l2 are
+            taken; None: 0.
         beta: weight of the penalty. The sum over concepts makes it that of arXiv 2007.04612, 0.01 there.
         pos_weight: weight of the positive labels of binary concepts: a number, or one for each concept (negatives /
             positives: `Concepts.positive_weights`); None: 1.
@@ -56,7 +70,7 @@ class ConceptBottleneck(ConceptLayer):
     `intervening({layer: ConceptIntervention(mask, values)})` corrects concepts.
 
     Logs: `concept_loss` (nats), `concept_accuracy` (of binary concepts and categorical groups), `concept_error` (mean
-    squared error of continuous concepts), of the labels that are known.
+    squared error of continuous concepts), of the labels that are known; `head_penalty` where there is one.
 
     Many processes: each rank charges for its own rows.
 
@@ -80,6 +94,9 @@ class ConceptBottleneck(ConceptLayer):
         residual: int = 0,
         out_features: int | None = None,
         head: str | None = None,
+        head_l1: float = 0.0,
+        head_l2: float = 0.0,
+        head_prior: Sequence[Sequence[float]] | None = None,
         beta: float = 1.0,
         pos_weight: float | Sequence[float] | None = None,
         dim: int | None = None,
@@ -99,6 +116,9 @@ class ConceptBottleneck(ConceptLayer):
         check_code(code)
         if not isinstance(residual, int) or residual < 0:
             raise ValueError(f"residual is a number of features that go past the concepts, at least 0, got {residual}")
+        self.head_l1 = head_l1
+        self.head_l2 = head_l2
+        self.head_prior = checked_penalty(head_l1, head_l2, head_prior)
         self.code = code
         self.residual = residual
         self.materialize(in_features, device=device, dtype=dtype)
@@ -112,11 +132,32 @@ class ConceptBottleneck(ConceptLayer):
         """Registers the encoder of concepts and residual, and the head."""
         super().create_parameters(device=device, dtype=dtype)
         self.encoder = nn.Linear(self.in_features, self.code_features, device=device, dtype=dtype)
+        self.head_penalty = None
+        if self.head_l1 or self.head_l2:
+            if self.head != "linear":
+                raise ValueError(f"head_l1 and head_l2 are for the weights of head='linear', this is {self.head!r}")
+            self.head_penalty = HeadPenalty(
+                self.head_l1,
+                self.head_l2,
+                self.head_prior,
+                out_features=self.out_features,
+                concepts=len(self.concepts),
+                device=device,
+            )
 
-    def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, ConceptState]:
+    def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, LinearConceptState]:
         """Returns the concepts in the space of the code, the residual behind them."""
         found = self.encoder(pooled)
         logits, residual = found[:, : len(self.concepts)], found[:, len(self.concepts) :]
         corrected, values = self.corrected(logits, scope)
         code = self.coded(self.code, corrected, values)
-        return torch.cat([code, residual], -1) if self.residual else code, ConceptState(logits, values)
+        penalty = self.head_penalty(self.decoder.weight) if self.head_penalty is not None else None
+        state = LinearConceptState(logits, values, penalty)
+        return torch.cat([code, residual], -1) if self.residual else code, state
+
+    def penalty(self, state: LinearConceptState, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the concept loss plus the penalty on the head, and the logs."""
+        loss, logs = super().penalty(state, scope)
+        if state.head_penalty is None:
+            return loss, logs
+        return loss + state.head_penalty, logs | {"head_penalty": state.head_penalty}

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ibreg.functional.sparsity import elastic_net
+from ibreg.layers.base import at_least_float32
 
 HEADS = ("identity", "linear", "mlp")
 
@@ -37,3 +44,58 @@ def build_head(head: str, code_features: int, out_features: int, *, device=None,
         nn.ReLU(),
         nn.Linear(HIDDEN, out_features, device=device, dtype=dtype),
     )
+
+
+class HeadPenalty(nn.Module):
+    """Elastic net on a linear head's weights, around a prior that it keeps as a buffer; see `functional.elastic_net`.
+
+    Args:
+        l1: weight of absolute deviations.
+        l2: weight of squared deviations.
+        prior: `(out_features, concepts)`, nested; None: 0. Features behind the concepts have prior 0.
+        out_features: of the head.
+        concepts: how many of the head's inputs are concepts.
+        device: of the buffer.
+
+    Raises:
+        ValueError: a prior of another shape.
+    """
+
+    prior: Tensor
+
+    def __init__(self, l1: float, l2: float, prior: Any, *, out_features: int, concepts: int, device=None):
+        super().__init__()
+        self.l1 = l1
+        self.l2 = l2
+        self.entries = prior
+        if prior is not None and (len(prior) != out_features or len(prior[0]) != concepts):
+            raise ValueError(
+                f"head_prior has a row for each of {out_features} outputs and a column for each of {concepts} "
+                f"concepts, got {len(prior)} x {len(prior[0])}"
+            )
+        self.register_buffer("prior", torch.empty((out_features, concepts), dtype=torch.float32, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the buffer to the prior that was given."""
+        with torch.no_grad():
+            self.prior.copy_(torch.zeros(self.prior.shape) if self.entries is None else torch.tensor(self.entries))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Returns the penalty of the weights `(out_features, concepts and others)`, 0-dim."""
+        prior = nn.functional.pad(self.prior, (0, weight.shape[1] - self.prior.shape[1]))
+        return elastic_net(at_least_float32(weight), l1=self.l1, l2=self.l2, prior=prior)
+
+
+def checked_penalty(l1: float, l2: float, prior: Sequence[Sequence[float]] | None) -> list[list[float]] | None:
+    """Returns a prior as nested lists of floats, or raises a ValueError for what is no elastic net."""
+    if not (0 <= l1 < float("inf") and 0 <= l2 < float("inf")):
+        raise ValueError(f"head_l1 and head_l2 are finite numbers of at least 0, got {l1} and {l2}")
+    if prior is None:
+        return None
+    if l1 == l2 == 0:
+        raise ValueError("head_prior is what head_l1 and head_l2 pull the weights to: give one of them, head_l1=1e-3")
+    rows = [[float(value) for value in row] for row in prior]
+    if not rows or len({len(row) for row in rows}) > 1:
+        raise ValueError("head_prior is a matrix: a row for each output, a number for each concept")
+    return rows

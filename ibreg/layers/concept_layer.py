@@ -124,6 +124,10 @@ class ConceptLayer(Bottleneck):
         """Returns the code `(batch, code_features)` of features `(batch, in_features)`, and the state."""
         raise NotImplementedError
 
+    def decode(self, code: Tensor, pooled: Tensor) -> Tensor:
+        """Returns the output `(batch, out_features)` of a code."""
+        return self.decoder(code)
+
     def create_parameters(self, *, device=None, dtype=None) -> None:
         """Registers the head and the weights of the loss."""
         if self.concepts is None:
@@ -152,8 +156,9 @@ class ConceptLayer(Bottleneck):
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Any]:
         """Returns what the head makes of the concepts, at every position, and the state."""
-        code, state = self.encode(self.pooled(x, scope), scope)
-        z = self.decoder(code)
+        pooled = self.pooled(x, scope)
+        code, state = self.encode(pooled, scope)
+        z = self.decode(code, pooled)
         positions = self.features_last(x).shape[1:-1]
         # Repeated, not expanded, and copied in any case: operations behind the layer may be in place.
         z = z.reshape(z.shape[0], *[1] * len(positions), z.shape[1]).repeat(1, *positions, 1)
