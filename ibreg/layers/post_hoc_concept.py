@@ -18,7 +18,6 @@ from ibreg.layers.concept_layer import ConceptLayer, check_code
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
-
 # A weight below this is as good as none to somebody who reads the head.
 LEAST_WEIGHT = 1e-3
 
