@@ -9,6 +9,8 @@ against shuffled targets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,7 @@ def concept_reliance(
     shuffled = target[torch.from_numpy(np.random.default_rng(seed).permutation(len(target))).to(target.device)]
     everything = torch.ones_like(labels, dtype=torch.bool)
     set_to_truth = find_concepts(model, x, mask=everything, labels=labels, training_logits=training_logits).output
-    wiped = _ablated(model, x, training_logits)
+    wiped = silenced(model, x, layer.concepts.names, training_logits)
     wrong = wrong_labels(layer.concepts, labels, seed=seed)
     binary_or_categorical = [
         columns
@@ -129,15 +131,75 @@ def _accuracy(output: Tensor, target: Tensor) -> float:
 
 
 @torch.no_grad()
-def _ablated(model: nn.Module, x: Tensor, training_logits: Tensor) -> Tensor:
-    """Runs a model with every concept at its training mean, in the space of the code."""
+def silenced(model: nn.Module, x: Tensor, names: Sequence[str], training_logits: Tensor) -> Tensor:
+    """Returns the output with some concepts at their training mean: what a head without their weights says.
+
+    Args:
+        model: a classifier with one concept layer, wrapped or not.
+        x: `(samples, ...)`.
+        names: of the concepts; of a categorical group all of them.
+        training_logits: as for `concept_reliance`.
+
+    Returns:
+        `(samples, outputs)`.
+
+    Raises:
+        ValueError: a name that no concept has.
+    """
     layer = concept_layer(model)
     space = layer.correction_space
     training = training_logits if space == "logit" else layer.concepts.probabilities(training_logits)
-    outputs = []
+    mask = torch.zeros(len(x), len(layer.concepts), dtype=torch.bool, device=x.device)
+    mask[:, [layer.concepts.index(name) for name in names]] = True
+    values = training.mean(0).expand_as(mask)
     with evaluating(model):
-        for rows in x.split(1000):
-            values = training.mean(0).expand(len(rows), -1)
-            with intervene(model, torch.ones_like(values, dtype=torch.bool), values, space):
-                outputs.append(unwrap(model)(rows))
+        outputs = []
+        for rows in torch.arange(len(x), device=x.device).split(1000):
+            with intervene(model, mask[rows], values[rows], space):
+                outputs.append(unwrap(model)(x[rows]))
     return torch.cat(outputs)
+
+
+def head_effects(model: nn.Module, x: Tensor, training_logits: Tensor) -> Tensor:
+    """Measures what setting a concept from 0 to 1 does to the output, on average: the weights of a linear head.
+
+    Of a value of a categorical concept it is the output with this value minus the mean over all values. Of a continuous
+    concept it is that of its training mean plus one standard deviation minus that of its mean.
+
+    Args:
+        model: a classifier with one concept layer, wrapped or not.
+        x: `(samples, ...)`, over which the mean is.
+        training_logits: as for `concept_reliance`.
+
+    Returns:
+        `(outputs, concepts)`; nothing but the head's weights where the head is linear and reads probabilities.
+
+    Example:
+        >>> import ibreg
+        >>> net = nn.Sequential(ibreg.ConceptBottleneck(4, 2), nn.Linear(2, 3))
+        >>> torch.allclose(head_effects(net, torch.randn(5, 4), torch.zeros(9, 2)), net[1].weight, atol=1e-6)
+        True
+    """
+    concepts = concept_layer(model).concepts
+    mask = torch.zeros(len(x), len(concepts), dtype=torch.bool, device=x.device)
+
+    def set_to(columns, values) -> Tensor:
+        own, labels = mask.clone(), torch.zeros(mask.shape, device=x.device)
+        own[:, columns], labels[:, columns] = True, torch.as_tensor(values, device=x.device, dtype=labels.dtype)
+        return find_concepts(model, x, mask=own, labels=labels, training_logits=training_logits).output.mean(0)
+
+    effects = []
+    for kind, run in concepts.runs:
+        columns = list(range(run.start, run.stop))
+        if kind == "categorical":
+            each = torch.stack([set_to(columns, row) for row in torch.eye(len(columns))])
+            effects += list(each - each.mean(0))
+        elif kind == "binary":
+            effects += [set_to([column], 1.0) - set_to([column], 0.0) for column in columns]
+        else:
+            means, deviations = training_logits[:, run].mean(0), training_logits[:, run].std(0)
+            effects += [
+                set_to([column], mean + deviation) - set_to([column], mean)
+                for column, mean, deviation in zip(columns, means, deviations, strict=True)
+            ]
+    return torch.stack(effects, 1)

@@ -14,7 +14,7 @@ from ibreg.training.arms import SCHEDULES, build_bottleneck
 from ibreg.training.trials import CONTROLS, beta_grid, plan
 
 # A section whose keys are names of arms: what they hold is checked where it is built, as that of the groups is.
-BY_ARM = ("task_losses",)
+BY_ARM = ("task_losses", "trainings")
 # A key of these that a recipe does not have is not checked.
 SWITCHES = ("control", "tune", "resume", "overwrite", "split_by_seed", "data.download", "data.augment")
 # The least value of each whole number.

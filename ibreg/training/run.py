@@ -110,15 +110,10 @@ def rehearse(cfg: DictConfig, task: Task) -> None:
         trial = Trial(arm, seed=cfg.seeds[0], weight_decay=0.0)
         model = task.model(trial)
         schedule = build_schedule(cfg, arm, model)
-        train = task.data(trial).train
-        rows = list(range(min(cfg.batch_size, 8)))
+        batch = task.data(trial).train.__getitems__(list(range(min(cfg.batch_size, 8))))
         with torch.no_grad():
             _, output = _loss_of(
-                model.train(),
-                Penalized(task.loss(trial)),
-                train.inputs[rows],
-                train.targets[rows],
-                regularized=isinstance(model, Regularized),
+                model.train(), Penalized(task.loss(trial)), *batch, regularized=isinstance(model, Regularized)
             )
         if schedule is not None:
             schedule.step(output)
@@ -222,9 +217,9 @@ def train(
         batches.set_epoch(epoch)
         model.train()
         running: dict[str, Tensor] = {}
-        for x, y in batches:
+        for batch in batches:
             with accelerator.accumulate(model):
-                loss, output = _loss_of(model, criterion, x, y, regularized=regularized)
+                loss, output = _loss_of(model, criterion, *batch, regularized=regularized)
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -259,7 +254,9 @@ def train(
     return state
 
 
-def _loss_of(model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, *, regularized: bool) -> tuple[Tensor, Any]:
-    """Returns the loss of a batch and what the model returned; only a `Regularized` takes targets."""
-    output = model(x, target=y) if regularized else model(x)
+def _loss_of(
+    model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, concepts: Tensor | None = None, *, regularized: bool
+) -> tuple[Tensor, Any]:
+    """Returns the loss of a batch and what the model returned; only a `Regularized` takes targets and concepts."""
+    output = model(x, target=y, concepts=concepts) if regularized else model(x)
     return criterion(output, y, inputs=x), output
