@@ -34,7 +34,9 @@ MOST_NAMES = 30  # with more concepts or classes their names would not be read
 
 
 def intervention_plot(curves: Mapping[str, Mapping[str, Sequence[InterventionCurve]]], path: str | Path) -> Path:
-    """Draws accuracy over corrected concepts: a panel per policy, the mean over seeds and orders and its 95 % interval.
+    """Draws accuracy over corrected concepts: a panel per policy, the mean and its 95 % interval over seeds.
+
+    With one seed the interval is that over the orders of a policy with randomness.
 
     Args:
         curves: per panel and arm the curves of the seeds, all of one length.
@@ -58,7 +60,9 @@ def intervention_plot(curves: Mapping[str, Mapping[str, Sequence[InterventionCur
     panels = figure.subplots(height, width, squeeze=False, sharey=True)
     for panel, (title, arms) in zip(panels.flat, curves.items(), strict=False):
         for arm, of_seeds in arms.items():
-            pooled = InterventionCurve(np.concatenate([each.accuracy for each in of_seeds]), of_seeds[0].spent)
+            # A mean over orders counts once: orders of one training are not as independent as trainings.
+            means = [each.mean for each in of_seeds] if len(of_seeds) > 1 else of_seeds[0].accuracy
+            pooled = InterventionCurve(np.stack(list(means)), of_seeds[0].spent)
             counts = np.arange(len(pooled.spent))
             style = styles[arm] | {"marker": styles[arm]["marker"] if len(counts) <= 12 else ""}
             panel.plot(counts, pooled.mean, **style, label=arm_label(arm))
@@ -203,7 +207,7 @@ def sample_plot(samples: Sequence[ConceptSample], path: str | Path, *, concepts:
             panel.invert_yaxis()
             panel.grid(axis="x", alpha=0.3)
     panels[-1, 1].set(xlabel="probability")
-    panels[-1, 2].set(xlabel="logit with the concept minus logit with its training mean")
+    panels[-1, 2].set(xlabel="logit minus logit with the concept at its mean")
     return write_png(finish(figure), path)
 
 
