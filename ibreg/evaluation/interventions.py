@@ -165,7 +165,7 @@ def find_concepts(
         training_logits: `(samples, concepts)`, for a code of logits: see `as_corrections`.
 
     Raises:
-        ValueError: not one concept layer, a mask or labels that do not fit.
+        ValueError: not one concept layer, one that does not run once in a pass, a mask or labels that do not fit.
     """
     layer, network = concept_layer(model), unwrap(model)
     names, parts = named_bottlenecks(network), []
@@ -184,8 +184,12 @@ def find_concepts(
                     if mask is not None:
                         stack.enter_context(intervene(model, mask[rows], values[rows], space))
                     output = network(x[rows])
-                (state,) = (record.state for record in scope.records if record.layer is layer)
-                parts.append((output, state.logits, state.values, seen.pop()))
+                states = [record.state for record in scope.records if record.layer is layer]
+                if len(states) != 1:
+                    raise ValueError(
+                        f"bottleneck {names[layer]} ran {len(states)} times in one pass: it has to run once"
+                    )
+                parts.append((output, states[0].logits, states[0].values, seen.pop()))
     finally:
         hook.remove()
     output, logits, values, codes = (torch.cat(part) for part in zip(*parts, strict=True))

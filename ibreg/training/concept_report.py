@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from ibreg.concepts import Concepts
@@ -122,6 +122,11 @@ def check_interventions(cfg: DictConfig, data: ConceptData) -> None:
         ValueError: a policy, an order of corrections, a cost or a concept to edit that there is not.
     """
     asked = cfg.interventions
+    for key, value in (("interventions.policies", asked.policies), ("edit", cfg.edit)):
+        if not isinstance(value, ListConfig):
+            raise ValueError(f"{key} is a list of names, got {value}")
+    if not isinstance(asked.costs, DictConfig):
+        raise ValueError(f"interventions.costs has the costs of some corrections, {{even: 2}}, got {asked.costs}")
     unknown = [policy for policy in asked.policies if policy not in POLICIES]
     if unknown:
         raise ValueError(f"interventions.policies has {', '.join(unknown)}: choose from {', '.join(POLICIES)}")

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import ibreg
 from ibreg.concepts import Concepts
 from ibreg.evaluation.concept_metrics import class_concept_matrix, concept_metrics, head_agreement
-from ibreg.evaluation.concept_reliance import completeness, concept_reliance
+from ibreg.evaluation.concept_reliance import completeness, concept_reliance, head_effects, silenced
 from ibreg.evaluation.metrics import classification_metrics
 
 MIXED = Concepts.of(["red", {"name": "digit", "values": [0, 1, 2]}, {"name": "size", "kind": "continuous"}])
@@ -180,3 +180,35 @@ def test_completeness_is_0_at_chance_and_1_at_the_reference():
         completeness(truth, exclusive, reference=0.4)
     with pytest.raises(ValueError, match="fitted and judged on 20 samples each, there are 30"):
         completeness(truth[:30], exclusive[:30], reference=1.0)
+
+
+# --- heads
+
+
+@torch.no_grad()
+def test_a_silenced_concept_is_a_head_without_its_weights():
+    layer = ibreg.ConceptBottleneck(4, MIXED)
+    net = nn.Sequential(layer, nn.Linear(5, 3)).eval()
+    x, training = torch.randn(30, 4), torch.randn(200, 5)
+    without = ["red", "digit=0", "digit=1", "digit=2"]
+    expected = nn.Linear(5, 3)
+    expected.weight.copy_(net[1].weight)
+    expected.weight[:, :4] = 0
+    expected.bias.copy_(net[1].bias + net[1].weight[:, :4] @ MIXED.probabilities(training).mean(0)[:4])
+    assert_close(silenced(ibreg.Regularized(net), x, without, training), expected(layer(x)))
+    with pytest.raises(ValueError, match="no concept is called 'blue'"):
+        silenced(net, x, ["blue"], training)
+
+
+@torch.no_grad()
+def test_effects_of_a_linear_head_are_its_weights():
+    x, training = torch.randn(30, 4), torch.randn(200, 5)
+    net = nn.Sequential(ibreg.ConceptBottleneck(4, MIXED), nn.Linear(5, 3)).eval()
+    effects, weights = head_effects(net, x, training), net[1].weight
+    assert_close(effects[:, 0], weights[:, 0])
+    assert_close(effects[:, 1:4], weights[:, 1:4] - weights[:, 1:4].mean(1, keepdim=True), rtol=1e-4, atol=1e-6)
+    assert_close(effects[:, 4], weights[:, 4] * training[:, 4].std())
+    # In a code of logits a concept goes from its 5th to its 95th percentile.
+    net = nn.Sequential(ibreg.ConceptBottleneck(4, 5, code="logit"), nn.Linear(5, 3)).eval()
+    reach = training.quantile(0.95, 0) - training.quantile(0.05, 0)
+    assert_close(head_effects(net, x, training), net[1].weight * reach, rtol=1e-4, atol=1e-5)

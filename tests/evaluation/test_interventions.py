@@ -173,6 +173,9 @@ def test_what_does_not_fit_says_what_is_valid():
         intervene(nn.Linear(3, 3), mask, mask.float()).__enter__()
     with pytest.raises(ValueError, match="a correction is a percentile of training data"):
         find_concepts(net, x, mask=mask, labels=mask.float())
+    twice = nn.Sequential(layer := ibreg.ConceptBottleneck(3, 3), layer)
+    with pytest.raises(ValueError, match="bottleneck 0 ran 2 times in one pass"):
+        find_concepts(twice, torch.randn(5, 3))
     with pytest.raises(ValueError, match="with one concept bottleneck, it has 0: none"):
         concept_layer(nn.Linear(3, 3))
     with pytest.raises(ValueError, match="it has 2: 0, 1"):
