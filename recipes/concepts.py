@@ -53,15 +53,15 @@ CURVES = (
 COLUMNS = (
     ("test/accuracy", "test accuracy (%)", 100, 2),
     ("test/concept_auroc", "concept AUROC (%)", 100, 2),
-    ("test/truth_accuracy", "accuracy, concepts set to the truth (%)", 100, 2),
-    ("test/ablated_accuracy", "concepts wiped out (%)", 100, 2),
+    ("test/truth_accuracy", "all concepts true (%)", 100, 2),
+    ("test/ablated_accuracy", "all wiped out (%)", 100, 2),
     ("test/ctl", "CTL", 1, 3),
     ("test/icl", "ICL", 1, 3),
 )
 SHIFTED_COLUMNS = (
     ("test/shifted_accuracy", "shifted accuracy (%)", 100, 2),
-    ("test/shifted_edited_accuracy", "shifted, head edited (%)", 100, 2),
-    ("test/shifted_truth_accuracy", "shifted, concepts set to the truth (%)", 100, 2),
+    ("test/shifted_edited_accuracy", "shifted, edited (%)", 100, 2),
+    ("test/shifted_truth_accuracy", "shifted, all true (%)", 100, 2),
 )
 
 register_with_hydra()

@@ -119,7 +119,7 @@ def leakage_plot(measured: Mapping[str, Sequence[Mapping[str, float]]], path: st
 def head_plot(
     effects: Mapping[str, Tensor], path: str | Path, *, concepts: Sequence[str], classes: Sequence[str]
 ) -> Path:
-    """Draws what setting each concept does to each class: of a linear head its weights.
+    """Draws what setting each concept does to each class: of a linear head its weights, without what classes share.
 
     Args:
         effects: per arm `(classes, concepts)`, as `concept_reliance.head_effects` measures them.
@@ -143,7 +143,8 @@ def head_plot(
     figure = Figure(figsize=((across + 2.2) * width, (down + 1.8) * height), layout="constrained")
     panels = figure.subplots(height, width, squeeze=False)
     for panel, (arm, effect) in zip(panels.flat, effects.items(), strict=False):
-        values = effect.detach().cpu().numpy()
+        # What all classes have in common changes no decision.
+        values = (effect - effect.mean(0)).detach().cpu().numpy()
         largest = max(float(abs(values).max()), 1e-12)
         picture = panel.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
         figure.colorbar(picture, ax=panel, shrink=0.8)
@@ -152,7 +153,10 @@ def head_plot(
         _names(panel.set_yticks, classes)
     for panel in list(panels.flat)[len(effects) :]:
         panel.set_visible(False)
-    figure.suptitle("change of the logit of a class as a concept is set from 0 to 1", fontsize="medium")
+    figure.suptitle(
+        "change of the logit of a class, against the mean of all classes, as a concept is set from 0 to 1",
+        fontsize="medium",
+    )
     return write_png(figure, path)
 
 
@@ -200,6 +204,8 @@ def sample_plot(samples: Sequence[ConceptSample], path: str | Path, *, concepts:
         found.barh(places, sample.probabilities.numpy(), color="#56B4E9", label="found")
         found.plot(sample.labels.numpy(), places, "o", color="black", markersize=4, label="true")
         added.barh(places, sample.contributions.numpy(), color="#E69F00", label="adds to the predicted class")
+        low, high = found.get_xlim()
+        found.set_xlim(min(low, 0), max(high, 1.05))
         added.axvline(0, color="black", linewidth=0.8)
         _names(found.set_yticks, concepts)
         added.set_yticks(places, [""] * len(places))

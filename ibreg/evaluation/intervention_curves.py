@@ -112,8 +112,9 @@ def intervention_curve(
     for place, columns in enumerate(groups.values()):
         members[place, list(columns)] = True
     known = torch.stack([~labels[:, those].isnan().any(1) for those in members], 1)
-    found = []
-    for order in range(orders if POLICIES[policy].random else 1):
+    score, random = POLICIES[policy]
+    found, costs_of_orders = [], []
+    for order in range(orders if random else 1):
         generator = torch.Generator().manual_seed(seed + order)
         mask = torch.zeros(labels.shape, dtype=torch.bool, device=x.device)
         left = torch.ones(len(x), len(groups), dtype=torch.bool, device=x.device)
@@ -131,19 +132,19 @@ def intervention_curve(
                 return class_probabilities(after.output)
 
             noise = torch.rand(left.shape, generator=generator).to(x.device)
-            scores = POLICIES[policy].score(
+            scores = score(
                 Situation(concepts, list(groups.values()), now.values, classes, labels, target, predict, noise)
             )
-            # Worth per cost; what does harm does more of it for more.
-            scores = torch.where(scores > 0, scores / prices, scores * prices)
+            if not random:  # worth per cost; what does harm does more of it for more
+                scores = torch.where(scores > 0, scores / prices, scores * prices)
             scores = torch.where(left, torch.where(known, scores, -1e30), -torch.inf)
             chosen = F.one_hot(scores.argmax(1), len(groups)).bool()
             left &= ~chosen
             mask |= (chosen.unsqueeze(2) & members).any(1)
             spent.append(spent[-1] + chosen.float() @ prices)
         found.append(hits)
-    total = float(prices.sum())
-    return InterventionCurve(np.array(found), np.array([float(each.mean()) / total for each in spent]))
+        costs_of_orders.append([float(each.mean() / prices.sum()) for each in spent])
+    return InterventionCurve(np.array(found), np.mean(costs_of_orders, axis=0))
 
 
 def corrections(concepts: Concepts, by: str) -> dict[str, tuple[int, ...]]:

@@ -294,6 +294,9 @@ def test_costs_are_spent_and_weighed():
     assert curve.spent[1] * 12 == pytest.approx(float(torch.where(first == 0, 10.0, 1.0).mean()))
     assert curve.spent[-1] == pytest.approx(1)
     assert curve.spent[2] < 0.3
+    # A random order does not look at costs: on average each correction costs a third of all.
+    random = intervention_curve(net, x, target, truth, policy="random", costs=costs, orders=20)
+    np.testing.assert_allclose(random.spent, np.arange(4) / 3, atol=0.03)
 
 
 def test_concepts_without_a_label_are_corrected_last_and_stay():
