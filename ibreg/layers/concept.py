@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ibreg.concepts import Description
 from ibreg.layers.concept_head import HeadPenalty, checked_penalty
-from ibreg.layers.concept_layer import ConceptLayer, check_code
+from ibreg.layers.concept_layer import CODES, ConceptLayer
+from ibreg.layers.options import check_choice, check_count
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -113,9 +114,8 @@ class ConceptBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        check_code(code)
-        if not isinstance(residual, int) or residual < 0:
-            raise ValueError(f"residual is a number of features that go past the concepts, at least 0, got {residual}")
+        check_choice("code", code, CODES)
+        check_count("residual", residual, "number of features that go past the concepts", least=0)
         self.head_l1 = head_l1
         self.head_l2 = head_l2
         self.head_prior = checked_penalty(head_l1, head_l2, head_prior)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ibreg.concepts import Description
 from ibreg.layers.concept_layer import ConceptLayer, ConceptState
 from ibreg.layers.intervention import intervention_on
+from ibreg.layers.options import check_count, check_number
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -88,10 +89,8 @@ class ConceptEmbeddingBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        if not isinstance(embedding_features, int) or embedding_features < 1:
-            raise ValueError(f"embedding_features is the size of a vector, at least 1, got {embedding_features}")
-        if not 0 <= intervention_probability <= 1:
-            raise ValueError(f"intervention_probability is in [0, 1], got {intervention_probability}")
+        check_count("embedding_features", embedding_features, "size of a concept's vector")
+        check_number("intervention_probability", intervention_probability, least=0, most=1)
         self.embedding_features = embedding_features
         self.intervention_probability = intervention_probability
         self.materialize(in_features, device=device, dtype=dtype)

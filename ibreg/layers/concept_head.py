@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ibreg.functional.sparsity import elastic_net
 from ibreg.layers.base import at_least_float32
+from ibreg.layers.options import check_choice, check_count, check_number
 
 HEADS = ("identity", "linear", "mlp")
 
@@ -18,10 +19,10 @@ HIDDEN = 64  # units of the one hidden layer of an "mlp"
 
 def check_head(head: str | None, out_features: int | None) -> None:
     """Raises a ValueError for a head that there is not, or a size that it cannot have."""
-    if head is not None and head not in HEADS:
-        raise ValueError(f"head is None or one of {', '.join(map(repr, HEADS))}, got {head!r}")
-    if out_features is not None and out_features < 1:
-        raise ValueError(f"out_features is the size of the output, at least 1, got {out_features}")
+    if head is not None:
+        check_choice("head", head, HEADS)
+    if out_features is not None:
+        check_count("out_features", out_features, "size of the output")
 
 
 def build_head(head: str, code_features: int, out_features: int, *, device=None, dtype=None) -> nn.Module:
@@ -89,8 +90,8 @@ class HeadPenalty(nn.Module):
 
 def checked_penalty(l1: float, l2: float, prior: Sequence[Sequence[float]] | None) -> list[list[float]] | None:
     """Returns a prior as nested lists of floats, or raises a ValueError for what is no elastic net."""
-    if not (0 <= l1 < float("inf") and 0 <= l2 < float("inf")):
-        raise ValueError(f"head_l1 and head_l2 are finite numbers of at least 0, got {l1} and {l2}")
+    check_number("head_l1", l1, least=0)
+    check_number("head_l2", l2, least=0)
     if prior is None:
         return None
     if l1 == l2 == 0:

@@ -7,7 +7,6 @@ and what the head makes of the concepts stands at every position of the output.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from ibreg.concepts import Concepts, Description
 from ibreg.layers.base import Bottleneck, assert_finite, batch_mean, can_assert, check_mask
 from ibreg.layers.concept_head import build_head, check_head
 from ibreg.layers.intervention import intervention_on
+from ibreg.layers.options import check_choice, check_number
 from ibreg.layers.scope import Scope
 
 SPACES = ("probability", "logit")
@@ -220,8 +220,7 @@ class ConceptLayer(Bottleneck):
         if intervention is None:
             return None
         mask, values, space = intervention
-        if space not in SPACES:
-            raise ValueError(f"the space of an intervention is one of {', '.join(map(repr, SPACES))}, got {space!r}")
+        check_choice("the space of an intervention", space, SPACES)
         if mask.dtype != torch.bool:
             raise ValueError(
                 f"the mask of an intervention is a bool tensor (batch, concepts), True where a concept is set; got "
@@ -326,20 +325,15 @@ def _mean_of_known(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)
 
 
-def check_code(code: str) -> None:
-    """Raises a ValueError for a code that there is not."""
-    if code not in CODES:
-        raise ValueError(f"code is one of {', '.join(map(repr, CODES))}, got {code!r}")
-
-
 def _checked_weights(pos_weight: Any, concepts: Concepts | None) -> float | list[float] | None:
     if pos_weight is None:
         return None
-    weights = [pos_weight] if isinstance(pos_weight, Real) else list(pos_weight)
-    if not all(isinstance(weight, Real) and 0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"pos_weight is a finite number above 0, or one for each concept, got {pos_weight!r}")
-    if isinstance(pos_weight, Real):
+    if isinstance(pos_weight, str) or not isinstance(pos_weight, Sequence):
+        check_number("pos_weight", pos_weight, above=0)
         return float(pos_weight)
+    weights = list(pos_weight)
+    for weight in weights:
+        check_number("each pos_weight", weight, above=0)
     if concepts is not None and len(weights) != len(concepts):
         raise ValueError(f"pos_weight has {len(weights)} numbers for {len(concepts)} concepts: give one for each")
     return [float(weight) for weight in weights]

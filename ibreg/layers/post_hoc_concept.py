@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from ibreg.concepts import Description
 from ibreg.layers.concept_head import HeadPenalty, checked_penalty
-from ibreg.layers.concept_layer import ConceptLayer, check_code
+from ibreg.layers.concept_layer import CODES, ConceptLayer
+from ibreg.layers.options import check_choice, check_switch
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -109,7 +110,8 @@ class PostHocConceptBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        check_code(code)
+        check_choice("code", code, CODES)
+        check_switch("hybrid", hybrid)
         self.code = code
         self.hybrid = hybrid
         self.head_l1 = head_l1

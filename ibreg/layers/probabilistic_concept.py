@@ -18,6 +18,7 @@ from ibreg.functional.gaussian import gaussian_rate
 from ibreg.layers.base import batch_mean
 from ibreg.layers.concept_layer import ConceptLayer
 from ibreg.layers.encoding import build_encoder, noise_scale, reset_encoder
+from ibreg.layers.options import check_count, check_number
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -124,12 +125,9 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        if not isinstance(embedding_features, int) or embedding_features < 1:
-            raise ValueError(f"embedding_features is the size of a vector, at least 1, got {embedding_features}")
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples is a number of draws, at least 1, got {samples}")
-        if not rate_weight >= 0:
-            raise ValueError(f"rate_weight is at least 0, got {rate_weight}")
+        check_count("embedding_features", embedding_features, "size of a concept's vector")
+        check_count("samples", samples, "number of draws in the loss")
+        check_number("rate_weight", rate_weight, least=0)
         if self.concepts is not None and "continuous" in self.concepts.kinds:
             name = self.concepts.names[self.concepts.kinds.index("continuous")]
             raise ValueError(f"concept {name!r} is continuous, which has no anchors: leave it to another layer")

@@ -16,11 +16,15 @@ from torch.nn import functional as F
 from ibreg.concepts import Description
 from ibreg.functional.conditioning import condition_gaussian, conditional_gain, move_by_gain
 from ibreg.layers.base import at_least_float32, batch_mean
-from ibreg.layers.concept_layer import ConceptIntervention, ConceptLayer, check_code
+from ibreg.layers.concept_layer import CODES, ConceptIntervention, ConceptLayer
+from ibreg.layers.options import check_choice, check_count, check_number
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
 COVARIANCES = ("amortized", "global")
+
+# A certainty nearer to 1 stands for logits that no layer finds by itself.
+MOST_CERTAIN = 0.999
 
 # Bounds on the Cholesky factor, far from what concepts need, that keep its inverse finite for any features.
 LEAST_SCALE = 1e-2
@@ -65,7 +69,7 @@ class StochasticConceptBottleneck(ConceptLayer):
         samples: S, draws in the concept loss of the training. In evaluation the loss is that of the mean logits.
         precision_weight: lambda, of the mean absolute off-diagonal precision, at least 0.
         certainty: a truth of 0 or 1 stands for a logit of at least log(certainty / (1 - certainty)) on its side, when
-            other concepts are conditioned on it; if the layer is even surer of it, for the mean. In (0.5, 1).
+            other concepts are conditioned on it; if the layer is even surer of it, for the mean. In (0.5, 0.999].
         out_features: size of the output; None: that of the code, or with a head `in_features`, so that the layer fits
             in place.
         head: from code to output: "identity", "linear" or "mlp" (one hidden layer of 64 ReLUs); None: "linear" where
@@ -128,15 +132,11 @@ class StochasticConceptBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        check_code(code)
-        if covariance not in COVARIANCES:
-            raise ValueError(f"covariance is one of {', '.join(map(repr, COVARIANCES))}, got {covariance!r}")
-        if not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"samples is a number of draws, at least 1, got {samples}")
-        if not precision_weight >= 0:
-            raise ValueError(f"precision_weight is at least 0, got {precision_weight}")
-        if not 0.5 < certainty < 1:
-            raise ValueError(f"certainty is between 0.5 and 1, got {certainty}")
+        check_choice("code", code, CODES)
+        check_choice("covariance", covariance, COVARIANCES)
+        check_count("samples", samples, "number of draws in the loss")
+        check_number("precision_weight", precision_weight, least=0)
+        check_number("certainty", certainty, above=0.5, most=MOST_CERTAIN)
         self.code = code
         self.covariance = covariance
         self.samples = samples

@@ -115,9 +115,12 @@ def test_a_prior_decides_what_the_data_leave_open():
     ("options", "message"),
     [
         ({"code": "soft"}, "code is one of 'probability', 'hard', 'logit', got 'soft'"),
-        ({"residual": -1}, "residual is a number of features that go past the concepts, at least 0, got -1"),
-        ({"residual": 1.5}, "residual is a number of features"),
-        ({"head_l1": -1.0}, "head_l1 and head_l2 are finite numbers of at least 0"),
+        (
+            {"residual": -1},
+            "residual is the number of features that go past the concepts, a whole number of at least 0, got -1",
+        ),
+        ({"residual": 1.5}, "residual is the number of features"),
+        ({"head_l1": -1.0}, "head_l1 is a finite number of at least 0"),
         ({"head_l1": 1.0}, "head_l1 and head_l2 are for the weights of head='linear', this is 'identity'"),
         ({"head_l1": 1.0, "head": "mlp"}, "this is 'mlp'"),
         ({"head_prior": [[0] * 5]}, "give one of them, head_l1=1e-3"),

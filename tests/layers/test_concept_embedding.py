@@ -82,12 +82,15 @@ def test_randint_is_for_training_and_does_not_touch_the_loss():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"intervention_probability": 1.1}, r"intervention_probability is in \[0, 1\], got 1.1"),
-        ({"intervention_probability": float("nan")}, r"intervention_probability is in \[0, 1\]"),
+        (
+            {"intervention_probability": 1.1},
+            "intervention_probability is a finite number of at least 0 and of at most 1, got 1.1",
+        ),
+        ({"intervention_probability": float("nan")}, "intervention_probability is a finite number"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
-    with pytest.raises(ValueError, match="embedding_features is the size of a vector, at least 1, got 0"):
+    with pytest.raises(ValueError, match="embedding_features is the size of a concept's vector, a whole number"):
         ibreg.ConceptEmbeddingBottleneck(FEATURES, 2, embedding_features=0)
