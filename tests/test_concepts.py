@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
@@ -147,6 +147,7 @@ def test_logits_are_the_inverse_and_finite_at_0_and_1():
     torch.testing.assert_close(mixed().probabilities(logits), certain, rtol=0, atol=3 * LEAST_PROBABILITY)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 6), st.floats(0.1, 30))
 def test_mixed_logits_are_those_of_the_mean_probability(draws, scale):
     logits = scale * torch.randn(draws, 4, 7, dtype=torch.float64)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibreg.functional import condition_gaussian, conditional_gain, move_by_gain
@@ -25,6 +25,7 @@ def reference(mean, covariance, known, values):
     return expected_mean, expected_covariance
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 7), st.integers(0, 2**32 - 1))
 def test_against_the_closed_form(dim, seed):
     torch.manual_seed(seed)
