@@ -1,7 +1,6 @@
 """The concept recipe as a user runs it: from the command line, with wrong input, killed and resumed."""
 
 import csv
-import re
 import signal
 import subprocess
 
@@ -29,8 +28,8 @@ def table(path):
 
 def test_a_run_leaves_table_summary_curves_leakage_and_pictures(finished):
     folder, printed = finished
-    for word in ("none, other init", "hard", "concept AUROC", "CTL", SUMMARY, "interventions.csv"):
-        assert word in re.sub(r"\s+", " ", printed)
+    for word in ("hard", "CTL", "ICL", SUMMARY, "interventions.csv", "leakage.png"):
+        assert word in printed
     summary = summary_of(folder)
     assert (summary["recipe"], summary["data"], summary["seeds"]) == ("concepts", "xor", [0, 1])
     assert list(summary["results"]) == ["none", "null", "hard", "concept_embedding"]
@@ -148,7 +147,7 @@ def test_a_spurious_concept_is_measured_on_the_shifted_part(launch):
         "data=shapes", "data.size=400", "data.image_size=8", "bottlenecks=[concept,logit]", "seeds=[0]", "epochs=1",
         "+bottleneck.logit={name:concept,code:logit}", "model=lenet", "edit=[bright]", "rows=100",
         "interventions.rows=20", "interventions.policies=[uncertainty]", "interventions.wrong=false", "control=false",
-        "balanced=true", "data.validation=0.3", "+data.missing=0.2",
+        "balanced=true", "data.validation=0.3", "data.missing=0.2",
     )  # fmt: skip
     metrics = summary_of(folder)["results"]["logit"]
     for name in ("shifted_accuracy", "shifted_edited_accuracy", "shifted_truth_accuracy", "shifted_concept_accuracy"):
