@@ -46,6 +46,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = (
     "train/loss",
     "train/penalty",
+    "validation/nll",
     "validation/accuracy",
     "validation/concept_accuracy",
     "validation/concept_auroc",

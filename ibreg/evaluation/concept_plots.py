@@ -200,7 +200,7 @@ def sample_plot(samples: Sequence[ConceptSample], path: str | Path, *, concepts:
     places = np.arange(len(concepts))
     for (shown, found, added), sample in zip(panels, samples, strict=True):
         _draw_input(shown, sample.picture)
-        shown.set_title(f"predicted {sample.predicted}, true {sample.true}", fontsize="medium")
+        shown.set_title(f"predicted {sample.predicted}\ntrue {sample.true}", fontsize="medium")
         found.barh(places, sample.probabilities.numpy(), color="#56B4E9", label="found")
         found.plot(sample.labels.numpy(), places, "o", color="black", markersize=4, label="true")
         added.barh(places, sample.contributions.numpy(), color="#E69F00", label="adds to the predicted class")

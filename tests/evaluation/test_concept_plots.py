@@ -94,7 +94,7 @@ def test_samples_show_input_concepts_and_contributions(drawn, tmp_path, shape):
     sample = ConceptSample(torch.rand(shape), torch.tensor([0.9, 0.2, 0.4]), labels, added, "3", "5")
     sample_plot([sample, sample], tmp_path / "samples.png", concepts=["even", "prime", "loop"])
     shown, found, added = drawn[0].axes[:3]
-    assert shown.get_title() == "predicted 3, true 5"
+    assert shown.get_title() == "predicted 3\ntrue 5"
     np.testing.assert_allclose([bar.get_width() for bar in found.patches], [0.9, 0.2, 0.4], rtol=1e-6)
     np.testing.assert_allclose([bar.get_width() for bar in added.patches], [2, -1, 0])
     assert [text.get_text() for text in found.get_yticklabels()] == ["even", "prime", "loop"]
