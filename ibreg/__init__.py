@@ -1,13 +1,20 @@
 """Information-bottleneck regularizers for PyTorch models: swap one in, keep your training loop."""
 
 from ibreg import functional, losses, schedules
+from ibreg.concepts import Concepts
 from ibreg.injection import bottlenecks, candidates, eject, inject
 from ibreg.layers import (
     Bottleneck,
     BottleneckOutput,
     CauchySchwarzBottleneck,
+    ConceptBottleneck,
+    ConceptEmbeddingBottleneck,
+    ConceptIntervention,
     HSICBottleneck,
     NonlinearBottleneck,
+    PostHocConceptBottleneck,
+    ProbabilisticConceptBottleneck,
+    StochasticConceptBottleneck,
     VariationalBottleneck,
 )
 from ibreg.registry import build, names, register
@@ -20,11 +27,18 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
+    "ConceptBottleneck",
+    "ConceptEmbeddingBottleneck",
+    "ConceptIntervention",
+    "Concepts",
     "HSICBottleneck",
     "NonlinearBottleneck",
     "Penalized",
+    "PostHocConceptBottleneck",
+    "ProbabilisticConceptBottleneck",
     "Regularized",
     "RegularizedOutput",
+    "StochasticConceptBottleneck",
     "VariationalBottleneck",
     "bottlenecks",
     "build",

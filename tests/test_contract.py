@@ -19,8 +19,12 @@ from torch.utils.checkpoint import checkpoint
 import ibreg
 from ibreg import registry
 
-FEATURES, CLASSES, BATCH = 6, 3, 8
+FEATURES, CLASSES, BATCH, CONCEPTS = 6, 3, 8, 3
 CONFIGS = Path(__file__).parent.parent / "configs" / "bottleneck"
+
+# As many concepts of other kinds.
+GROUP = [{"name": "parity", "values": ["even", "odd"]}, "large"]
+KINDS = [{"name": "parity", "values": ["even", "odd"]}, {"name": "size", "kind": "continuous", "weight": 0.5}]
 
 # The settings that each bottleneck is tested with; a name without a row is tested with its defaults.
 ROWS = {
@@ -28,6 +32,22 @@ ROWS = {
         "default": {},
         "smaller": {"out_features": 4, "normalized": True, "block_size": 3},
         "stochastic": {"stochastic": True, "start": "identity", "normalize_code": False, "positions": "mean"},
+    },
+    "concept": {
+        "default": {"concepts": CONCEPTS},
+        "hard": {"concepts": CONCEPTS, "code": "hard", "residual": 2, "out_features": 4, "head": "mlp"},
+        "logit": {"concepts": KINDS, "code": "logit", "out_features": FEATURES, "pos_weight": 2.0},
+        "prior": {
+            "concepts": CONCEPTS,
+            "out_features": 2,
+            "residual": 1,
+            "head_l1": 0.1,
+            "head_prior": [[1, 0, -1], [0.0, 1.0, 0.0]],
+        },
+    },
+    "concept_embedding": {
+        "default": {"concepts": CONCEPTS},
+        "smaller": {"concepts": KINDS, "embedding_features": 2, "out_features": 4, "intervention_probability": 0.5},
     },
     "hsic": {
         "default": {},
@@ -41,6 +61,19 @@ ROWS = {
         "smaller": {"out_features": 4, "lagrangian": "power", "power": 0.5},
         "identity": {"start": "identity", "initial_log_variance": 2.0},
         "blocks": {"lagrangian": "exponential", "block_size": 3},
+    },
+    "post_hoc_concept": {
+        "default": {"concepts": CONCEPTS},
+        "hybrid": {"concepts": KINDS, "code": "probability", "hybrid": True, "out_features": 4, "head_l2": 0.01},
+    },
+    "probabilistic_concept": {
+        "default": {"concepts": CONCEPTS},
+        "smaller": {"concepts": GROUP, "embedding_features": 2, "out_features": 4, "pos_weight": [1.0, 1.0, 3.0]},
+    },
+    "stochastic_concept": {
+        "default": {"concepts": CONCEPTS},
+        "global": {"concepts": KINDS, "covariance": "global", "out_features": 4, "precision_weight": 0.1},
+        "logit": {"concepts": CONCEPTS, "code": "logit", "samples": 7, "head": "linear"},
     },
     "variational": {
         "default": {},
@@ -455,6 +488,10 @@ def test_built_bare(name):
     if layer.sized:
         with pytest.raises(ValueError, match="does not know its in_features: pass them, or inject it with example=x"):
             layer.eval()(torch.zeros(2, FEATURES))
+        if "concepts" in registry.options(name):
+            with pytest.raises(ValueError, match="does not know its concepts: pass their number"):
+                layer.materialize(FEATURES)
+            layer = ibreg.build(name, concepts=CONCEPTS)
         layer.materialize(FEATURES)
         assert layer.eval()(torch.zeros(2, FEATURES)).shape == (2, code_features(layer))
 

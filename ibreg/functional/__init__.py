@@ -1,5 +1,6 @@
 """The quantities of the bottlenecks as pure functions of tensors."""
 
+from ibreg.functional.conditioning import condition_gaussian, conditional_gain, move_by_gain
 from ibreg.functional.dependence import cs_qmi, hsic, normalized_factor, normalized_hsic
 from ibreg.functional.divergence import conditional_cs_divergence, cs_divergence
 from ibreg.functional.entropy import nonlinear_rate
@@ -20,13 +21,17 @@ from ibreg.functional.kernels import (
 )
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
 from ibreg.functional.pairs import gram
+from ibreg.functional.sparsity import elastic_net
 
 __all__ = [
     "bandwidth_of",
+    "condition_gaussian",
     "conditional_cs_divergence",
+    "conditional_gain",
     "cs_divergence",
     "cs_qmi",
     "delta_gram",
+    "elastic_net",
     "exponential_lagrangian",
     "gaussian_entropy",
     "gaussian_gram",
@@ -39,6 +44,7 @@ __all__ = [
     "inverse_multiquadric_gram",
     "linear_gram",
     "linear_lagrangian",
+    "move_by_gain",
     "nonlinear_rate",
     "normalized_factor",
     "normalized_hsic",

@@ -14,13 +14,17 @@ from ibreg.training.arms import SCHEDULES, build_bottleneck
 from ibreg.training.trials import CONTROLS, beta_grid, plan
 
 # A section whose keys are names of arms: what they hold is checked where it is built, as that of the groups is.
-BY_ARM = ("task_losses",)
+BY_ARM = ("task_losses", "trainings")
 # A key of these that a recipe does not have is not checked.
-SWITCHES = ("control", "tune", "resume", "overwrite", "split_by_seed", "data.download", "data.augment")
+SWITCHES = (
+    "control", "tune", "resume", "overwrite", "split_by_seed", "balanced", "interventions.wrong", "data.download",
+    "data.augment",
+)  # fmt: skip
 # The least value of each whole number.
 WHOLE_NUMBERS = {
     "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "lr_every": 0, "sweep.epochs": 1,
-    "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1,
+    "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1, "rows": 1, "interventions.rows": 1,
+    "interventions.orders": 5,
 }  # fmt: skip
 NUMBERS_ABOVE_0 = ("lr", "lr_factor")
 LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps")

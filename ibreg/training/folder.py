@@ -116,5 +116,6 @@ def _check_same_run(cfg: DictConfig, folder: Path) -> None:
 def _empty(folder: Path) -> None:
     """Removes what a run wrote, and nothing else; the configuration, which says that the folder is a run's, last."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    for path in [folder / SUMMARY, folder / METRICS, *folder.glob("*.png"), *folder.glob("*.partial"), folder / CONFIG]:
+    written = [path for kind in ("*.csv", "*.png", "*.partial") for path in folder.glob(kind)]
+    for path in [folder / SUMMARY, *written, folder / CONFIG]:
         path.unlink(missing_ok=True)

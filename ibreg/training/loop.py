@@ -91,7 +91,7 @@ def evaluate(
 
     Args:
         model: wrapped in `Regularized` or not; its modes come back as they were.
-        dataset: of (input, target).
+        dataset: of (input, target), and what else is not asked for.
         accelerator: gives rank and device.
         per_sample: `(outputs, targets) -> tensors`; the outputs are `(draws, batch, ...)`, with one draw for the mean
             code, and each of the tensors is `(batch, ...)`.
@@ -110,7 +110,7 @@ def evaluate(
     drawn = draws > 0 and is_stochastic(model)
     kept = []
     with evaluating(model):
-        for batch, (x, y) in enumerate(loader(Subset(dataset, share), max(batch_size // ranks, 1))):
+        for batch, (x, y, *_) in enumerate(loader(Subset(dataset, share), max(batch_size // ranks, 1))):
             x, y = x.to(accelerator.device), y.to(accelerator.device)
             output = model(x, target=y) if regularized else model(x)
             rates = [value for name, value in output.logs.items() if name.endswith("/rate")] if regularized else []

@@ -111,14 +111,11 @@ def rehearse(cfg: DictConfig, task: Task) -> None:
         model = task.model(trial)
         schedule = build_schedule(cfg, arm, model)
         train = task.data(trial).train
-        rows = list(range(min(cfg.batch_size, len(train))))  # whole: what pairs tell of each other depends on its size
+        # A whole batch: what pairs tell of each other depends on its size.
+        batch = train.__getitems__(list(range(min(cfg.batch_size, len(train)))))
         with torch.no_grad():
             _, output = _loss_of(
-                model.train(),
-                Penalized(task.loss(trial)),
-                train.inputs[rows],
-                train.targets[rows],
-                regularized=isinstance(model, Regularized),
+                model.train(), Penalized(task.loss(trial)), *batch, regularized=isinstance(model, Regularized)
             )
         if schedule is not None:
             schedule.step(output)
@@ -222,9 +219,9 @@ def train(
         batches.set_epoch(epoch)
         model.train()
         running: dict[str, Tensor] = {}
-        for x, y in batches:
+        for batch in batches:
             with accelerator.accumulate(model):
-                loss, output = _loss_of(model, criterion, x, y, regularized=regularized)
+                loss, output = _loss_of(model, criterion, *batch, regularized=regularized)
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -259,7 +256,9 @@ def train(
     return state
 
 
-def _loss_of(model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, *, regularized: bool) -> tuple[Tensor, Any]:
-    """Returns the loss of a batch and what the model returned; only a `Regularized` takes targets."""
-    output = model(x, target=y) if regularized else model(x)
+def _loss_of(
+    model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, concepts: Tensor | None = None, *, regularized: bool
+) -> tuple[Tensor, Any]:
+    """Returns the loss of a batch and what the model returned; only a `Regularized` takes targets and concepts."""
+    output = model(x, target=y, concepts=concepts) if regularized else model(x)
     return criterion(output, y, inputs=x), output

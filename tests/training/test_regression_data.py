@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression
 
-from ibreg.training import data, regression_data
+from ibreg.training import concept_data, data, regression_data
 from ibreg.training.data import loader
 from ibreg.training.regression_data import load, names
 
@@ -143,7 +143,8 @@ def test_tables_of_classification_and_regression_are_asked_for_alike():
 
 
 def test_every_yaml_belongs_to_a_set():
-    assert sorted(file.stem for file in CONFIGS.glob("*.yaml")) == sorted({*names(), *data.names()})
+    known = {*names(), *data.names(), *concept_data.names()}
+    assert sorted(file.stem for file in CONFIGS.glob("*.yaml")) == sorted(known)
 
 
 def test_options_may_come_from_a_hydra_configuration(tmp_path):

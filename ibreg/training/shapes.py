@@ -1,0 +1,52 @@
+"""Pictures of a shape on a ground, drawn from a list of concepts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SHAPE_CONCEPTS = ("circle", "large", "striped", "red", "bright")
+# Half of the side of a small and of a large shape, as a share of the picture's, with how much each varies.
+SIZES = ((0.18, 0.24), (0.28, 0.34))
+
+
+def draw_shapes(concepts: np.ndarray, size: int, noise: float, rng: np.random.Generator) -> Tensor:
+    """Draws one picture for each row of concepts; place, exact size, stripes and noise are random.
+
+    Args:
+        concepts: `(pictures, 5)`, 0 or 1: a circle (else a square), large, striped, red (else blue), on bright ground.
+        size: side of the pictures in pixels.
+        noise: standard deviation of what is added to every pixel, whose range is [0, 1].
+        rng: of all that is random. Pictures of the same generator differ in their concepts alone.
+
+    Returns:
+        `(pictures, 3, size, size)`, float32.
+
+    Example:
+        >>> pictures = draw_shapes(np.array([[1, 1, 0, 1, 0]]), 16, 0.0, np.random.default_rng(0))
+        >>> pictures.shape, pictures[0, :, 8, 8].tolist() == pictures[0, :, 7, 7].tolist()
+        (torch.Size([1, 3, 16, 16]), True)
+    """
+    circle, large, striped, red, bright = (column[:, None, None].astype(bool) for column in concepts.T)
+    count = len(concepts)
+
+    def uniform(low, high):
+        return low + (high - low) * rng.random((count, 1, 1))
+
+    small_radius, large_radius = (uniform(*span) for span in SIZES)
+    radius = np.where(large, large_radius, small_radius)
+    steps = (np.arange(size) + 0.5) / size - 0.5
+    across, down = steps[None, None, :] - uniform(-0.12, 0.12), steps[None, :, None] - uniform(-0.12, 0.12)
+    # A circle and a square of one area: the size says nothing about the shape.
+    inside = np.where(
+        circle, across**2 + down**2 < radius**2, np.maximum(abs(across), abs(down)) < radius * np.sqrt(np.pi) / 2
+    )
+    direction, phase = uniform(0, np.pi), uniform(0, 2 * np.pi)
+    wave = np.sin(2 * np.pi * 8 * (np.cos(direction) * across + np.sin(direction) * down) + phase)
+    light = np.where(striped & (wave < 0), 0.35, 0.8)
+    ground = np.where(bright, 0.65, 0.25)
+    colours = (np.where(red, light, 0.2), np.full_like(light, 0.2), np.where(red, 0.2, light))
+    pixels = np.stack([np.where(inside, colour, ground) for colour in colours], axis=1)
+    pixels = np.clip(pixels + noise * rng.standard_normal(pixels.shape), 0, 1)
+    return torch.tensor(pixels, dtype=torch.float32)
