@@ -7,6 +7,7 @@ from ibreg.layers import (
     BottleneckOutput,
     CauchySchwarzBottleneck,
     HSICBottleneck,
+    KeyValueBottleneck,
     NonlinearBottleneck,
     VariationalBottleneck,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
     "HSICBottleneck",
+    "KeyValueBottleneck",
     "NonlinearBottleneck",
     "Penalized",
     "Regularized",

@@ -36,6 +36,15 @@ ROWS = {
         "blocks": {"block_size": 3, "positions": "mean"},
         "cka": {"estimator": "cka", "lambda_x": 0.0},
     },
+    "key_value": {
+        # What stands before the layer learns in these tests.
+        "default": {"codebooks": 4, "pairs": 16, "key_features": 3, "straight_through": True},
+        "linear": {
+            "codebooks": 3, "pairs": 8, "splitter": "chunk", "decoder": "linear", "value_features": 5, "top_k": 2,
+            "out_features": 4, "straight_through": True,
+        },
+        "learned": {"codebooks": 2, "pairs": 9, "splitter": "learned", "straight_through": True},
+    },
     "nonlinear": {
         "default": {},
         "smaller": {"out_features": 4, "lagrangian": "power", "power": 0.5},
@@ -155,7 +164,7 @@ def test_targets_are_optional_outside_training(name, options):
 def test_every_parameter_gets_a_gradient(name, options, shape):
     layer = build(name, options)
     out = layer.measure(torch.randn(shape, requires_grad=True), **needed(layer))
-    (out.z.square().mean() + out.penalty).backward()
+    ((out.z - 1).square().mean() + out.penalty).backward()  # a code may start at 0, where a square has no slope
     for parameter in layer.parameters():
         assert parameter.grad is not None
         assert torch.isfinite(parameter.grad).all()
@@ -219,7 +228,7 @@ def test_the_penalty_reads_no_parameter(name, options):
 
 @every_case
 def test_batch_of_one(name, options):
-    layer, x = build(name, options), torch.randn(1, FEATURES)
+    layer, x = build(name, options), torch.randn(1, FEATURES, requires_grad=True)
     if name in NEEDS_MORE_SAMPLES:
         with pytest.raises(ValueError, match="samples"):
             layer.measure(x, **needed(layer, batch=1))

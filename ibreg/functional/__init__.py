@@ -19,6 +19,7 @@ from ibreg.functional.kernels import (
     squared_distances,
 )
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
+from ibreg.functional.lookup import nearest
 from ibreg.functional.pairs import gram
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "inverse_multiquadric_gram",
     "linear_gram",
     "linear_lagrangian",
+    "nearest",
     "nonlinear_rate",
     "normalized_factor",
     "normalized_hsic",

@@ -3,6 +3,7 @@
 from ibreg.layers.base import Bottleneck, BottleneckOutput
 from ibreg.layers.cauchy_schwarz import CauchySchwarzBottleneck
 from ibreg.layers.hsic import HSICBottleneck
+from ibreg.layers.key_value import KeyValueBottleneck
 from ibreg.layers.nonlinear import NonlinearBottleneck
 from ibreg.layers.variational import VariationalBottleneck
 
@@ -11,6 +12,7 @@ __all__ = [
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
     "HSICBottleneck",
+    "KeyValueBottleneck",
     "NonlinearBottleneck",
     "VariationalBottleneck",
 ]

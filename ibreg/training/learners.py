@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from ibreg.layers.key_value import KeyValueBottleneck
 from ibreg.regularized import Penalized, Regularized
 from ibreg.training.data import Rows
+from ibreg.training.features import cached, digest
 from ibreg.training.models import MLP
 from ibreg.training.options import choose
 
@@ -49,7 +51,7 @@ class Learner(nn.Module):
         """Maps `(batch, features)` to `(batch, classes)`."""
         return self.network(x)
 
-    def prepare(self, unlabelled: Tensor, cache: Path, *, options: str) -> None:
+    def prepare(self, unlabelled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
         """Makes itself ready with inputs without labels, before the first split."""
 
     def usage(self) -> dict[str, float]:
@@ -212,6 +214,33 @@ class Bottlenecked(Learner):
 
     def __init__(self, layer: nn.Module, criterion: nn.Module):
         super().__init__(Regularized(layer), Penalized(criterion))
+
+    def prepare(self, unlabelled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
+        """Initialises the keys of a layer that has some, and freezes them.
+
+        Args:
+            unlabelled: `(rows, features)`.
+            options: of the layer's `initialise`.
+            cache: Folder that keeps the keys; all settings of a seed have the same.
+            described: The layer's own options.
+        """
+        layer = self.network.model
+        if not isinstance(layer, KeyValueBottleneck):
+            return
+
+        def initialised() -> dict[str, Tensor]:
+            layer.initialise(unlabelled, **options)
+            return layer.state_dict()
+
+        layer.load_state_dict(cached(cache, "keys", digest(layer, (described, options), unlabelled), initialised))
+        layer.freeze_keys()
+
+    def usage(self) -> dict[str, float]:
+        """Says which share of the pairs was ever hit in training."""
+        layer = self.network.model
+        if not isinstance(layer, KeyValueBottleneck):
+            return {}
+        return {"used": (layer.usage > 0).double().mean().item()}
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the loss of a batch with the penalty."""
