@@ -40,10 +40,16 @@ ROWS = {
         # What stands before the layer learns in these tests.
         "default": {"codebooks": 4, "pairs": 16, "key_features": 3, "straight_through": True},
         "linear": {
-            "codebooks": 3, "pairs": 8, "splitter": "chunk", "decoder": "linear", "value_features": 5, "top_k": 2,
-            "out_features": 4, "straight_through": True,
+            "codebooks": 3,
+            "pairs": 8,
+            "splitter": "chunk",
+            "decoder": "linear",
+            "value_features": 5,
+            "top_k": 2,
+            "out_features": 4,
+            "straight_through": True,
         },
-        "learned": {"codebooks": 2, "pairs": 9, "splitter": "learned", "straight_through": True},
+        "learned": {"codebooks": 2, "pairs": 9, "splitter": "learned", "search": "product", "straight_through": True},
     },
     "nonlinear": {
         "default": {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -41,30 +42,23 @@ def nearest(queries: Tensor, keys: Tensor, *, top_k: int = 1, usable: Tensor | N
         tensor([[1, 3]])
     """
     _check(queries, keys, top_k, usable)
-    with _full_precision(queries), torch.no_grad():
-        queries, keys = _promoted(queries, keys)
+    with full_precision(queries), torch.no_grad():
+        queries, keys = promoted(queries, keys)
         # Distances do not change with the origin, but their expanded form is the more exact the nearer that is.
         origin = keys.mean(1, keepdim=True)
         centred = queries - origin
-        found = []
-        for books, rows in _parts(*queries.shape[:2], min(keys.shape[1], KEYS_AT_ONCE)):
+
+        def find(books: slice, rows: slice) -> tuple[Tensor, Tensor]:
             best = None
             for start in range(0, keys.shape[1], KEYS_AT_ONCE):
                 chunk = slice(start, start + KEYS_AT_ONCE)
-                near = keys[books, chunk] - origin[books]
-                squares = near.square().sum(-1)
-                if usable is not None:
-                    squares = torch.where(usable[books, chunk], squares, torch.inf)
-                missing = -near.shape[1] % WIDTH
-                if missing:
-                    near, squares = F.pad(near, (0, 0, 0, missing)), F.pad(squares, (0, missing), value=torch.inf)
-                # |u|^2 is the same for all keys.
-                scores = torch.baddbmm(squares.unsqueeze(1), centred[books, rows], near.mT, alpha=-2)
-                best = _merged(best, scores, start, top_k)
-            found.append(best)
-        scores, indices = _joined(found, queries.shape[:2])
-        distances = squared_distances_to(queries, keys, indices)
-        return torch.where(scores == torch.inf, torch.inf, distances), indices
+                free = None if usable is None else usable[books, chunk]
+                scores = scores_of(centred[books, rows], keys[books, chunk] - origin[books], free)
+                best = merged(best, scores, start, top_k)
+            return best
+
+        scores, indices = in_parts(find, *queries.shape[:2], min(keys.shape[1], KEYS_AT_ONCE))
+        return squared_distances_to(queries, keys, indices).where(scores < torch.inf, torch.inf), indices
 
 
 def squared_distances_to(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
@@ -93,47 +87,39 @@ def picked(rows: Tensor, indices: Tensor) -> Tensor:
     return F.embedding(indices + first, rows.reshape(-1, features))
 
 
-def _parts(codebooks: int, rows: int, keys: int) -> list[tuple[slice, slice]]:
-    """Returns blocks of codebooks and rows whose distances to a chunk of keys are a tile; all in one while tracing."""
+def in_parts(
+    find: Callable[[slice, slice], tuple[Tensor, Tensor]], codebooks: int, rows: int, keys: int
+) -> tuple[Tensor, Tensor]:
+    """Finds keys for blocks of codebooks and rows that meet `keys` keys at once, and returns what was found as one."""
     if torch.compiler.is_compiling():
-        return [(slice(None), slice(None))]
+        return find(slice(None), slice(None))
     books_at_once = max(1, TILE // (keys * max(1, min(rows, ROWS_AT_ONCE))))
-    return [
-        (slice(book, book + books_at_once), slice(row, row + ROWS_AT_ONCE))
-        for book in range(0, codebooks, books_at_once)
-        for row in range(0, max(rows, 1), ROWS_AT_ONCE)
-    ]
+    found = []
+    for book in range(0, codebooks, books_at_once):
+        books = slice(book, book + books_at_once)
+        blocks = [find(books, slice(row, row + ROWS_AT_ONCE)) for row in range(0, max(rows, 1), ROWS_AT_ONCE)]
+        found.append([torch.cat(tensors, 1) for tensors in zip(*blocks, strict=True)])
+    values, indices = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    return values, indices
 
 
-def _joined(found: list[tuple[Tensor, Tensor]], shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Returns the blocks that `_parts` made as one tensor of scores and one of indices."""
-    if len(found) == 1:
-        return found[0]
-    blocks_of_rows = max(1, -(-shape[1] // ROWS_AT_ONCE))
-    joined = []
-    for tensors in zip(*found, strict=True):
-        books = [torch.cat(tensors[n : n + blocks_of_rows], 1) for n in range(0, len(tensors), blocks_of_rows)]
-        joined.append(torch.cat(books))
-    return joined[0], joined[1]
-
-
-def _merged(best: tuple[Tensor, Tensor] | None, scores: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
+def merged(best: tuple[Tensor, Tensor] | None, scores: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
     """Returns the smallest scores and their indices of those before and a chunk whose first index is `start`."""
-    values, indices = _smallest(scores, min(count, scores.shape[-1]))
+    values, indices = smallest(scores, min(count, scores.shape[-1]))
     if best is not None:
         values = torch.cat([best[0], values], -1)  # those before have the lower indices, so they win ties
         indices = torch.cat([best[1], indices + start], -1)
-        values, order = _smallest(values, min(count, values.shape[-1]))
+        values, order = smallest(values, min(count, values.shape[-1]))
         indices = indices.gather(-1, order)
     return values, indices
 
 
-def _smallest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def smallest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Returns the smallest values of the last axis and their positions; unlike topk, the first of equal ones first."""
     if count == 1:
         return scores.min(-1, keepdim=True)
     if count > 8:
-        values, positions = scores.sort(-1, stable=True)
+        values, positions = scores.sort(dim=-1, stable=True)
         return values[..., :count], positions[..., :count]
     found = []
     for _ in range(count):
@@ -142,12 +128,27 @@ def _smallest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat([each.values for each in found], -1), torch.cat([each.indices for each in found], -1)
 
 
-def _promoted(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+def scores_of(queries: Tensor, keys: Tensor, usable: Tensor | None = None) -> Tensor:
+    """Returns squared distances less what is the same for all keys, infinite where a key may not be found.
+
+    There may be more columns than keys.
+    """
+    squares = keys.square().sum(-1)
+    if usable is not None:
+        squares = squares.where(usable, torch.inf)
+    missing = -keys.shape[1] % WIDTH
+    if missing:
+        keys, squares = F.pad(keys, (0, 0, 0, missing)), F.pad(squares, (0, missing), value=torch.inf)
+    return torch.baddbmm(squares.unsqueeze(1), queries, keys.mT, alpha=-2)
+
+
+def promoted(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both in the wider of their dtypes, at least float32."""
     dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
     return queries.to(dtype), keys.to(dtype)
 
 
-def _full_precision(tensor: Tensor):
+def full_precision(tensor: Tensor):
     """Returns a block without autocast, whose half-precision products would find other keys."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

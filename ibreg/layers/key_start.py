@@ -65,18 +65,25 @@ class Readings:
             if batch is None:
                 yield torch.zeros(0, self.layer.in_features, device=device)
                 continue
-            x = self._inputs((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
-            self.layer.check_shape(x, type(self.layer).__name__)
-            rows = self.layer.features_last(x).flatten(0, -2)
+            x = (batch[0] if isinstance(batch, (tuple, list)) else batch).to(device)
+            rows = torch.cat([self._rows(each) for each in ([x] if self.model is None else self._inputs(x))])
             finite = rows.isfinite().all(1)
             self.skipped += int((~finite).sum())
             yield rows[finite]
 
-    def _inputs(self, x: Tensor) -> Tensor:
-        if self.model is None:
-            return x
+    def _rows(self, x: Tensor) -> Tensor:
+        self.layer.check_shape(x, f"{type(self.layer).__name__}.initialise")
+        return self.layer.features_last(x).flatten(0, -2)
+
+    def _inputs(self, x: Tensor) -> list[Tensor]:
+        """Returns what the layer gets in each of its calls, when the model runs on x in evaluation mode."""
         seen: list[Tensor] = []
-        handle = self.layer.register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+
+        def look(layer: nn.Module, args: tuple) -> Tensor:
+            seen.append(args[0])
+            return args[0].nan_to_num(0, 0, 0)  # the pass goes on where a layer would refuse the input
+
+        handle = self.layer.register_forward_pre_hook(look)
         modes = {module: module.training for module in self.model.modules()}
         try:
             self.model.eval()(x)
@@ -86,7 +93,7 @@ class Readings:
                 module.training = mode
         if not seen:
             raise ValueError("the model did not call this layer: pass the model that holds it")
-        return torch.cat([self.layer.features_last(each).flatten(0, -2) for each in seen])
+        return seen
 
 
 class Sample(NamedTuple):
@@ -102,7 +109,7 @@ def draw_sample(data: Readings, size: int, seed: int) -> Sample:
     """Reads the data once and draws rows, the same ones on every rank.
 
     Raises:
-        ValueError: fewer rows than keys, data that can be read only once.
+        ValueError: fewer rows than keys.
     """
     own = torch.Generator().manual_seed(seed + (distributed.get_rank() if several_ranks() else 0))
     kept, priorities, samples, batches = torch.empty(0), torch.empty(0), 0, 0
@@ -143,7 +150,7 @@ def moving_average(
             share = batch_counts[0].sum() / size
             dead = books.counts < DEAD * share
             if dead.any():
-                replaced += put_elsewhere(books, dead, queries(_shared(rows, size, generator)), share, generator)
+                replaced += put_elsewhere(books, dead, queries(_shared(rows, size)), share, generator)
     return replaced, hit
 
 
@@ -180,8 +187,6 @@ def put_elsewhere(
     return int(which.sum())
 
 
-def _shared(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def _shared(rows: Tensor, size: int) -> Tensor:
     """Returns rows of all ranks to put keys on, at most one for each key from a rank."""
-    if not several_ranks():
-        return rows
-    return gather_rows(rows[torch.randperm(len(rows))[:size].to(rows.device)])[0]
+    return gather_rows(rows[:size])[0] if several_ranks() else rows

@@ -6,23 +6,25 @@ Träuble et al. 2023 (arXiv 2207.11240).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from ibreg.functional.lookup import nearest, squared_distances_to
+from ibreg.functional.product_lookup import product_nearest
 from ibreg.layers.base import Bottleneck, batch_mean
-from ibreg.layers.codebook_statistics import MovingCodebooks, over_ranks
+from ibreg.layers.codebook_statistics import MovingCodebooks, over_ranks, several_ranks
 from ibreg.layers.key_start import METHODS, KeyStart, Readings, draw_sample
 from ibreg.layers.scope import Scope
 from ibreg.layers.splitters import SPLITTERS, queries
 from ibreg.registry import register
 
 DECODERS = ("mean", "linear")
-SEARCHES = ("exact",)
+SEARCHES = ("exact", "product")
 
 
 class Fetched(NamedTuple):
@@ -68,7 +70,9 @@ class KeyValueBottleneck(Bottleneck):
             the values start at random.
         value_features: size of a value, with decoder="linear"; None: out_features.
         top_k: how many of the nearest pairs of a codebook are fetched.
-        search: "exact".
+        search: "exact"; "product": each half of a key is one of sqrt(pairs) sub-keys, the keys are all their pairs. For
+            pairs = 65,536 and more: as exact, at a fraction of the time; needs a square number of pairs and an even
+            key_features.
         straight_through: lets a gradient through to what stands before, as if the weights of the fetched pairs and
             the next nearest one were the softmax of their negative squared distances over their mean.
         sparse_gradients: the values' gradient is a sparse tensor, for optimizers that take one (SGD, SparseAdam).
@@ -143,6 +147,11 @@ class KeyValueBottleneck(Bottleneck):
                 raise ValueError(f"{option} is a whole number of at least 1, got {value!r}")
         if not isinstance(top_k, int) or not 1 <= top_k <= pairs:
             raise ValueError(f"top_k is from 1 to the {pairs} pairs of a codebook, got {top_k!r}")
+        if search == "product" and math.isqrt(pairs) ** 2 != pairs:
+            root = math.isqrt(pairs)
+            raise ValueError(
+                f"search='product' needs a square number of pairs, got {pairs}: take {root**2} or {(root + 1) ** 2}"
+            )
         if value_features is not None and decoder == "mean":
             raise ValueError("the mean of the values is the code: value_features needs decoder='linear'")
         self.out_features = out_features
@@ -162,11 +171,15 @@ class KeyValueBottleneck(Bottleneck):
         """Registers splitter, keys, values, the linear decoder, and what is known of the pairs."""
         if self.out_features is None:
             self.out_features = self.in_features
-        size = self.value_features or self.out_features
         self.split = SPLITTERS[self.splitter](
             self.in_features, self.codebooks, self.key_features, device=device, dtype=dtype
         )
-        self.books = MovingCodebooks(self.codebooks, self.pairs, self.split.key_features, device=device, dtype=dtype)
+        features, halves = self.split.key_features, self._halves
+        if features % halves:
+            raise ValueError(f"search='product' halves the keys: key_features is even, got {features}")
+        size = math.isqrt(self.pairs) if halves == 2 else self.pairs
+        self.books = MovingCodebooks(self.codebooks * halves, size, features // halves, device=device, dtype=dtype)
+        size = self.value_features or self.out_features
         self.values = nn.Parameter(torch.empty(self.codebooks * self.pairs, size, device=device, dtype=dtype))
         if self.decoder == "linear":
             self.decode = nn.Linear(size, self.out_features, device=device, dtype=dtype)
@@ -192,8 +205,17 @@ class KeyValueBottleneck(Bottleneck):
 
     @property
     def keys(self) -> Tensor:
-        """The keys, `(codebooks, pairs, key_features)`."""
-        return self.books.keys
+        """The keys, `(codebooks, pairs, key_features)`; with search="product" all pairs of the sub-keys."""
+        if self._halves == 1:
+            return self.books.keys
+        first, second = self.books.keys.unflatten(0, (-1, 2)).unbind(1)
+        size = first.shape[1]
+        pair = (first.unsqueeze(2).expand(-1, -1, size, -1), second.unsqueeze(1).expand(-1, size, -1, -1))
+        return torch.cat(pair, -1).flatten(1, 2)
+
+    @property
+    def _halves(self) -> int:
+        return 2 if self.search == "product" else 1
 
     @torch.no_grad()
     def initialise(
@@ -231,10 +253,13 @@ class KeyValueBottleneck(Bottleneck):
             raise RuntimeError("the keys are frozen, and the values belong to them: initialise before freeze_keys()")
         readings = Readings(data, self, model)
         sample = draw_sample(readings, self.books.counts.shape[1], seed)
+        if several_ranks():
+            for tensor in (*self.parameters(), *self.buffers()):
+                distributed.broadcast(tensor.detach(), 0)  # ranks may have drawn their projections with other seeds
         generator = torch.Generator().manual_seed(seed)
         books = copy.deepcopy(self.books)  # a reading that fails leaves the layer as it was
         replaced, hit = METHODS[method](
-            books, readings, lambda rows: queries(self.split, rows), sample, epochs, generator
+            books, readings, lambda rows: self._halved(queries(self.split, rows)), sample, epochs, generator
         )
         self.books.load_state_dict(books.state_dict())
         self.keys_follow.fill_(True)
@@ -265,13 +290,13 @@ class KeyValueBottleneck(Bottleneck):
             )
         usable = ~self.masked if self.training else self.usable()
         neighbours = min(self.top_k + self.straight_through, self.pairs)
-        distances, indices = nearest(rows.detach(), self.keys, top_k=neighbours, usable=usable)
+        distances, indices = self._search(rows.detach(), neighbours, usable)
         known = distances < torch.inf
         weights = known[..., : self.top_k] / known[..., : self.top_k].sum(-1, keepdim=True).clamp(min=1)
         fetched = indices[..., : self.top_k]
         if self.straight_through and torch.is_grad_enabled():
             fetched = indices
-            distances = squared_distances_to(rows, self.keys, indices).where(known, torch.inf)
+            distances = self._distances_to(rows, indices).where(known, torch.inf)
             weights = F.pad(weights, (0, neighbours - self.top_k)) + _pull(distances)
         z = self._vote(fetched, weights / self.codebooks)
         if self.decoder == "linear":
@@ -280,6 +305,27 @@ class KeyValueBottleneck(Bottleneck):
         nearest_distance = distances[..., 0].where(distances[..., 0] < torch.inf, 0).mean(0).unflatten(0, shape)
         state = Fetched(rows.detach(), indices[..., : self.top_k], nearest_distance)
         return self.features_back(z.unflatten(0, shape)), state
+
+    def _search(self, rows: Tensor, count: int, usable: Tensor) -> tuple[Tensor, Tensor]:
+        if self._halves == 1:
+            return nearest(rows, self.books.keys, top_k=count, usable=usable)
+        return product_nearest(rows, self.books.keys.unflatten(0, (-1, 2)), top_k=count, usable=usable)
+
+    def _distances_to(self, rows: Tensor, indices: Tensor) -> Tensor:
+        """Returns squared distances of queries to the keys of pairs, with gradient."""
+        halves = squared_distances_to(self._halved(rows), self.books.keys, self._sub_indices(indices))
+        return halves.unflatten(0, (-1, self._halves)).sum(1)
+
+    def _halved(self, rows: Tensor) -> Tensor:
+        """Returns queries `(codebooks, rows, features)` as those of the books that hold the (sub-)keys."""
+        return rows.unflatten(-1, (self._halves, -1)).movedim(2, 1).flatten(0, 1)
+
+    def _sub_indices(self, indices: Tensor) -> Tensor:
+        """Returns the (sub-)keys of pairs `(codebooks, ...)`, in each of the books that hold them."""
+        if self._halves == 1:
+            return indices
+        size = self.books.counts.shape[1]
+        return torch.stack([indices // size, indices % size], 1).flatten(0, 1)
 
     def _vote(self, indices: Tensor, weights: Tensor) -> Tensor:
         """Returns the weighted sum of the values of pairs, `(rows, value_features)`."""
@@ -306,7 +352,8 @@ class KeyValueBottleneck(Bottleneck):
         self.usage.add_(over_ranks(hits).view_as(self.usage))
         moving = self.keys_follow & ~self.keys_frozen
         if not _known_false(moving):
-            self.books.follow(state.rows, state.indices[..., 0], weights, moving)
+            nearest_ones = self._sub_indices(state.indices[..., 0])
+            self.books.follow(self._halved(state.rows), nearest_ones, weights, moving)
 
     def _flat(self, indices: Tensor) -> Tensor:
         first = torch.arange(0, self.codebooks * self.pairs, self.pairs, device=indices.device)
