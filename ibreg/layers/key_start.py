@@ -6,6 +6,7 @@ left goes on with empty ones.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ibreg.distributed import gather_rows
-from ibreg.functional.lookup import nearest, picked
-from ibreg.layers.codebook_statistics import MovingCodebooks, gathered_statistics, over_ranks, several_ranks
+from ibreg.functional.lookup import picked
+from ibreg.layers.moving_codebooks import MovingCodebooks, over_ranks, several_ranks
 
 SAMPLES_AT_ONCE = 256  # where the data are one tensor
 DEAD = 0.1  # a key with less than this part of its share of a batch is put elsewhere
@@ -36,6 +37,27 @@ class KeyStart(NamedTuple):
     skipped: int
     replaced: int
     used: float
+
+
+@torch.no_grad()
+def fit_keys(
+    layer: nn.Module, data: Tensor | Iterable[Any], method: str, epochs: int, model: nn.Module | None, seed: int
+) -> KeyStart:
+    """Fits the keys of a `KeyValueBottleneck`, see its `initialise`; a reading that fails leaves them as they were."""
+    if method not in METHODS:
+        raise ValueError(f"method is one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"epochs is how often the data are read, at least 1, got {epochs!r}")
+    readings = Readings(data, layer, model)
+    sample = draw_sample(readings, layer.books.size, seed)
+    if several_ranks():
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            distributed.broadcast(tensor.detach(), 0)  # ranks may have drawn their projections with other seeds
+    books = copy.deepcopy(layer.books)
+    generator = torch.Generator().manual_seed(seed)
+    replaced, hit = METHODS[method](books, readings, layer.queries_of, sample, epochs, generator)
+    layer.books.load_state_dict(books.state_dict())
+    return KeyStart(sample.samples, sample.skipped, replaced, float((hit > 0).float().mean()))
 
 
 class Readings:
@@ -136,21 +158,20 @@ def moving_average(
     books: MovingCodebooks, data: Readings, queries: Queries, sample: Sample, epochs: int, generator: torch.Generator
 ) -> tuple[int, Tensor]:
     """Moves keys by the batches of all readings, dead ones on random rows; returns how many were, and which are hit."""
-    size, replaced = books.counts.shape[1], 0
-    start = queries(sample.rows)
-    share = sample.samples / sample.batches / size
-    books.assign(start * share, torch.full_like(books.counts, share))
-    hit = torch.zeros_like(books.counts)
+    replaced, hit = 0, torch.zeros_like(books.counts)
+    share = sample.samples / sample.batches / books.size
+    books.assign(books.halved(queries(sample.rows)) * share, torch.full_like(books.counts, share))
     for _ in range(epochs):
         hit.zero_()
         for rows in data:
             found = queries(rows)
-            batch_counts = books.follow(found, nearest(found, books.keys)[1].squeeze(-1), None, True)
+            batch_counts = books.follow(found, books.find(found)[1].squeeze(-1))
             hit += batch_counts
-            share = batch_counts[0].sum() / size
+            share = batch_counts[0].sum() / books.size
             dead = books.counts < DEAD * share
             if dead.any():
-                replaced += put_elsewhere(books, dead, queries(_shared(rows, size)), share, generator)
+                candidates = books.halved(queries(_shared(rows, books.size)))
+                replaced += put_elsewhere(books, dead, candidates, share, generator)
     return replaced, hit
 
 
@@ -158,19 +179,18 @@ def k_means(
     books: MovingCodebooks, data: Readings, queries: Queries, sample: Sample, epochs: int, generator: torch.Generator
 ) -> tuple[int, Tensor]:
     """Puts keys on the means of the rows nearest to them, over and over; returns as `moving_average` does."""
-    start = queries(sample.rows)
-    books.assign(start, torch.ones_like(books.counts))
-    replaced, counts = 0, books.counts
+    replaced, counts = 0, torch.ones_like(books.counts)
+    start = books.halved(queries(sample.rows))
+    books.assign(start, counts)
     for _ in range(epochs):
         sums, counts = torch.zeros_like(books.sums), torch.zeros_like(books.counts)
         for rows in data:
             found = queries(rows)
-            batch = gathered_statistics(found, nearest(found, books.keys)[1].squeeze(-1), None, counts.shape[1])
-            sums += batch[0]
-            counts += batch[1]
-        empty = counts == 0
+            batch_sums, batch_counts = books.statistics(found, books.find(found)[1].squeeze(-1))
+            sums += batch_sums
+            counts += batch_counts
         books.assign(sums, counts.clamp(min=1))
-        replaced += put_elsewhere(books, empty, start, 1.0, generator)
+        replaced += put_elsewhere(books, counts == 0, start, 1.0, generator)
     return replaced, counts
 
 
@@ -180,7 +200,7 @@ METHODS = {"ema": moving_average, "k_means": k_means}
 def put_elsewhere(
     books: MovingCodebooks, which: Tensor, rows: Tensor, count: Tensor | float, generator: torch.Generator
 ) -> int:
-    """Puts some keys `(codebooks, size)` on random rows `(codebooks, n, features)` with a count; returns how many."""
+    """Puts some (sub-)keys `(books, size)` on random rows `(books, n, features)` with a count; returns how many."""
     drawn = torch.randint(rows.shape[1], which.shape, generator=generator).to(rows.device)
     sums = torch.where(which.unsqueeze(-1), picked(rows, drawn) * count, books.sums)
     books.assign(sums, torch.where(which, count, books.counts))

@@ -5,22 +5,19 @@ Träuble et al. 2023 (arXiv 2207.11240).
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.functional.lookup import nearest, squared_distances_to
-from ibreg.functional.product_lookup import product_nearest
-from ibreg.layers.base import Bottleneck, batch_mean
-from ibreg.layers.codebook_statistics import MovingCodebooks, over_ranks, several_ranks
-from ibreg.layers.key_start import METHODS, KeyStart, Readings, draw_sample
+from ibreg.layers.base import Bottleneck, at_least_float32, batch_mean
+from ibreg.layers.key_start import KeyStart, fit_keys
+from ibreg.layers.moving_codebooks import MovingCodebooks, over_ranks
 from ibreg.layers.scope import Scope
-from ibreg.layers.splitters import SPLITTERS, queries
+from ibreg.layers.splitters import SPLITTERS
 from ibreg.registry import register
 
 DECODERS = ("mean", "linear")
@@ -32,13 +29,15 @@ class Fetched(NamedTuple):
 
     Attributes:
         rows: queries, `(codebooks, rows, key_features)`, without gradient.
-        indices: of the fetched pairs, `(codebooks, rows, top_k)`.
+        indices: of the nearest pairs, `(codebooks, rows, found)`.
+        chosen: as indices, True where the pair's value is in the code.
         distances: squared, to the nearest key, `(batch, *positions)`, mean over codebooks; with gradient to the input
-            if that is wanted.
+            where that is wanted.
     """
 
     rows: Tensor
     indices: Tensor
+    chosen: Tensor
     distances: Tensor
 
 
@@ -174,11 +173,10 @@ class KeyValueBottleneck(Bottleneck):
         self.split = SPLITTERS[self.splitter](
             self.in_features, self.codebooks, self.key_features, device=device, dtype=dtype
         )
-        features, halves = self.split.key_features, self._halves
+        features, halves = self.split.key_features, 2 if self.search == "product" else 1
         if features % halves:
             raise ValueError(f"search='product' halves the keys: key_features is even, got {features}")
-        size = math.isqrt(self.pairs) if halves == 2 else self.pairs
-        self.books = MovingCodebooks(self.codebooks * halves, size, features // halves, device=device, dtype=dtype)
+        self.books = MovingCodebooks(self.codebooks, self.pairs, features, halves=halves, device=device, dtype=dtype)
         size = self.value_features or self.out_features
         self.values = nn.Parameter(torch.empty(self.codebooks * self.pairs, size, device=device, dtype=dtype))
         if self.decoder == "linear":
@@ -206,18 +204,8 @@ class KeyValueBottleneck(Bottleneck):
     @property
     def keys(self) -> Tensor:
         """The keys, `(codebooks, pairs, key_features)`; with search="product" all pairs of the sub-keys."""
-        if self._halves == 1:
-            return self.books.keys
-        first, second = self.books.keys.unflatten(0, (-1, 2)).unbind(1)
-        size = first.shape[1]
-        pair = (first.unsqueeze(2).expand(-1, -1, size, -1), second.unsqueeze(1).expand(-1, size, -1, -1))
-        return torch.cat(pair, -1).flatten(1, 2)
+        return self.books.pairs()
 
-    @property
-    def _halves(self) -> int:
-        return 2 if self.search == "product" else 1
-
-    @torch.no_grad()
     def initialise(
         self, data: Tensor | Iterable[Any], *, method: str = "ema", epochs: int = 10, model: nn.Module | None = None,
         seed: int = 0,
@@ -243,35 +231,26 @@ class KeyValueBottleneck(Bottleneck):
             ValueError: fewer usable rows than keys, another method, data that do not fit.
             RuntimeError: the keys are frozen.
         """
-        if method not in METHODS:
-            raise ValueError(f"method is one of {', '.join(map(repr, METHODS))}, got {method!r}")
-        if not isinstance(epochs, int) or epochs < 1:
-            raise ValueError(f"epochs is how often the data are read, at least 1, got {epochs!r}")
-        if self.sized and self.in_features is None:
+        if self.in_features is None:
             raise ValueError("the layer does not know its in_features: pass them, or inject it with example=x first")
         if self.keys_frozen:
             raise RuntimeError("the keys are frozen, and the values belong to them: initialise before freeze_keys()")
-        readings = Readings(data, self, model)
-        sample = draw_sample(readings, self.books.counts.shape[1], seed)
-        if several_ranks():
-            for tensor in (*self.parameters(), *self.buffers()):
-                distributed.broadcast(tensor.detach(), 0)  # ranks may have drawn their projections with other seeds
-        generator = torch.Generator().manual_seed(seed)
-        books = copy.deepcopy(self.books)  # a reading that fails leaves the layer as it was
-        replaced, hit = METHODS[method](
-            books, readings, lambda rows: self._halved(queries(self.split, rows)), sample, epochs, generator
-        )
-        self.books.load_state_dict(books.state_dict())
+        started = fit_keys(self, data, method, epochs, model, seed)
         self.keys_follow.fill_(True)
-        return KeyStart(sample.samples, sample.skipped, replaced, float((hit > 0).float().mean()))
+        return started
 
     def freeze_keys(self) -> None:
         """Lets the keys stand where they are from now on, in training too; saved and loaded with them."""
         self.keys_frozen.fill_(True)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """Returns what is compared with the keys, `(codebooks, rows, key_features)`, of an input of this layer."""
-        return queries(self.split, self.features_last(x))
+    def queries_of(self, rows: Tensor) -> Tensor:
+        """Returns what is compared with the keys, `(codebooks, rows, key_features)`, of rows `(rows, in_features)`."""
+        device = rows.device.type
+        rows = at_least_float32(rows)
+        if not torch.is_autocast_enabled(device):
+            return self.split(rows)
+        with torch.autocast(device, enabled=False):  # the nearest key of a rounded query may be another one
+            return self.split(rows)
 
     def usable(self) -> Tensor:
         """Returns which pairs evaluation may fetch, `(codebooks, pairs)`."""
@@ -280,7 +259,8 @@ class KeyValueBottleneck(Bottleneck):
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Fetched]:
         """Returns the code, and for the penalty what was fetched."""
-        rows = self.queries(x)
+        x = self.features_last(x)
+        rows = self.queries_of(x.flatten(0, -2))
         if self.training and torch.is_grad_enabled() and rows.requires_grad and not self.straight_through:
             name = scope.name_of(self) if scope is not None else type(self).__name__
             raise ValueError(
@@ -289,43 +269,20 @@ class KeyValueBottleneck(Bottleneck):
                 "straight_through=True"
             )
         usable = ~self.masked if self.training else self.usable()
-        neighbours = min(self.top_k + self.straight_through, self.pairs)
-        distances, indices = self._search(rows.detach(), neighbours, usable)
+        pulled = self.straight_through and torch.is_grad_enabled()
+        distances, indices = self.books.find(rows.detach(), min(self.top_k + pulled, self.pairs), usable)
         known = distances < torch.inf
-        weights = known[..., : self.top_k] / known[..., : self.top_k].sum(-1, keepdim=True).clamp(min=1)
-        fetched = indices[..., : self.top_k]
-        if self.straight_through and torch.is_grad_enabled():
-            fetched = indices
-            distances = self._distances_to(rows, indices).where(known, torch.inf)
-            weights = F.pad(weights, (0, neighbours - self.top_k)) + _pull(distances)
-        z = self._vote(fetched, weights / self.codebooks)
+        chosen = known & (torch.arange(known.shape[-1], device=x.device) < self.top_k)
+        weights = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
+        if pulled:
+            distances = self.books.distances_to(rows, indices)
+            weights = weights + _pull(distances, known)
+        z = self._vote(indices, weights / self.codebooks)
         if self.decoder == "linear":
             z = self.decode(z)
-        shape = self.features_last(x).shape[:-1]
-        nearest_distance = distances[..., 0].where(distances[..., 0] < torch.inf, 0).mean(0).unflatten(0, shape)
-        state = Fetched(rows.detach(), indices[..., : self.top_k], nearest_distance)
-        return self.features_back(z.unflatten(0, shape)), state
-
-    def _search(self, rows: Tensor, count: int, usable: Tensor) -> tuple[Tensor, Tensor]:
-        if self._halves == 1:
-            return nearest(rows, self.books.keys, top_k=count, usable=usable)
-        return product_nearest(rows, self.books.keys.unflatten(0, (-1, 2)), top_k=count, usable=usable)
-
-    def _distances_to(self, rows: Tensor, indices: Tensor) -> Tensor:
-        """Returns squared distances of queries to the keys of pairs, with gradient."""
-        halves = squared_distances_to(self._halved(rows), self.books.keys, self._sub_indices(indices))
-        return halves.unflatten(0, (-1, self._halves)).sum(1)
-
-    def _halved(self, rows: Tensor) -> Tensor:
-        """Returns queries `(codebooks, rows, features)` as those of the books that hold the (sub-)keys."""
-        return rows.unflatten(-1, (self._halves, -1)).movedim(2, 1).flatten(0, 1)
-
-    def _sub_indices(self, indices: Tensor) -> Tensor:
-        """Returns the (sub-)keys of pairs `(codebooks, ...)`, in each of the books that hold them."""
-        if self._halves == 1:
-            return indices
-        size = self.books.counts.shape[1]
-        return torch.stack([indices // size, indices % size], 1).flatten(0, 1)
+        distance = distances[..., 0].where(known[..., 0], 0).mean(0)
+        z, distance = (tensor.unflatten(0, x.shape[:-1]) for tensor in (z, distance))
+        return self.features_back(z), Fetched(rows.detach(), indices, chosen, distance)
 
     def _vote(self, indices: Tensor, weights: Tensor) -> Tensor:
         """Returns the weighted sum of the values of pairs, `(rows, value_features)`."""
@@ -345,27 +302,24 @@ class KeyValueBottleneck(Bottleneck):
 
     @torch.no_grad()
     def _count(self, state: Fetched, mask: Tensor | None) -> None:
-        weights = None if mask is None else mask.flatten()
+        counted = state.chosen if mask is None else state.chosen & mask.bool().flatten().unsqueeze(1)
         hits = torch.zeros_like(self.usage).flatten()
-        ones = torch.ones_like(state.indices) if mask is None else weights.long().unsqueeze(1).expand_as(state.indices)
-        hits.index_add_(0, self._flat(state.indices).flatten(), ones.flatten())
+        hits.index_add_(0, self._flat(state.indices).flatten(), counted.flatten().long())
         self.usage.add_(over_ranks(hits).view_as(self.usage))
         moving = self.keys_follow & ~self.keys_frozen
         if not _known_false(moving):
-            nearest_ones = self._sub_indices(state.indices[..., 0])
-            self.books.follow(self._halved(state.rows), nearest_ones, weights, moving)
+            self.books.follow(state.rows, state.indices[..., 0], counted[..., 0], moving)
 
     def _flat(self, indices: Tensor) -> Tensor:
         first = torch.arange(0, self.codebooks * self.pairs, self.pairs, device=indices.device)
         return indices + first.reshape(-1, *[1] * (indices.dim() - 1))
 
 
-def _pull(distances: Tensor) -> Tensor:
+def _pull(distances: Tensor, known: Tensor) -> Tensor:
     """Returns zeros with the gradient of the softmax of negative distances, in units of their mean."""
-    known = distances < torch.inf
-    finite = torch.where(known, distances, 0)
-    scale = finite.detach().sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp(min=1)
-    soft = torch.where(known, -finite / torch.where(scale > 0, scale, 1), -1e30).softmax(-1)
+    distances = distances.where(known, 0)
+    scale = distances.detach().sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp(min=1)
+    soft = (-distances / scale.where(scale > 0, 1)).masked_fill(~known, -1e30).softmax(-1)
     return soft - soft.detach()
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ibreg.layers.base import at_least_float32
-from ibreg.layers.codebook_statistics import WideBuffers
+from ibreg.layers.moving_codebooks import WideBuffers
 
 KEY_FEATURES = 12
 
@@ -74,13 +73,3 @@ class Chunks(nn.Module):
 
 
 SPLITTERS = {"random_projection": RandomProjection, "chunk": Chunks, "learned": LearnedProjection}
-
-
-def queries(splitter: nn.Module, x: Tensor) -> Tensor:
-    """Returns the queries `(codebooks, rows, key_features)` of features `(..., in_features)`, at least in float32."""
-    rows = at_least_float32(x).flatten(0, -2)
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return splitter(rows)
-    with torch.autocast(device, enabled=False):  # the nearest key of a rounded query may be another one
-        return splitter(rows)
