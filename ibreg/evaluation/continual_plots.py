@@ -16,12 +16,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.stats import t as student_t
 
-from ibreg.evaluation.plots import arm_label, arm_styles, finish, write_png
+from ibreg.evaluation.plots import arm_styles, finish, write_png
 
 # Okabe and Ito's, with a grey and a brown: ten classes that colour-blind readers tell apart, as far as ten can be.
 CLASS_COLORS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999", "#7B4B2A",
 )  # fmt: skip
+
+
+CONTROL_LABELS = {"none": "linear probe", "null": "linear probe, other init"}
+
+
+def learner_label(arm: str) -> str:
+    """Names an arm for a reader: without a bottleneck it is a linear probe.
+
+    Example:
+        >>> learner_label("none"), learner_label("key_value")
+        ('linear probe', 'key_value')
+    """
+    return CONTROL_LABELS.get(arm, arm)
 
 
 def accuracy_over_splits(
@@ -65,7 +78,7 @@ def _draw_accuracy(curves: Mapping[str, Sequence[Sequence[float]]], chance: floa
         mean, half = curve.mean(axis=0), interval(curve)
         splits = np.arange(last + 1)
         line = {"color": style["color"], "linestyle": "--" if at_once else style["linestyle"]}
-        label = f"{arm_label(arm)} (all classes at once)" if at_once else arm_label(arm)
+        label = f"{learner_label(arm)} (all classes at once)" if at_once else learner_label(arm)
         panel.plot(splits, mean, marker="" if at_once else style["marker"], markersize=4, label=label, **line)
         panel.fill_between(splits, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
     if chance is not None:
@@ -94,11 +107,12 @@ def key_usage(shares: Mapping[str, Sequence[Sequence[float]]], path: str | Path)
     """Draws, per arm that has keys, the share of its pairs that were ever hit, after each split.
 
     Args:
-        shares: Of each arm the shares of every seed, (seeds, stages), fractions, the first before all splits.
+        shares: Of each arm the shares of every seed, (seeds, stages), fractions, the first before all splits. Arms
+            without keys have none; they are there so that an arm has one colour in all plots.
         path: Where the PNG goes.
 
     Raises:
-        ValueError: As in `accuracy_over_splits`.
+        ValueError: If no arm has keys, or seeds have not equally many stages.
 
     Example:
         >>> import tempfile
@@ -110,16 +124,19 @@ def key_usage(shares: Mapping[str, Sequence[Sequence[float]]], path: str | Path)
 
 
 def _draw_usage(shares: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    if not shares:
+    if not any(shares.values()):
         raise ValueError("there is nothing to draw: no arm has keys")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     panel = figure.subplots()
-    values = {arm: _checked_curve(arm, curve) for arm, curve in shares.items()}
-    for arm, style in arm_styles(values).items():
-        curve = values[arm]
+    values = {arm: _checked_curve(arm, curve) for arm, curve in shares.items() if curve}
+    styles = arm_styles(shares)
+    for arm, curve in values.items():
+        style = styles[arm]
         mean, half = curve.mean(axis=0), interval(curve)
         splits = np.arange(curve.shape[1])
-        panel.plot(splits, mean, style["linestyle"], color=style["color"], marker=style["marker"], label=arm_label(arm))
+        panel.plot(
+            splits, mean, style["linestyle"], color=style["color"], marker=style["marker"], label=learner_label(arm)
+        )
         panel.fill_between(splits, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
     panel.set(xlabel="splits learnt", ylabel="key-value pairs ever hit in training", ylim=(0, 1.02))
     return _finished(figure, panel)
@@ -188,9 +205,9 @@ def _draw_regions(regions, points, targets, splits, extent, names) -> Figure:
     panels = figure.subplots(len(regions), columns, squeeze=False, sharex=True, sharey=True)
     colors = ListedColormap(CLASS_COLORS[: len(names)])
     for row, (arm, stages) in zip(panels, regions.items(), strict=True):
-        row[0].set_ylabel(arm_label(arm))
         # What learns all classes at once has the last column alone.
         first = columns - len(stages)
+        row[first].set_ylabel(learner_label(arm))
         for panel in row[:first]:
             panel.set_visible(False)
         for place, (panel, stage) in enumerate(zip(row[first:], stages, strict=True), first):

@@ -311,7 +311,7 @@ class Tested:
     """What a learner knows of the test rows.
 
     Attributes:
-        metrics: `accuracy` over all classes at the end, and `error`; where there are several stages `backward_transfer`,
+        metrics: `accuracy` over all classes at the end, and `error`; with several stages `backward_transfer`,
             `forward_transfer` and `forgetting`; with keys `used`, the share of the pairs that were ever hit.
         accuracies: over all classes, before the first split and after each.
         used: the share of pairs at these stages; empty without keys.

@@ -28,9 +28,7 @@ def check_continual(cfg: DictConfig, recipe_yaml: Path) -> None:
     known = [name for name in learners.names() if name != "linear"]
     names = list(cfg.learners) if isinstance(cfg.learners, ListConfig) else None
     if names is None or len(set(names)) < len(names) or set(names) - set(known):
-        raise ValueError(
-            f"learners are some of {', '.join(known)}, once each (control=true is linear), got {cfg.learners}"
-        )
+        raise ValueError(f"learners are some of {', '.join(known)}, once each (control is linear), got {cfg.learners}")
     if both := (set(names) | set(CONTROLS)) & set(cfg.bottlenecks):
         raise ValueError(f"bottlenecks are named once each, and not as controls or learners are, got {', '.join(both)}")
     if unknown := set(map(str, cfg.learner)) - set(known):
