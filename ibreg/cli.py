@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import ibreg
+from ibreg.training.configuration import beside
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def listing() -> str:
     """Returns what the recipes can be told, a line for each kind."""
-    configs = _beside("configs")
+    configs = beside("configs")
     rows = {"recipes": list(_recipes()), "bottlenecks": ibreg.names()}
     for group in ("data", "model", "task_loss", "experiment"):
         rows[group] = sorted(path.stem for path in (configs / group).glob("*.yaml"))
@@ -42,13 +43,7 @@ def listing() -> str:
 
 
 def _recipes() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(_beside("recipes").glob("*.py"))}
-
-
-def _beside(folder: str) -> Path:
-    """Finds a folder inside an installed package, or beside the package in a checkout."""
-    package = Path(ibreg.__file__).parent
-    return package / folder if (package / folder).is_dir() else package.parent / folder
+    return {path.stem: path for path in sorted(beside("recipes").glob("*.py"))}
 
 
 if __name__ == "__main__":

@@ -128,5 +128,6 @@ def _read(path: Path) -> dict:
 
 
 def _objective(layer: Bottleneck) -> dict:
-    """Returns what makes a layer that layer: its class and options, all but today's beta."""
-    return {"class": type(layer)} | {key: value for key, value in layer.config().items() if key != "beta"}
+    """Returns what makes a layer that layer: its class and options, without what may differ."""
+    unimportant = {"beta"} if layer.sized else {"beta", "in_features"}  # which a layer without parameters only checks
+    return {"class": type(layer)} | {key: value for key, value in layer.config().items() if key not in unimportant}

@@ -158,7 +158,7 @@ class TargetRate(Schedule):
         layers: names; None: all.
 
     Raises:
-        ValueError: at `step`, when the output has no rate of a layer.
+        ValueError: at `step`, when the output has no rate of a layer, or at the first one that cannot be as high.
     """
 
     def __init__(
@@ -207,6 +207,8 @@ class TargetRate(Schedule):
                     f"TargetRate holds a rate, and bottleneck {name} ({type(self.layers[name]).__name__}) logs none: "
                     "give layers= those that do"
                 )
+            if name not in self.excess:
+                self._check_reachable(name, output.logs)
         for name, layer in self.layers.items():
             rate = mean_over_ranks(output.logs[f"{name}/rate"])
             excess = (rate.clamp(min=1e-6) / self.rate[name]).log()
@@ -215,6 +217,17 @@ class TargetRate(Schedule):
             # A rate of NaN moves nothing, and the next one is compared with the last that was finite.
             layer.beta.clamp_(min=self.bounds[0]).mul_(move.nan_to_num(0.0).exp()).clamp_(*self.bounds)
             self.excess[name] = torch.where(excess.isfinite(), excess, last)
+
+    def _check_reachable(self, name: str, logs: Mapping[str, Tensor]) -> None:
+        """Asks once, as it waits for the device: a rate between pairs is at most log N, and tells its share of that."""
+        if f"{name}/saturation" not in logs or not (share := float(logs[f"{name}/saturation"])) > 0:
+            return
+        most = float(logs[f"{name}/rate"]) / share
+        if self.rate[name] >= most:
+            raise ValueError(
+                f"TargetRate cannot hold {self.rate[name]:g} nats in bottleneck {name}: its rate is at most log(batch), "
+                f"here {most:.3g} nats, and has no gradient near that; take one well below, or a larger batch"
+            )
 
 
 class PatienceGate(Schedule):

@@ -13,7 +13,6 @@ on a CPU.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,12 +29,10 @@ from ibreg.training import models
 from ibreg.training.arms import build_arm, build_bottleneck
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import Classified, classify
-from ibreg.training.configuration import command_of, register_with_hydra
-from ibreg.training.folder import CHECKPOINTS, SUMMARY, open_folder
+from ibreg.training.configuration import register_with_hydra
+from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
-from ibreg.training.report import print_run
 from ibreg.training.run import Task, Trained, rehearse, train_all
-from ibreg.training.summary import by_metric, summarize, write_summary
 from ibreg.training.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -61,21 +58,13 @@ def main(cfg: DictConfig) -> None:
         quality=quality,
     )
     rehearse(cfg, task)
-    with open_folder(cfg, accelerator) as folder:
-        finished = (folder / SUMMARY).is_file()
-        if not finished:
-            run(cfg, data, task, accelerator, folder)
-        if accelerator.is_main_process:
-            print_run(folder, "finished before" if finished else "finished")
-    # What still holds a model wrapped for several processes would outlive the process group.
-    accelerator.free_memory()
-    accelerator.end_training()
+    launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
 
 
-def run(cfg: DictConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path) -> None:
-    """Trains and selects, tests and reports."""
-    started = time.monotonic()
-    resumed = any((folder / CHECKPOINTS).iterdir())
+def run(
+    cfg: DictConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path
+) -> Outcome | None:
+    """Trains and selects, tests and draws."""
     trained = train_all(cfg, task, accelerator, folder)
 
     def evaluated(trial: Trial, part: datasets.Rows, draws: int) -> Classified:
@@ -89,21 +78,12 @@ def run(cfg: DictConfig, data: datasets.ClassificationData, task: Task, accelera
         for arm, trials in trained.selected.items()
     }
     if not accelerator.is_main_process:
-        return
+        return None
     draw(cfg, folder, trained, tested, curve)
-    results, paired = summarize(by_metric({arm: [each.metrics() for each in seeds] for arm, seeds in tested.items()}))
-    write_summary(
-        folder / SUMMARY,
-        recipe="classification",
+    return Outcome(
         data=data.name,
-        seeds=list(cfg.seeds),
-        results=results,
-        paired=paired,
+        tested={arm: [each.metrics() for each in seeds] for arm, seeds in tested.items()},
         selected=trained.choices(cfg),
-        wall_s=time.monotonic() - started,
-        resumed=resumed,
-        device=accelerator.device,
-        command=command_of("classification"),
         headline=columns(cfg),
     )
 

@@ -14,7 +14,6 @@ bit-identically on a CPU. The test part of every cut is used once, at the end.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,8 +28,8 @@ from ibreg.evaluation.regression_plots import attack_curves, information_plane, 
 from ibreg.training import models, regression_data
 from ibreg.training.arms import build_arm
 from ibreg.training.checks import check_batch_size, check_configuration
-from ibreg.training.configuration import command_of, register_with_hydra
-from ibreg.training.folder import CHECKPOINTS, SUMMARY, open_folder
+from ibreg.training.configuration import register_with_hydra
+from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
 from ibreg.training.regression import (
     Regressed,
@@ -41,9 +40,7 @@ from ibreg.training.regression import (
     regress,
 )
 from ibreg.training.regression_data import RegressionData
-from ibreg.training.report import print_run
-from ibreg.training.run import Task, Trained, rehearse, train_all
-from ibreg.training.summary import by_metric, summarize, write_summary
+from ibreg.training.run import Task, Trained, rehearse, train_all, train_matched
 from ibreg.training.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -75,15 +72,7 @@ def main(cfg: DictConfig) -> None:
         quality=quality,
     )
     rehearse(cfg, task)
-    with open_folder(cfg, accelerator) as folder:
-        finished = (folder / SUMMARY).is_file()
-        if not finished:
-            run(cfg, data, task, accelerator, folder)
-        if accelerator.is_main_process:
-            print_run(folder, "finished before" if finished else "finished")
-    # What still holds a model wrapped for several processes would outlive the process group.
-    accelerator.free_memory()
-    accelerator.end_training()
+    launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
 
 
 def load(cfg: DictConfig) -> dict[int, RegressionData]:
@@ -95,46 +84,46 @@ def load(cfg: DictConfig) -> dict[int, RegressionData]:
 
 def run(
     cfg: DictConfig, data: Mapping[int, RegressionData], task: Task, accelerator: Accelerator, folder: Path
-) -> None:
-    """Trains and selects, tests, attacks and reports."""
-    started = time.monotonic()
-    resumed = any((folder / CHECKPOINTS).iterdir())
+) -> Outcome | None:
+    """Trains and selects, tests, attacks and draws."""
     trained = train_all(cfg, task, accelerator, folder)
-    selected = {
-        arm: [(trained.model(task, trial, accelerator.device), data[trial.seed]) for trial in trials]
-        for arm, trials in trained.selected.items()
-    }
+    matched = train_matched(trained, cfg, task, accelerator, folder, error="rmse") if cfg.attack.eps else {}
+
+    def models_of(arms: Mapping[str, Sequence[Trial]]) -> dict[str, list[tuple[nn.Module, RegressionData]]]:
+        return {
+            arm: [(trained.model(task, trial, accelerator.device), data[trial.seed]) for trial in trials]
+            for arm, trials in arms.items()
+        }
+
+    selected = models_of(trained.selected)
     tested = {
         arm: [evaluate(cfg, model, of_seed, accelerator, "test") for model, of_seed in seeds]
         for arm, seeds in selected.items()
     }
     if not accelerator.is_main_process:
-        return
-    attacked = {
-        arm: [
+        return None
+
+    def attack(models: Sequence[tuple[nn.Module, RegressionData]]) -> list[dict[str, float]]:
+        return [
             errors_under_attack(model, of_seed, cfg.attack, accelerator.device, draws=cfg.prediction_draws)
-            for model, of_seed in seeds
+            for model, of_seed in models
         ]
-        for arm, seeds in selected.items()
-    }
+
+    attacked = {arm: attack(seeds) for arm, seeds in selected.items()}
+    beyond = {arm: beyond_control(attacked[arm], attack(seeds)) for arm, seeds in models_of(matched).items()}
     draw(cfg, folder, data[cfg.seeds[0]].quantity, trained, tested, attacked)
-    measured = {
-        arm: [regressed.metrics() | errors for regressed, errors in zip(tested[arm], attacked[arm], strict=True)]
-        for arm in tested
-    }
-    results, paired = summarize(by_metric(measured))
-    write_summary(
-        folder / SUMMARY,
-        recipe="regression",
+    return Outcome(
         data=data[cfg.seeds[0]].name,
-        seeds=list(cfg.seeds),
-        results=results,
-        paired=paired,
+        tested={
+            arm: [
+                regressed.metrics() | errors | differences
+                for regressed, errors, differences in zip(
+                    tested[arm], attacked[arm], beyond.get(arm, [{}] * len(cfg.seeds)), strict=True
+                )
+            ]
+            for arm in tested
+        },
         selected=trained.choices(cfg),
-        wall_s=time.monotonic() - started,
-        resumed=resumed,
-        device=accelerator.device,
-        command=command_of("regression"),
         headline=columns(cfg, data[cfg.seeds[0]]),
     )
 
@@ -160,6 +149,16 @@ def evaluate(cfg: DictConfig, model: nn.Module, data: RegressionData, accelerato
         batch_size=cfg.batch_size,
         draws=cfg.prediction_draws,
     )
+
+
+def beyond_control(
+    attacked: Sequence[Mapping[str, float]], controls: Sequence[Mapping[str, float]]
+) -> list[dict[str, float]]:
+    """Subtracts the errors under attack of controls that were stopped at an equal clean error."""
+    return [
+        {f"{key}_beyond_control": own[key] - of_control[key] for key in own}
+        for own, of_control in zip(attacked, controls, strict=True)
+    ]
 
 
 def quality(validation: Mapping[str, float]) -> tuple[float]:
@@ -212,6 +211,9 @@ def columns(cfg: DictConfig, data: RegressionData) -> list[tuple[str, str, int, 
     if cfg.attack.eps:
         eps = sorted(cfg.attack.eps)[len(cfg.attack.eps) // 2]
         shown.append((f"test/rmse_pgd_{eps:g}", f"RMSE under PGD, eps {eps:g}", 1, digits))
+        if cfg.control:
+            heading = "the same minus that of a control as good on validation"
+            shown.append((f"test/rmse_pgd_{eps:g}_beyond_control", heading, 1, digits))
     return shown
 
 

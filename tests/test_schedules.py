@@ -170,6 +170,16 @@ def test_layers_have_targets_of_their_own():
     assert third < 0.5
 
 
+def test_a_rate_that_pairs_of_a_batch_cannot_reach_is_refused():
+    net = ibreg.inject(nn.Sequential(nn.Linear(6, 5)), {"0": ibreg.build("nonlinear", beta=0.5)}, torch.randn(2, 6))
+    output = ibreg.Regularized(net)(torch.randn(16, 6))
+    with pytest.raises(ValueError, match=r"cannot hold 3 nats in bottleneck 0.bottleneck: .* at most log.*here 2.77"):
+        TargetRate(net, 3.0).step(output)
+    assert betas(net) == [0.5]
+    TargetRate(net, 2.5).step(output)
+    assert betas(net) != [0.5]
+
+
 def test_a_missing_rate_moves_nothing():
     net = build(0.5, 0.5)
     schedule = TargetRate(net, 2.0)

@@ -8,15 +8,15 @@ the model's forward; the penalties are computed after that forward, outside of a
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from contextlib import nullcontext
-from numbers import Real
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ibreg.layers.options import check_count, check_number
 from ibreg.layers.scope import Record, Scope, current_scope, inside_checkpoint, opened
 
 
@@ -61,8 +61,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_features: int | None = None, *, beta: float = 1.0, dim: int | None = None, device=None):
         super().__init__()
-        if not isinstance(beta, Real) or not (math.isfinite(beta) and beta >= 0):
-            raise ValueError(f"beta is the weight of a penalty, a finite number of at least 0, got {beta!r}")
+        if in_features is not None:
+            check_count("in_features", in_features, "size of the feature axis")
+        check_number("beta", beta, least=0)
+        if dim is not None and (not isinstance(dim, Integral) or dim == 0):
+            raise ValueError(f"dim is the feature axis, a whole number other than 0 (the batch), got {dim!r}")
         self.in_features = in_features
         self.dim = dim
         self.initial_beta = float(beta)
@@ -86,8 +89,7 @@ class Bottleneck(nn.Module):
         """
         if in_features is None:
             return
-        if in_features != int(in_features) or in_features < 1:
-            raise ValueError(f"in_features is a number of features, at least 1, got {in_features}")
+        check_count("in_features", in_features, "size of the feature axis")
         self.in_features = int(in_features)
         self.create_parameters(device=device, dtype=dtype)
         self.reset_parameters()

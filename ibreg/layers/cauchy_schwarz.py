@@ -5,14 +5,14 @@ Yu et al. 2024 (arXiv 2404.17951).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ibreg.functional.dependence import cs_qmi
 from ibreg.functional.kernels import Bandwidth
 from ibreg.functional.pairs import gram
-from ibreg.layers.encoding import build_encoder, check_encoder, noise_scale, reset_encoder
+from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
 from ibreg.layers.kernel import KernelBottleneck, checked_bandwidth, scale_free
+from ibreg.layers.options import check_switch
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -66,6 +66,7 @@ class CauchySchwarzBottleneck(KernelBottleneck):
         ValueError: an option out of range, a batch that is too small, inputs of integers.
 
     Example:
+        >>> import torch
         >>> layer = CauchySchwarzBottleneck(8, 4)
         >>> out = layer.measure(torch.randn(16, 8))
         >>> out.z.shape, sorted(out.logs)
@@ -95,6 +96,9 @@ class CauchySchwarzBottleneck(KernelBottleneck):
             in_features, beta=beta, positions=positions, block_size=block_size, gather=gather, dim=dim, device=device
         )
         check_encoder(out_features, start)
+        check_switch("normalized", normalized)
+        check_switch("normalize_code", normalize_code)
+        check_switch("stochastic", stochastic)
         self.out_features = out_features
         self.bandwidth_x = checked_bandwidth("bandwidth_x", bandwidth_x)
         self.bandwidth_t = checked_bandwidth("bandwidth_t", bandwidth_t)
@@ -139,15 +143,14 @@ class CauchySchwarzBottleneck(KernelBottleneck):
         if not self.training:
             return self.features_back(mean.clone()), mean
         draws = scope.claim_draws(self) if scope is not None else 1
-        noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
-        z = mean + noise_scale(raw_scale).to(mean.dtype) * noise
-        return self.features_back(z.flatten(0, 1)), z[0].clone()
+        z, _ = draw_code(mean, noise_scale(raw_scale), draws)
+        return self.features_back(z), z[: len(mean)].clone()
 
     def penalty(self, state: Tensor, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the information, and how similar codes are."""
         code = self.rows(state, scope.mask)
-        if not self.training and len(code) < 2:
-            return code.new_zeros(()), {}  # the last batch of an evaluation may be of any size
+        if self.is_too_small(len(code), 2, scope):
+            return code.new_zeros(()), {}
         if self.normalize_code:
             code = scale_free(code, gather=self.walk_options["gather"])
         gram_of_code = gram(code, bandwidth=self.bandwidth_t, name="code", **self.walk_options)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.layers.base import at_least_float32
+from ibreg.layers.options import check_choice, check_count
 
 STARTS = ("default", "identity")
 
@@ -18,10 +19,9 @@ LEAST_SCALE = 1e-30
 
 def check_encoder(out_features: int | None, start: str) -> None:
     """Raises a ValueError for a size or a start that no encoder can have."""
-    if out_features is not None and out_features < 1:
-        raise ValueError(f"out_features is the size of the code, at least 1, got {out_features}")
-    if start not in STARTS:
-        raise ValueError(f"start is one of {', '.join(map(repr, STARTS))}, got {start!r}")
+    if out_features is not None:
+        check_count("out_features", out_features, "size of the code")
+    check_choice("start", start, STARTS)
 
 
 def build_encoder(
@@ -52,6 +52,23 @@ def reset_encoder(encoder: nn.Linear, out_features: int, start: str, *, gain: fl
     else:
         nn.init.xavier_uniform_(encoder.weight, gain=gain)
         encoder.bias[raw_scale] = -5.0
+
+
+def draw_code(mean: Tensor, scale: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+    r"""Draws codes z = mu + sigma eps, several of each sample behind one another along the batch.
+
+    Args:
+        mean: `(batch, ..., features)`.
+        scale: sigma, of a shape that broadcasts with it.
+        draws: how many.
+
+    Returns:
+        `(draws * batch, ..., features)`, and the noise eps: `(draws, batch, ..., features)`.
+    """
+    noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
+    # Without an axis of draws where there is one: the backward pass would have to sum over it.
+    z = torch.addcmul(mean, scale.to(mean.dtype), noise.squeeze(0))
+    return z.flatten(0, z.dim() - mean.dim()), noise
 
 
 def noise_scale(raw_scale: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ibreg.functional.kernels import KERNELS, Bandwidth
 from ibreg.functional.pairs import gram
 from ibreg.layers.base import can_assert
 from ibreg.layers.kernel import KernelBottleneck, checked_bandwidth
+from ibreg.layers.options import check_choice, check_number, check_switch
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -105,12 +106,14 @@ class HSICBottleneck(KernelBottleneck):
         super().__init__(
             in_features, beta=beta, positions=positions, block_size=block_size, gather=gather, dim=dim, device=device
         )
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is one of {', '.join(map(repr, ESTIMATORS))}, got {estimator!r}")
-        if kernel_y is not None and kernel_y not in KERNELS:
-            raise ValueError(f"kernel_y is None or one of {', '.join(map(repr, KERNELS))}, got {kernel_y!r}")
-        if min(lambda_x, lambda_y) < 0 or lambda_x == lambda_y == 0:
-            raise ValueError(f"lambda_x and lambda_y are at least 0 and not both 0, got {lambda_x} and {lambda_y}")
+        check_choice("estimator", estimator, ESTIMATORS)
+        if kernel_y is not None:
+            check_choice("kernel_y", kernel_y, KERNELS)
+        check_number("lambda_x", lambda_x, least=0)
+        check_number("lambda_y", lambda_y, least=0)
+        if lambda_x == lambda_y == 0:
+            raise ValueError("lambda_x and lambda_y are both 0: nothing is left to charge for")
+        check_switch("stop_gradient", stop_gradient)
         if estimator in INVERTING and (gather or block_size is not None):
             raise ValueError(
                 f"the {estimator} estimator inverts whole Gram matrices: for gather or block_size take 'unbiased' or "
@@ -138,8 +141,8 @@ class HSICBottleneck(KernelBottleneck):
     def penalty(self, state: Tensor, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns lambda_x HSIC(x, t) - lambda_y HSIC(t, y) and the two as logs."""
         code = self.rows(state, scope.mask)
-        if not self.training and len(code) < ESTIMATORS[self.estimator]:
-            return code.new_zeros(()), {}  # the last batch of an evaluation may be of any size
+        if self.is_too_small(len(code), ESTIMATORS[self.estimator], scope):
+            return code.new_zeros(()), {}
         logs = (self._by_factors if self.estimator in INVERTING else self._by_pairs)(code, scope)
         return self.lambda_x * logs.get("hsic_x", 0) - self.lambda_y * logs.get("hsic_y", 0), logs
 

@@ -15,6 +15,7 @@ from ibreg.distributed import sum_over_ranks
 from ibreg.functional.kernels import Bandwidth, bandwidth_of
 from ibreg.functional.pairs import Gram, gram
 from ibreg.layers.base import Bottleneck, assert_finite, check_mask
+from ibreg.layers.options import check_choice, check_count, check_switch
 from ibreg.layers.scope import Scope
 
 POSITIONS = ("flatten", "mean")
@@ -45,10 +46,10 @@ class KernelBottleneck(Bottleneck):
         device=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        if positions not in POSITIONS:
-            raise ValueError(f"positions is one of {', '.join(map(repr, POSITIONS))}, got {positions!r}")
-        if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
-            raise ValueError(f"block_size is a number of rows, at least 1, or None, got {block_size!r}")
+        check_choice("positions", positions, POSITIONS)
+        if block_size is not None:
+            check_count("block_size", block_size, "number of rows that are visited at once")
+        check_switch("gather", gather)
         self.positions = positions
         self.block_size = block_size
         self.gather = gather
@@ -57,6 +58,21 @@ class KernelBottleneck(Bottleneck):
     def walk_options(self) -> dict[str, Any]:
         """How pairs are visited: in evaluation by each rank alone, as ranks need not evaluate as many batches."""
         return {"block_size": self.block_size, "gather": self.gather and self.training}
+
+    def is_too_small(self, samples: int, least: int, scope: Scope) -> bool:
+        """Whether there is nothing to measure: the last batch of an evaluation may be of any size.
+
+        Raises:
+            ValueError: in training, where the batch of this rank is all that counts.
+        """
+        if samples >= least or (self.training and self.gather):
+            return False
+        if self.training:
+            raise ValueError(
+                f"bottleneck {scope.name_of(self)} compares the samples of a batch: it takes at least {least} samples, "
+                f"got {samples}"
+            )
+        return True
 
     def rows(self, code: Tensor, mask: Tensor | None) -> Tensor:
         """Returns one row for each sample of a code with its features last, padding left out."""

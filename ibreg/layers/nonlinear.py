@@ -16,7 +16,8 @@ from ibreg.distributed import sum_over_ranks
 from ibreg.functional.entropy import nonlinear_rate
 from ibreg.functional.lagrangian import LAGRANGIANS
 from ibreg.layers.base import Bottleneck, can_assert, check_mask
-from ibreg.layers.encoding import build_encoder, check_encoder, reset_encoder
+from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, reset_encoder
+from ibreg.layers.options import check_choice, check_count, check_number, check_switch
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -109,14 +110,13 @@ class NonlinearBottleneck(Bottleneck):
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
         check_encoder(out_features, start)
-        if lagrangian not in LAGRANGIANS:
-            raise ValueError(f"lagrangian is one of {', '.join(map(repr, LAGRANGIANS))}, got {lagrangian!r}")
-        if not power > 0:
-            raise ValueError(f"power is greater than 0, got {power}")
-        if initial_log_variance is not None and not math.isfinite(initial_log_variance):
-            raise ValueError(f"initial_log_variance is a finite number, log sigma^2, got {initial_log_variance}")
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size is a number of rows, at least 1, got {block_size}")
+        check_choice("lagrangian", lagrangian, LAGRANGIANS)
+        check_number("power", power, above=0)
+        if initial_log_variance is not None:
+            check_number("initial_log_variance", initial_log_variance)
+        if block_size is not None:
+            check_count("block_size", block_size, "number of rows that are visited at once")
+        check_switch("gather", gather)
         self.out_features = out_features
         self.lagrangian = lagrangian
         self.power = power
@@ -156,9 +156,8 @@ class NonlinearBottleneck(Bottleneck):
         if not self.training:
             return self.features_back(mean.clone()), code  # an in-place ReLU behind the layer leaves the state alone
         draws = scope.claim_draws(self) if scope is not None else 1
-        noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
-        z = mean + torch.exp(0.5 * self.log_variance) * noise
-        return self.features_back(z.flatten(0, 1)), code
+        z, _ = draw_code(mean, torch.exp(0.5 * self.log_variance), draws)
+        return self.features_back(z), code
 
     def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns u(rate) and the logs."""

@@ -21,7 +21,8 @@ from ibreg.functional.gaussian import (
 )
 from ibreg.functional.lagrangian import LAGRANGIANS
 from ibreg.layers.base import Bottleneck, batch_mean, can_assert
-from ibreg.layers.encoding import build_encoder, check_encoder, noise_scale, reset_encoder
+from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
+from ibreg.layers.options import check_choice, check_count, check_number
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -119,13 +120,11 @@ class VariationalBottleneck(Bottleneck):
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
         check_encoder(out_features, start)
-        _choose("prior", prior, ("standard", "learned", "conditional"))
-        _choose("rate", rate, ("analytic", "monte_carlo"))
-        _choose("lagrangian", lagrangian, tuple(LAGRANGIANS))
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is in [0, 1], got {alpha}")
-        if not power > 0:
-            raise ValueError(f"power is greater than 0, got {power}")
+        check_choice("prior", prior, ("standard", "learned", "conditional"))
+        check_choice("rate", rate, ("analytic", "monte_carlo"))
+        check_choice("lagrangian", lagrangian, LAGRANGIANS)
+        check_number("alpha", alpha, least=0, most=1)
+        check_number("power", power, above=0)
         if lagrangian == "power" and alpha != 1:
             raise ValueError(
                 "alpha below 1 can make the penalty negative, which has no power: use the exponential Lagrangian"
@@ -134,8 +133,8 @@ class VariationalBottleneck(Bottleneck):
             raise ValueError(
                 "classes=number of classes belongs to prior='conditional', which needs it, and to no other"
             )
-        if classes is not None and classes < 2:
-            raise ValueError(f"classes is at least 2, got {classes}")
+        if classes is not None:
+            check_count("classes", classes, "number of classes", least=2)
         self.out_features = out_features
         self.prior = prior
         self.classes = classes
@@ -186,14 +185,12 @@ class VariationalBottleneck(Bottleneck):
         if not self.training:
             return self.features_back(mean.clone()), code  # an in-place ReLU behind the layer leaves the state alone
         draws = scope.claim_draws(self) if scope is not None else 1
-        noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
         scale = noise_scale(raw_scale)
-        # Without an axis of draws where there is one: the backward pass would have to sum over it.
-        z = torch.addcmul(mean, scale.to(mean.dtype), noise.squeeze(0))
+        z, noise = draw_code(mean, scale, draws)
         code = code._replace(scale=scale)
         if self.rate == "monte_carlo":
             code = code._replace(noise=noise)
-        return self.features_back(z.flatten(0, z.dim() - mean.dim())), code
+        return self.features_back(z), code
 
     def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns u(rate) and the logs."""
@@ -263,8 +260,3 @@ def _active_units(mean: Tensor, mask: Tensor | None) -> Tensor:
         center = (weight * rows).sum(0)
         variance = (weight * (rows - center).square()).sum(0)
     return (variance > ACTIVE_VARIANCE).sum()
-
-
-def _choose(option: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ValueError(f"{option} is one of {', '.join(map(repr, valid))}, got {value!r}")

@@ -184,6 +184,8 @@ def _check_values(cfg: DictConfig) -> None:
         raise ValueError(f"grid.betas has the grids of some bottlenecks, {{hsic: [0.1,1]}}, got {cfg.grid.betas}")
     for key in (*filter(lambda key: _has(cfg, key), LISTS), *(f"grid.betas.{arm}" for arm in cfg.grid.betas)):
         values = OmegaConf.select(cfg, key)
+        if key == "grid.beta" and values is None:
+            continue
         if not (isinstance(values, ListConfig) and all(_is_number(value) and value >= 0 for value in values)):
             raise ValueError(f"{key} is a list of numbers of at least 0, such as [1e-3,1e-2], got {values}")
     rates = cfg.schedule.rate

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+import ibreg
 from ibreg import registry
 from ibreg.layers import Bottleneck
 
@@ -24,6 +26,19 @@ def register_with_hydra() -> None:
     ConfigStore.instance().store(group="bottleneck", name="all", node=everything)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("available_bottlenecks", lambda: ", ".join(registry.names()), replace=True)
+    OmegaConf.register_new_resolver("experiments_of", lambda recipe: ", ".join(experiments_of(recipe)), replace=True)
+
+
+def experiments_of(recipe: str) -> list[str]:
+    """Lists the experiments of a recipe, by the `recipe` that each names."""
+    paths = sorted((beside("configs") / "experiment").glob("*.yaml"))
+    return [path.stem for path in paths if OmegaConf.load(path).recipe == recipe]
+
+
+def beside(folder: str) -> Path:
+    """Finds `configs` or `recipes`: inside an installed package, or beside the package in a checkout."""
+    package = Path(ibreg.__file__).parent
+    return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
 def run_name(overrides: Sequence[str]) -> str:

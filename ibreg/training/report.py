@@ -55,7 +55,7 @@ def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Tabl
 def print_run(folder: Path, state: str) -> None:
     """Prints the table of a run and the files in its folder, under a word on its state."""
     summary = read_summary(folder / SUMMARY)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(console_table(summary, summary["headline"]))
     console.print(f"{state}: {folder}", highlight=False, soft_wrap=True)
     for path in sorted(path for path in folder.iterdir() if path.name not in (CHECKPOINTS, LOCK)):

@@ -24,7 +24,7 @@ from ibreg.training.checkpoint import load_checkpoint, next_state, save_checkpoi
 from ibreg.training.data import Rows, loader
 from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.training.loop import EpochSampler, Lines, described, quantities, seed_all
-from ibreg.training.trials import Trial, arms, epochs_in_all, epochs_of, plan, select
+from ibreg.training.trials import Trial, arms, as_good_as, epochs_in_all, epochs_of, plan, select
 
 METRICS_EVERY = 10.0  # seconds between two writings of all rows, which take longer the more there are
 
@@ -105,13 +105,13 @@ class Trained:
 
 
 def rehearse(cfg: DictConfig, task: Task) -> None:
-    """Runs a few rows through the loss of every arm, so that what cannot train is found before a folder is made."""
+    """Runs a batch through the loss of every arm, so that what cannot train is found before a folder is made."""
     for arm in arms(cfg):
         trial = Trial(arm, seed=cfg.seeds[0], weight_decay=0.0)
         model = task.model(trial)
         schedule = build_schedule(cfg, arm, model)
         train = task.data(trial).train
-        rows = list(range(min(cfg.batch_size, 8)))
+        rows = list(range(min(cfg.batch_size, len(train))))  # whole: what pairs tell of each other depends on its size
         with torch.no_grad():
             _, output = _loss_of(
                 model.train(),
@@ -138,6 +138,38 @@ def train_all(cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Pat
     if accelerator.is_main_process:
         write_rows(folder / METRICS, trained.rows())
     return trained
+
+
+def train_matched(
+    trained: Trained, cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Path, *, error: str
+) -> dict[str, list[Trial]]:
+    """Trains controls that end as soon as their validation error is that of another arm, see `as_good_as`.
+
+    Args:
+        trained: what was selected; the states of these controls are added.
+        cfg: the recipe's configuration.
+        task: what the recipe trains.
+        accelerator: where.
+        folder: of the run.
+        error: the validation metric, smaller is better.
+
+    Returns:
+        per arm its controls, in the order of the seeds; nothing without a control or validation data.
+    """
+    if not cfg.control or any(trained.states[trial]["validation"] is None for trial in trained.selected["none"]):
+        return {}
+
+    def curve(trial: Trial) -> list[float]:
+        state = trained.states[trial]
+        return [row[f"validation/{error}"] for row in state["rows"][: state["best"]]]
+
+    control = trained.selected["none"]
+    matched = {arm: as_good_as(control, trials, curve) for arm, trials in trained.selected.items() if arm != "none"}
+    stopped = dict.fromkeys(trial for trials in matched.values() for trial in trials if trial not in trained.states)
+    with Lines(sum(epochs_of(cfg, trial) for trial in stopped), shown=accelerator.is_main_process) as lines:
+        for trial in stopped:
+            trained.states[trial] = train(trial, cfg, task, accelerator, folder, lines, trained.states)
+    return matched
 
 
 def train(
@@ -213,9 +245,8 @@ def train(
         if data.validation is not None:
             validation = task.measure(trial, evaluated)
             row |= {f"validation/{name}": value for name, value in validation.items()}
-        better = (
-            cfg.selection == "last" or state is None or task.quality(validation) > task.quality(state["validation"])
-        )
+        keeps_last = cfg.selection == "last" or trial.stop is not None
+        better = keeps_last or state is None or task.quality(validation) > task.quality(state["validation"])
         state = next_state(
             state, row, validation, selected=evaluated if better else None, parts=parts if epoch + 1 < epochs else {}
         )

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from ibreg.training.configuration import build_bottleneck
 
 CONTROLS = ("none", "null")
+FACTORS = (0.1, 1, 10)
 INFORMATION = ("I(X;Z)", "I(X;Z|Y)")
 
 
@@ -23,6 +24,7 @@ class Trial:
         weight_decay: AdamW's.
         beta: of the bottleneck; None for the controls, and where a bottleneck keeps its configured one.
         sweep: whether it belongs to the information curve rather than to the comparison.
+        stop: the epoch that it ends at and keeps; None: all epochs, of which validation chooses.
     """
 
     arm: str
@@ -30,12 +32,14 @@ class Trial:
     weight_decay: float
     beta: float | None = None
     sweep: bool = False
+    stop: int | None = None
 
     @property
     def name(self) -> str:
         """Stem of the checkpoint's file."""
         beta = "" if self.beta is None else f"-beta{self.beta:g}"
-        return f"{'sweep-' if self.sweep else ''}{self.arm}{beta}-decay{self.weight_decay:g}-seed{self.seed}"
+        stop = "" if self.stop is None else f"-stop{self.stop}"
+        return f"{'sweep-' if self.sweep else ''}{self.arm}{beta}-decay{self.weight_decay:g}-seed{self.seed}{stop}"
 
     @property
     def key(self) -> tuple[int, int]:
@@ -72,13 +76,14 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
 
 
 def beta_grid(cfg: DictConfig, arm: str) -> Sequence[float]:
-    """Returns the values that beta of a bottleneck is chosen from."""
-    return cfg.grid.betas.get(arm, cfg.grid.beta)
+    """Returns the values that beta of a bottleneck is chosen from: betas of two bottlenecks have no common scale."""
+    own = cfg.grid.betas.get(arm, cfg.grid.beta)
+    return [factor * build_bottleneck(cfg, arm).initial_beta for factor in FACTORS] if own is None else own
 
 
 def epochs_of(cfg: DictConfig, trial: Trial) -> int:
     """Returns how long a trial trains."""
-    return cfg.sweep.epochs if trial.sweep else cfg.epochs
+    return trial.stop or (cfg.sweep.epochs if trial.sweep else cfg.epochs)
 
 
 def epochs_in_all(cfg: DictConfig) -> int:
@@ -115,3 +120,27 @@ def select(
                 points.setdefault((trial.beta, trial.weight_decay), []).append(trial)
         chosen[arm] = max(points.values(), key=mean_quality) if len(points) > 1 else next(iter(points.values()))
     return chosen
+
+
+def as_good_as(
+    control: Sequence[Trial], others: Sequence[Trial], curve: Callable[[Trial], Sequence[float]]
+) -> list[Trial]:
+    """Stops the control of every seed as soon as it is as good as another arm, to compare the two beyond that.
+
+    A model that is worse is often more robust, and so is a control that is stopped early: what an arm adds shows at
+    equal clean error only.
+
+    Args:
+        control: its selected trainings, in the order of the seeds.
+        others: those of the arm.
+        curve: the validation error of a training after each epoch, up to the one that it keeps.
+
+    Returns:
+        the trainings of the control up to that epoch; itself where it is never as good, or only at the epoch it keeps.
+    """
+    stopped = []
+    for own, other in zip(control, others, strict=True):
+        errors, wanted = curve(own), curve(other)[-1]
+        epoch = next((epoch for epoch, error in enumerate(errors, start=1) if error <= wanted), len(errors))
+        stopped.append(own if epoch == len(errors) else replace(own, stop=epoch))
+    return stopped

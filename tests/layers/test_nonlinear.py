@@ -209,10 +209,10 @@ def test_training_reaches_the_information_of_the_label():
     [
         ({"lagrangian": "cubic"}, "lagrangian is one of 'linear', 'power', 'exponential', got 'cubic'"),
         ({"start": "zero"}, "start is one of 'default', 'identity', got 'zero'"),
-        ({"power": 0}, "power is greater than 0"),
+        ({"power": 0}, "power is a finite number above 0"),
         ({"initial_log_variance": math.inf}, "initial_log_variance is a finite number"),
-        ({"block_size": 0}, "block_size is a number of rows, at least 1"),
-        ({"out_features": 0}, "out_features is the size of the code, at least 1"),
+        ({"block_size": 0}, "block_size is the number of rows"),
+        ({"out_features": 0}, "out_features is the size of the code, a whole number of at least 1"),
         ({"out_features": 3, "start": "identity"}, "start='identity' keeps the features as they are"),
     ],
 )

@@ -21,7 +21,7 @@ RECIPE = CONFIGS / "classification.yaml"
         (["+grid.betta=[1]"], "grid has no key 'betta' .did you mean 'beta"),
         (["+sweep.foo=1"], "sweep has no key 'foo'"),
         (["~schedule.steps"], "schedule needs the key 'steps', which was removed"),
-        (["~grid.beta"], "grid needs the key 'beta'"),
+        (["~grid.weight_decay"], "grid needs the key 'weight_decay'"),
         (["~sweep.epochs"], "sweep needs the key 'epochs'"),
         (["~lr"], "classification needs the key 'lr'"),
         (["~data"], "classification needs the key 'data'"),

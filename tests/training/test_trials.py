@@ -1,6 +1,8 @@
 """What a run trains, and what is chosen of it."""
 
-from ibreg.training.trials import Trial, epochs_in_all, epochs_of, plan, select
+import pytest
+
+from ibreg.training.trials import Trial, as_good_as, epochs_in_all, epochs_of, plan, select
 
 
 def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
@@ -47,3 +49,24 @@ def test_a_bottleneck_may_have_a_grid_of_its_own(configured):
     comparison, _ = plan(configured(*grid, "bottlenecks=[variational,hsic]", "seeds=[0]", "sweep.betas=[]"))
     betas = {arm: [trial.beta for trial in comparison if trial.arm == arm] for arm in ("variational", "hsic")}
     assert betas == {"variational": [1, 2, 3], "hsic": [4, 5, 6]}
+
+
+def test_without_a_grid_beta_is_chosen_around_that_of_each_bottleneck(configured):
+    options = ["tune=true", "bottlenecks=[variational,hsic]", "bottleneck.variational.beta=0.5", "seeds=[0]"]
+    comparison, _ = plan(configured(*options, "sweep.betas=[]"))
+    betas = {arm: [trial.beta for trial in comparison if trial.arm == arm] for arm in ("variational", "hsic")}
+    assert betas["variational"] == pytest.approx([0.05, 0.5, 5])
+    assert betas["hsic"] == pytest.approx([0.1, 1, 10])
+
+
+def test_a_control_stops_at_the_first_epoch_that_is_as_good_as_the_other_arm(configured):
+    control = [Trial("none", seed, 0.1) for seed in (0, 1, 2, 3)]
+    other = [Trial("hsic", seed, 0.0, beta=1.0) for seed in (0, 1, 2, 3)]
+    errors = dict(zip(control, [[5.0, 3.0, 2.0]] * 4, strict=True))
+    # As good after two epochs, after all of them, never, and at once.
+    errors |= dict(zip(other, [[9.0, 3.0], [2.5, 2.5], [1.0], [7.0]], strict=True))
+    stopped = as_good_as(control, other, errors.__getitem__)
+    assert stopped == [Trial("none", 0, 0.1, stop=2), control[1], control[2], Trial("none", 3, 0.1, stop=1)]
+    assert [epochs_of(configured("epochs=7"), trial) for trial in stopped] == [2, 7, 7, 1]
+    assert len({trial.name for trial in stopped}) == 4
+    assert {trial.key for trial in stopped} == {trial.key for trial in control}

@@ -1,8 +1,5 @@
 """The regression recipe as a user runs it: from the command line, with wrong input, killed and resumed."""
 
-import csv
-import importlib.util
-import json
 import random
 import re
 import signal
@@ -13,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from hydra import compose, initialize_config_dir
+from folders import assert_equal_runs, rows_of, summary_of
 
 import ibreg
-from ibreg.training import models, regression_data
+from ibreg.training import models, regression_data, task_losses
 from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
+from ibreg.training.folder import CHECKPOINTS, SUMMARY
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / "recipes" / "regression.py"
+ROOT = Path(__file__).resolve().parent.parent.parent
+RECIPE = "regression"
 ARMS = "bottlenecks=[variational,cauchy_schwarz,hsic,symmetric]"
 QUICK = [
     ARMS, "+bottleneck.symmetric={name:nonlinear,beta:0.01}",
@@ -31,68 +27,6 @@ QUICK = [
     "+grid.betas.hsic=[1,2]", "+grid.betas.symmetric=[0,1]", "grid.beta=[1e-3,100]", "grid.weight_decay=[0,50]",
     "ema=0.5", "prediction_draws=2", "draws=2", "attack.steps=2", "attack.rows=20", "attack.draws=2",
 ]  # fmt: skip
-
-
-def command(*overrides):
-    return [sys.executable, "-W", "error::UserWarning", str(RECIPE), *overrides]
-
-
-def run(*overrides, cwd):
-    return subprocess.run(command(*overrides), cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def regression():
-    spec = importlib.util.spec_from_file_location("regression", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["regression"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def launch(regression, tmp_path):
-    """Runs the recipe in this process; the output folder is `tmp_path / "run"`."""
-
-    def call(*overrides):
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = compose("regression", [*overrides, f"output_dir={tmp_path / 'run'}"])
-        AcceleratorState._reset_state(True)  # it refuses another precision in the same process
-        regression.main(cfg)
-        return tmp_path / "run"
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """An uninterrupted quick run."""
-    folder = tmp_path_factory.mktemp("finished")
-    result = run(*QUICK, "output_dir=run", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return folder / "run", result.stdout
-
-
-def summary_of(folder):
-    return json.loads((folder / SUMMARY).read_text())
-
-
-def rows_of(folder):
-    with (folder / METRICS).open() as file:
-        return list(csv.DictReader(file))
-
-
-def weights(folder):
-    return {path.name: load_checkpoint(path)["weights"] for path in sorted((folder / CHECKPOINTS).glob("*.pt"))}
-
-
-def assert_equal_runs(first, second):
-    kept = ("recipe", "data", "seeds", "results", "paired", "selected")
-    assert [summary_of(first)[key] for key in kept] == [summary_of(second)[key] for key in kept]
-    one, other = weights(first), weights(second)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name][key], other[name][key]) for name in one for key in one[name])
-    assert (first / METRICS).read_text() == (second / METRICS).read_text()
 
 
 def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finished):
@@ -111,8 +45,8 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
         "attacks.png", "information_plane.png", "learning_curves.png", "predictions.png", "rate_plane.png",
         "residuals.png",
     }  # fmt: skip
-    assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == (5 * 2 + 1) * 2
-    rows = rows_of(folder)
+    assert len([path for path in (folder / CHECKPOINTS).glob("*.pt") if "stop" not in path.name]) == (5 * 2 + 1) * 2
+    rows = [row for row in rows_of(folder) if not row["stop"]]
     assert len(rows) == (5 * 2 + 1) * 2 * 3
     assert {"arm", "seed", "beta", "epoch", "train/loss", "validation/rmse", "validation/cs_qmi"} <= rows[0].keys()
     assert not list(folder.rglob("*.partial"))
@@ -135,12 +69,37 @@ def test_the_learnt_weights_are_those_that_were_tested_each_on_the_cut_of_its_se
         assert results["test/r2"]["values"][position] == pytest.approx(1 - np.mean(residuals**2) / spread, rel=1e-6)
 
 
-def test_all_seeds_may_share_one_cut(launch, regression, monkeypatch):
+def test_a_worse_arm_is_attacked_beside_a_control_that_is_no_better(launch):
+    folder = launch(
+        "bottlenecks=[variational]", "bottleneck.variational.beta=3", "seeds=[0]", "epochs=8", "model.hidden=[16]",
+        "attack.eps=[0.2]", "attack.rows=30",
+    )  # fmt: skip
+    rows, results = rows_of(folder), summary_of(folder)["results"]
+    (stop,) = {int(row["stop"]) for row in rows if row["stop"]}
+    wanted = min(float(row["validation/rmse"]) for row in rows if row["arm"] == "variational")
+    control = [float(row["validation/rmse"]) for row in rows if row["arm"] == "none" and not row["stop"]]
+    assert control[stop - 1] <= wanted < min(control[: stop - 1])
+    # The control that stopped is the control on its way, and what it loses under attack is told apart.
+    again = [float(row["validation/rmse"]) for row in rows if row["arm"] == "none" and row["stop"]]
+    assert again == control[:stop]
+    data = regression_data.load("diabetes", split_seed=0)
+    network = models.build("mlp", input_shape=(10,), classes=1, hidden=[16])
+    network.load_state_dict(load_checkpoint(folder / CHECKPOINTS / f"none-decay0-seed0-stop{stop}.pt")["weights"])
+    x, y = data.test.inputs[:30], data.test.targets[:30]
+    with torch.no_grad():
+        clean = (network.eval()(x) - y).double().square().mean().sqrt().item() * data.target_std
+    arm = results["variational"]
+    assert arm["test/rmse_pgd_0"]["mean"] - clean == pytest.approx(
+        arm["test/rmse_pgd_0_beyond_control"]["mean"], rel=1e-5
+    )
+    assert "test/rmse_pgd_0.2_beyond_control" in arm
+    assert "test/rmse_pgd_0.2_beyond_control" not in results["none"]
+
+
+def test_all_seeds_may_share_one_cut(launch, recipe, monkeypatch):
     cuts = []
     load = regression_data.load
-    monkeypatch.setattr(
-        regression.regression_data, "load", lambda *a, **k: cuts.append(k["split_seed"]) or load(*a, **k)
-    )
+    monkeypatch.setattr(recipe.regression_data, "load", lambda *a, **k: cuts.append(k["split_seed"]) or load(*a, **k))
     quick = ["bottlenecks=[]", "seeds=[1,4]", "epochs=1", "model.hidden=[4]", "attack.eps=[]", "data.split_seed=7"]
     launch(*quick)
     assert sorted(cuts) == [8, 11]
@@ -151,7 +110,7 @@ def test_all_seeds_may_share_one_cut(launch, regression, monkeypatch):
 
 def test_epochs_and_grid_points_are_the_best_on_validation(finished):
     folder, _ = finished
-    summary, rows = summary_of(folder), rows_of(folder)
+    summary, rows = summary_of(folder), [row for row in rows_of(folder) if not row["stop"]]
     for arm, choice in summary["selected"].items():
         key = "weight_decay" if choice["beta"] is None else "beta"
         chosen = choice[key]
@@ -172,7 +131,7 @@ def test_epochs_and_grid_points_are_the_best_on_validation(finished):
     assert {float(row["beta"]) for row in rows if row["arm"] == "cauchy_schwarz"} == {1e-3, 100}
 
 
-def test_a_killed_run_resumes_bit_identically(finished, tmp_path):
+def test_a_killed_run_resumes_bit_identically(run, command, finished, tmp_path):
     whole, _ = finished
     overrides = [*QUICK, "output_dir=run"]
     generator = random.Random(torch.randint(2**31, ()).item())
@@ -195,12 +154,13 @@ def test_a_killed_run_resumes_bit_identically(finished, tmp_path):
     assert "finished before" in again.stdout
 
 
-def test_help_shows_the_choices(tmp_path):
+def test_help_shows_the_choices(run, tmp_path):
     result = run("--help", cwd=tmp_path)
     assert result.returncode == 0
     words = ["cs_ib_housing", "huber", "bottleneck.<name>.<option>", "split_by_seed", "+data.noise_columns"]
-    for word in (*words, *regression_data.names(), *ibreg.names()):
+    for word in (*words, *regression_data.names(), *models.names(), *task_losses.names(), *ibreg.names()):
         assert word in result.stdout
+    assert "vib_mnist" not in result.stdout
 
 
 @pytest.mark.parametrize(

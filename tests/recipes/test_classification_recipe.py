@@ -1,7 +1,5 @@
 """The recipes as a user runs them: from the command line, with wrong input, killed, resumed, on two processes."""
 
-import csv
-import importlib.util
 import json
 import os
 import random
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from folders import assert_equal_runs, rows_of, summary_of, weights_of
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
@@ -21,81 +19,25 @@ from PIL import Image
 
 import ibreg.training.data
 import ibreg.training.run
+from ibreg import registry
+from ibreg.training import data as datasets
+from ibreg.training import models
 from ibreg.training.checkpoint import load_checkpoint
 from ibreg.training.checks import check_configuration
 from ibreg.training.folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / "recipes" / "classification.py"
+ROOT = Path(__file__).resolve().parent.parent.parent
+RECIPE = "classification"
 QUICK = ["seeds=[0,1]", "epochs=3", "sweep.betas=[1e-3,1e-1]", "sweep.epochs=2", "model.hidden=[32]", "device=cpu"]
 QUICK += ["ema=0.5", "lr=1e-2", "lr_every=1", "lr_factor=0.5", "draws=2", "prediction_draws=2"]
 QUICK += ["schedule.name=linear_warmup", "schedule.steps=20"]
-
-
-def command(*overrides):
-    return [sys.executable, "-W", "error::UserWarning", str(RECIPE), *overrides]
-
-
-def run(*overrides, cwd):
-    return subprocess.run(command(*overrides), cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def classification():
-    spec = importlib.util.spec_from_file_location("classification", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["classification"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def launch(classification, tmp_path):
-    """Runs the recipe in this process; the output folder is `tmp_path / "run"`."""
-
-    def call(*overrides):
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            cfg = compose("classification", [*overrides, f"output_dir={tmp_path / 'run'}"])
-        AcceleratorState._reset_state(True)  # it refuses another precision in the same process
-        classification.main(cfg)
-        return tmp_path / "run"
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """An uninterrupted quick run."""
-    folder = tmp_path_factory.mktemp("finished")
-    result = run(*QUICK, "output_dir=run", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return folder / "run", result.stdout
-
-
-def without_volatile(folder):
-    summary = json.loads((folder / SUMMARY).read_text())
-    return {key: summary[key] for key in ("recipe", "data", "seeds", "results", "paired", "selected")}
-
-
-def weights(folder):
-    return {path.name: load_checkpoint(path)["weights"] for path in sorted((folder / CHECKPOINTS).glob("*.pt"))}
-
-
-def assert_equal_runs(first, second):
-    assert without_volatile(first) == without_volatile(second)
-    one, other = weights(first), weights(second)
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].keys() == other[name].keys()
-        assert all(torch.equal(one[name][key], other[name][key]) for key in one[name]), name
-    assert (first / METRICS).read_text() == (second / METRICS).read_text()
 
 
 def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finished):
     folder, printed = finished
     for word in ("none, other init", "variational", "test error", SUMMARY, "information_curve.png"):
         assert word in printed.replace("\n", " ")
-    summary = json.loads((folder / SUMMARY).read_text())
+    summary = summary_of(folder)
     assert summary["recipe"] == "classification"
     assert summary["data"] == "digits"
     assert summary["seeds"] == [0, 1]
@@ -109,21 +51,17 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
     pictures = {path.name for path in folder.glob("*.png")}
     assert pictures == {"information_curve.png", "learning_curves.png", "reliability.png"}
     assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == 3 * 2 + 2
-    with (folder / METRICS).open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(folder)
     assert len(rows) == 3 * 2 * 3 + 2 * 2
     assert {"arm", "seed", "beta", "epoch", "train/loss", "train/rate", "validation/accuracy"} <= rows[0].keys()
     assert not list(folder.rglob("*.partial"))
 
 
-def test_the_learnt_weights_are_those_that_were_tested(finished, classification):
+def test_the_learnt_weights_are_those_that_were_tested(finished, recipe):
     """Independent of the recipe's own evaluation: accuracy from the checkpoint with a bare forward."""
-    from ibreg.training import data as datasets
-    from ibreg.training import models
-
     folder, _ = finished
     data = datasets.load("digits")
-    summary = json.loads((folder / SUMMARY).read_text())
+    summary = summary_of(folder)
     for position, seed in enumerate((0, 1)):
         network = models.build("mlp", input_shape=data.input_shape, classes=10, hidden=[32])
         network.load_state_dict(load_checkpoint(folder / CHECKPOINTS / f"none-decay0-seed{seed}.pt")["weights"])
@@ -134,9 +72,8 @@ def test_the_learnt_weights_are_those_that_were_tested(finished, classification)
 
 def test_the_selected_epoch_is_the_best_on_validation(finished):
     folder, _ = finished
-    summary = json.loads((folder / SUMMARY).read_text())
-    with (folder / METRICS).open() as file:
-        rows = [row for row in csv.DictReader(file) if row["sweep"] == "False"]
+    summary = summary_of(folder)
+    rows = [row for row in rows_of(folder) if row["sweep"] == "False"]
     for arm, choice in summary["selected"].items():
         for seed, epoch in zip(summary["seeds"], choice["epochs"], strict=True):
             own = [row for row in rows if row["arm"] == arm and row["seed"] == str(seed)]
@@ -144,7 +81,7 @@ def test_the_selected_epoch_is_the_best_on_validation(finished):
             assert int(best["epoch"]) == epoch
 
 
-def test_a_killed_run_resumes_bit_identically(finished, tmp_path):
+def test_a_killed_run_resumes_bit_identically(run, command, finished, tmp_path):
     whole, _ = finished
     overrides = [*QUICK, "output_dir=run"]
     lines_in_all = 3 * 2 * 3 + 2 * 2
@@ -165,7 +102,7 @@ def test_a_killed_run_resumes_bit_identically(finished, tmp_path):
     assert_equal_runs(whole, tmp_path / "run")
 
 
-def test_resuming_a_finished_run_shows_its_table_and_changes_nothing(finished):
+def test_resuming_a_finished_run_shows_its_table_and_changes_nothing(run, finished):
     folder, _ = finished
     before = (folder / SUMMARY).read_bytes()
     result = run(*QUICK, "output_dir=run", "resume=true", cwd=folder.parent)
@@ -174,7 +111,7 @@ def test_resuming_a_finished_run_shows_its_table_and_changes_nothing(finished):
     assert (folder / SUMMARY).read_bytes() == before
 
 
-def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(tmp_path):
+def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(run, command, tmp_path):
     overrides = ["seeds=[0]", "epochs=500", "device=cpu", "output_dir=run", "resume=true"]
     first = subprocess.Popen(command(*overrides), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert "epoch 1/500" in first.stdout.readline()
@@ -194,7 +131,7 @@ def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(tmp_path):
         (["resume=true", "overwrite=true"], "one of them"),
     ],
 )
-def test_a_run_that_is_there_is_not_lost(finished, overrides, message):
+def test_a_run_that_is_there_is_not_lost(run, finished, overrides, message):
     folder, _ = finished
     before = (folder / SUMMARY).read_bytes()
     result = run(*QUICK, "output_dir=run", *overrides, cwd=folder.parent)
@@ -203,11 +140,13 @@ def test_a_run_that_is_there_is_not_lost(finished, overrides, message):
     assert (folder / SUMMARY).read_bytes() == before
 
 
-def test_help_shows_the_choices(tmp_path):
+def test_help_shows_the_choices(run, tmp_path):
     result = run("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for word in ("vib_mnist", "fashion_mnist", "resnet20", "variational", "bottleneck.<name>.<option>", "batch_size"):
+    words = ["vib_mnist", "bottleneck.<name>.<option>", "batch_size"]
+    for word in (*words, *datasets.names(), *models.names(), *registry.names()):
         assert word in result.stdout
+    assert "cs_ib_housing" not in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -291,7 +230,7 @@ def test_a_csv_trains(launch, tmp_path):
         "data=csv", f"data.path={path}", "data.target=kind", "epochs=10", "seeds=[0]", "sweep.betas=[]",
         "batch_size=32", "lr=1e-2",
     )  # fmt: skip
-    results = json.loads((folder / SUMMARY).read_text())["results"]
+    results = summary_of(folder)["results"]
     assert results["none"]["test/accuracy"]["mean"] > 0.9
     assert results["variational"]["test/accuracy"]["mean"] > 0.9
 
@@ -310,13 +249,13 @@ def test_a_damaged_checkpoint_is_named_and_the_rest_stays(launch, tmp_path):
     assert {path.name: path.read_bytes() for path in (folder / CHECKPOINTS).iterdir()} == others
     checkpoint.unlink()
     launch(*options, "resume=true")
-    assert json.loads((folder / SUMMARY).read_text())["results"] == json.loads(whole)["results"]
+    assert summary_of(folder)["results"] == json.loads(whole)["results"]
 
 
 def test_the_grid_is_chosen_on_validation_for_control_and_bottleneck(launch):
     grid = ["grid.beta=[1e-4,100]", "grid.weight_decay=[0,50]"]
     folder = launch("tune=true", *grid, "seeds=[0]", "epochs=3", "sweep.betas=[]", "lr=1e-2")
-    selected = json.loads((folder / SUMMARY).read_text())["selected"]
+    selected = summary_of(folder)["selected"]
     assert len(list((folder / CHECKPOINTS).glob("null-*.pt"))) == 1
     assert len(list((folder / CHECKPOINTS).glob("none-*.pt"))) == 2
     # A beta of 100 and a decay of 50 leave nothing to predict with.
@@ -326,7 +265,7 @@ def test_the_grid_is_chosen_on_validation_for_control_and_bottleneck(launch):
 
 def test_the_beta_that_was_used_is_in_the_summary(finished):
     folder, _ = finished
-    selected = json.loads((folder / SUMMARY).read_text())["selected"]
+    selected = summary_of(folder)["selected"]
     assert {arm: choice["beta"] for arm, choice in selected.items()} == {
         "none": None,
         "null": None,
@@ -335,15 +274,13 @@ def test_the_beta_that_was_used_is_in_the_summary(finished):
 
 
 def test_the_rate_of_a_conditional_prior_is_labelled_and_gets_the_label_entropy_in_the_curve(
-    launch, classification, monkeypatch, capsys
+    launch, recipe, monkeypatch, capsys
 ):
     drawn = {}
-    monkeypatch.setattr(classification, "information_curve", lambda points, path, **kwargs: drawn.update(points=points))
+    monkeypatch.setattr(recipe, "information_curve", lambda points, path, **kwargs: drawn.update(points=points))
     evaluated = []
-    classify = classification.classify
-    monkeypatch.setattr(
-        classification, "classify", lambda *a, **k: evaluated.append(classify(*a, **k)) or evaluated[-1]
-    )
+    classify = recipe.classify
+    monkeypatch.setattr(recipe, "classify", lambda *a, **k: evaluated.append(classify(*a, **k)) or evaluated[-1])
     folder = launch(
         "bottlenecks=[variational,ceb]", "+bottleneck.ceb={name:variational,prior:conditional,classes:10}",
         "control=false", "seeds=[0]", "epochs=1", "sweep.betas=[1e-3]", "sweep.epochs=1", "model.hidden=[16]",
@@ -355,18 +292,18 @@ def test_the_rate_of_a_conditional_prior_is_labelled_and_gets_the_label_entropy_
     entropy = -(counts * counts.log()).sum().item()
     assert plain["rate"] == first.rate
     assert ceb["rate"] == pytest.approx(second.rate + entropy, rel=1e-9)
-    headings = [heading for _, heading, _, _ in json.loads((folder / SUMMARY).read_text())["headline"]]
+    headings = [heading for _, heading, _, _ in summary_of(folder)["headline"]]
     assert headings[-1] == "rate ≥ I(X;Z), ceb: I(X;Z|Y) (nats)"
 
 
 @pytest.mark.parametrize(
     ("prior", "heading"), [("standard", "rate ≥ I(X;Z) (nats)"), ("conditional", "rate ≥ I(X;Z|Y) (nats)")]
 )
-def test_the_column_of_the_rate_says_what_it_bounds(classification, prior, heading):
+def test_the_column_of_the_rate_says_what_it_bounds(recipe, prior, heading):
     classes = ["bottleneck.variational.classes=10"] if prior == "conditional" else []
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("classification", [f"bottleneck.variational.prior={prior}", *classes, "output_dir=unused"])
-    assert classification.columns(cfg)[-1][1] == heading
+    assert recipe.columns(cfg)[-1][1] == heading
 
 
 @pytest.fixture
@@ -403,7 +340,7 @@ def test_control_and_bottleneck_see_the_same_augmented_pictures(launch, augmente
 
 def test_an_augmented_run_resumes_bit_identically(launch, augmented, monkeypatch):
     folder = launch(*augmented)
-    whole, metrics = weights(folder), (folder / METRICS).read_text()
+    whole, metrics = weights_of(folder), (folder / METRICS).read_text()
     save_checkpoint = ibreg.training.run.save_checkpoint
 
     def stopped_in_the_second_epoch(path, state):
@@ -416,7 +353,7 @@ def test_an_augmented_run_resumes_bit_identically(launch, augmented, monkeypatch
         launch(*augmented, "overwrite=true")
     monkeypatch.setattr(ibreg.training.run, "save_checkpoint", save_checkpoint)
     launch(*augmented, "resume=true")
-    resumed = weights(folder)
+    resumed = weights_of(folder)
     assert all(torch.equal(resumed[name][key], whole[name][key]) for name in whole for key in whole[name])
     assert (folder / METRICS).read_text() == metrics
 
@@ -428,7 +365,7 @@ def test_every_option_of_the_loop_runs(launch):
         "schedule.rate=5",
         "bottleneck.variational.prior=conditional", "bottleneck.variational.classes=10",
     )  # fmt: skip
-    results = json.loads((folder / SUMMARY).read_text())["results"]
+    results = summary_of(folder)["results"]
     assert results["variational"]["test/rate"]["mean"] > 0
 
 
@@ -437,10 +374,10 @@ def test_every_model_runs(launch, model):
     options = ["model.architecture=mobilenet_v3_small"] if model == "torchvision" else []
     short = ["data.limit=200", "batch_size=50", "seeds=[0]", "epochs=1", "sweep.betas=[]", "control=false"]
     folder = launch(f"model={model}", *options, *short)
-    assert "variational" in json.loads((folder / SUMMARY).read_text())["results"]
+    assert "variational" in summary_of(folder)["results"]
 
 
-def test_two_processes_give_the_metrics_of_one(tmp_path):
+def test_two_processes_give_the_metrics_of_one(run, tmp_path):
     options = [
         "bottlenecks=[]", "seeds=[0]", "epochs=2", "device=cpu", "batch_size=64", "sweep.betas=[]", "model.hidden=[32]"
     ]  # fmt: skip
@@ -452,26 +389,25 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
     accelerate += ["--main_process_port", "0"]
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     double = subprocess.run(
-        [*accelerate, str(RECIPE), *options, "output_dir=two"],
+        [*accelerate, str(ROOT / "recipes" / "classification.py"), *options, "output_dir=two"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert double.returncode == 0, double.stderr
     assert double.stdout.count("none-decay0-seed0 epoch 1/2") == 1
     assert "terminate called" not in double.stderr
     assert "destroy_process_group" not in double.stderr
-    assert json.loads((tmp_path / "two" / SUMMARY).read_text())["hardware"]["processes"] == 2
+    assert summary_of(tmp_path / "two")["hardware"]["processes"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
-    one, two = without_volatile(tmp_path / "one")["results"], without_volatile(tmp_path / "two")["results"]
+    one, two = summary_of(tmp_path / "one")["results"], summary_of(tmp_path / "two")["results"]
     for arm in one:
         for metric in one[arm]:
             assert two[arm][metric]["values"] == pytest.approx(one[arm][metric]["values"], abs=1e-5), metric
-    with (tmp_path / "one" / METRICS).open() as first, (tmp_path / "two" / METRICS).open() as second:
-        for row, other in zip(csv.DictReader(first), csv.DictReader(second), strict=True):
-            assert float(other["train/loss"]) == pytest.approx(float(row["train/loss"]), abs=1e-5)
+    for row, other in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
+        assert float(other["train/loss"]) == pytest.approx(float(row["train/loss"]), abs=1e-5)
     assert (tmp_path / "two" / CONFIG).is_file()
 
 
-def test_experiments_compose(classification):
+def test_experiments_compose(recipe):
     for path in sorted((ROOT / "configs" / "experiment").glob("*.yaml")):
         recipe = OmegaConf.load(path).recipe
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):

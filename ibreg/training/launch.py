@@ -1,0 +1,71 @@
+"""How a recipe runs in its folder: at most once, its outcome written as summary and shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from omegaconf import DictConfig
+
+from ibreg.training.configuration import command_of
+from ibreg.training.folder import CHECKPOINTS, SUMMARY, open_folder
+from ibreg.training.report import print_run
+from ibreg.training.summary import Column, by_metric, summarize, write_summary
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run measured.
+
+    Attributes:
+        data: name of the data.
+        tested: per arm the test metrics of every seed.
+        selected: what was chosen on validation data.
+        headline: the columns of the table.
+    """
+
+    data: str
+    tested: Mapping[str, Sequence[Mapping[str, float]]]
+    selected: Mapping[str, Any]
+    headline: Sequence[Column]
+
+
+def launch(cfg: DictConfig, accelerator: Accelerator, run: Callable[[Path], Outcome | None]) -> None:
+    """Opens the run's folder, runs what is not finished in it, writes the summary and shows the table.
+
+    Args:
+        cfg: the checked configuration.
+        accelerator: its main process alone writes.
+        run: does the work in the folder; on the main process it returns what came out.
+    """
+    with open_folder(cfg, accelerator) as folder:
+        finished = (folder / SUMMARY).is_file()
+        if not finished:
+            started = time.monotonic()
+            resumed = any((folder / CHECKPOINTS).iterdir())
+            outcome = run(folder)
+            if outcome is not None:
+                results, paired = summarize(by_metric(outcome.tested))
+                write_summary(
+                    folder / SUMMARY,
+                    recipe=cfg.recipe,
+                    data=outcome.data,
+                    seeds=list(cfg.seeds),
+                    results=results,
+                    paired=paired,
+                    selected=outcome.selected,
+                    wall_s=time.monotonic() - started,
+                    resumed=resumed,
+                    device=accelerator.device,
+                    command=command_of(cfg.recipe),
+                    headline=outcome.headline,
+                )
+        if accelerator.is_main_process:
+            print_run(folder, "finished before" if finished else "finished")
+    # What still holds a model wrapped for several processes would outlive the process group.
+    accelerator.free_memory()
+    accelerator.end_training()

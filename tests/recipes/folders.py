@@ -1,0 +1,33 @@
+"""What tests read in the folder of a run."""
+
+import csv
+import json
+
+import torch
+
+from ibreg.training.checkpoint import load_checkpoint
+from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
+
+
+def summary_of(folder):
+    return json.loads((folder / SUMMARY).read_text())
+
+
+def rows_of(folder):
+    with (folder / METRICS).open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(folder):
+    return {path.name: load_checkpoint(path)["weights"] for path in sorted((folder / CHECKPOINTS).glob("*.pt"))}
+
+
+def assert_equal_runs(first, second):
+    kept = ("recipe", "data", "seeds", "results", "paired", "selected")
+    assert [summary_of(first)[key] for key in kept] == [summary_of(second)[key] for key in kept]
+    one, other = weights_of(first), weights_of(second)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].keys() == other[name].keys()
+        assert all(torch.equal(one[name][key], other[name][key]) for key in one[name]), name
+    assert (first / METRICS).read_text() == (second / METRICS).read_text()
