@@ -21,6 +21,7 @@ from ibreg.functional.kernels import (
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
 from ibreg.functional.lookup import nearest
 from ibreg.functional.pairs import gram
+from ibreg.functional.product_lookup import product_nearest
 
 __all__ = [
     "bandwidth_of",
@@ -45,5 +46,6 @@ __all__ = [
     "normalized_factor",
     "normalized_hsic",
     "power_lagrangian",
+    "product_nearest",
     "squared_distances",
 ]

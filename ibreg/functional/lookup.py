@@ -44,8 +44,7 @@ def nearest(queries: Tensor, keys: Tensor, *, top_k: int = 1, usable: Tensor | N
     _check(queries, keys, top_k, usable)
     with full_precision(queries), torch.no_grad():
         queries, keys = promoted(queries, keys)
-        # Distances do not change with the origin, but their expanded form is the more exact the nearer that is.
-        origin = keys.mean(1, keepdim=True)
+        origin = origin_of(keys)
         centred = queries - origin
 
         def find(books: slice, rows: slice) -> tuple[Tensor, Tensor]:
@@ -126,6 +125,14 @@ def smallest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         found.append(scores.min(-1, keepdim=True))
         scores = scores.scatter(-1, found[-1].indices, torch.inf)
     return torch.cat([each.values for each in found], -1), torch.cat([each.indices for each in found], -1)
+
+
+def origin_of(keys: Tensor) -> Tensor:
+    """Returns what to take for the origin of keys and queries: near the keys, where the expanded square is exact.
+
+    With few digits, so that equal distances stay equal where keys are small whole numbers.
+    """
+    return keys.mean(-2, keepdim=True).bfloat16().to(keys.dtype)
 
 
 def scores_of(queries: Tensor, keys: Tensor, usable: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from ibreg.functional.lookup import (
     full_precision,
     in_parts,
     merged,
+    origin_of,
     promoted,
     scores_of,
     smallest,
@@ -61,7 +62,7 @@ def product_nearest(
     with full_precision(queries), torch.no_grad():
         queries, sub_keys = promoted(queries, sub_keys)
         halves = queries.unflatten(-1, (2, -1)).movedim(2, 1)
-        origin = sub_keys.mean(2, keepdim=True)
+        origin = origin_of(sub_keys)
         centred, near = halves - origin, sub_keys - origin
 
         def find(books: slice, rows: slice) -> tuple[Tensor, Tensor]:
