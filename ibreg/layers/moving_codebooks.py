@@ -152,6 +152,13 @@ class MovingCodebooks(WideBuffers):
         self.assign(sums, (counts + smoothing) * scale)
         return batch_counts
 
+    def _apply(self, fn, recurse=True):
+        dtype = self.keys.dtype
+        super()._apply(fn, recurse)
+        if self.keys.dtype != dtype:
+            self.keys.copy_(self.sums / self.counts.unsqueeze(-1))
+        return self
+
 
 def over_ranks(value: Tensor) -> Tensor:
     """Returns the sum of a tensor over ranks, or the tensor itself where there is one; every rank has to call it."""
