@@ -14,6 +14,7 @@ from ibreg.layers import (
 from ibreg.registry import build, names, register
 from ibreg.regularized import Penalized, Regularized, RegularizedOutput, predict
 from ibreg.saving import load_bottlenecks, save_bottlenecks
+from ibreg.unlearning import unlearn
 
 __version__ = "0.1.0"
 
@@ -41,4 +42,5 @@ __all__ = [
     "register",
     "save_bottlenecks",
     "schedules",
+    "unlearn",
 ]

@@ -290,6 +290,10 @@ class KeyValueBottleneck(Bottleneck):
         values = F.embedding(by_row, self.values, sparse=self.sparse_gradients)
         return (weights.to(values.dtype).movedim(0, 1).flatten(1).unsqueeze(1) @ values).squeeze(1)
 
+    def fetched(self, state: Fetched) -> Tensor:
+        """Returns the pairs that a call fetched, row by row, as indices of `usage.flatten()`."""
+        return self._flat(state.indices).movedim(0, 1)[state.chosen.movedim(0, 1)]
+
     def penalty(self, state: Fetched, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the commitment, or 0, and the logs; in training it counts usage, and keys that follow move."""
         positions = state.distances.shape
