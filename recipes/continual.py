@@ -56,12 +56,27 @@ def main(cfg: DictConfig) -> None:
     check_continual(cfg, CONFIGS / "continual.yaml")
     accelerator = build_accelerator(cfg)
     data = continual_data.load(**cfg.data)
-    splits = class_splits(cfg, data)
-    smallest = min(int(torch.isin(data.train.targets, torch.tensor(split)).sum()) for split in splits[cfg.seeds[0]])
-    check_batch_size(cfg, rows=smallest, processes=accelerator.num_processes)
+    unlabelled = load_unlabelled(cfg, data)
+    for split in {split for splits in class_splits(cfg, data).values() for split in splits}:
+        rows = torch.isin(data.train.targets, torch.tensor(split)).sum()
+        check_batch_size(cfg, rows=int(rows), processes=accelerator.num_processes)
     encoder = build_encoder(cfg, data.input_shape)
-    rehearse(cfg, features=encoder(data.test.inputs[[0]]).shape[1], classes=data.classes)
-    launch(cfg, accelerator, lambda folder: run(cfg, data, encoder, accelerator, folder))
+    features, others = (encoder(inputs[[0]]).shape[1] for inputs in (data.test.inputs, unlabelled))
+    if features != others:
+        raise ValueError(
+            f"inputs of {cfg.unlabelled.name} have {others} features, those of {data.name} {features}: take another "
+            "set, or unlabelled.name=null"
+        )
+    rehearse(cfg, features=features, classes=data.classes)
+    launch(cfg, accelerator, lambda folder: run(cfg, data, unlabelled, encoder, accelerator, folder))
+
+
+def load_unlabelled(cfg: DictConfig, data: ClassificationData):
+    """Loads the inputs that keys start from: those of another set, or the set's own."""
+    if cfg.unlabelled.name is None:
+        return continual_data.unlabelled_inputs(data)
+    other = continual_data.load(**cfg.unlabelled, root=cfg.data.root, download=cfg.data.download, validation=0)
+    return other.train.inputs
 
 
 def class_splits(cfg: DictConfig, data: ClassificationData) -> dict[int, list[tuple[int, ...]]]:
@@ -80,10 +95,10 @@ def build_encoder(cfg: DictConfig, input_shape: Sequence[int]) -> nn.Module:
 
 
 def run(
-    cfg: DictConfig, data: ClassificationData, encoder: nn.Module, accelerator: Accelerator, folder: Path
+    cfg: DictConfig, data: ClassificationData, unlabelled, encoder: nn.Module, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
     """Encodes, trains and selects, tests and draws."""
-    streams = build_streams(cfg, data, encoder, accelerator)
+    streams = build_streams(cfg, data, unlabelled, encoder, accelerator)
     chosen, states = train_all(cfg, streams, accelerator, folder)
     if not accelerator.is_main_process:
         return None
@@ -91,10 +106,11 @@ def run(
         arm: [test(cfg, each, streams[each.seed], states[each], accelerator.device) for each in trainings]
         for arm, trainings in chosen.items()
     }
-    draw(cfg, folder, data, tested)
-    if encoder(data.test.inputs[[0]]).shape[1] == 2:
+    draw(folder, data, tested)
+    stream = streams[cfg.seeds[0]]
+    if stream.features == 2:
         first = {arm: (trainings[0], states[trainings[0]]) for arm, trainings in chosen.items() if arm != "null"}
-        draw_plane(cfg, folder, data, streams[cfg.seeds[0]], first, accelerator)
+        draw_plane(cfg, folder, data, stream, first, accelerator)
     return Outcome(
         data=data.name,
         tested={arm: [of_seed.metrics for of_seed in seeds] for arm, seeds in tested.items()},
@@ -104,18 +120,14 @@ def run(
 
 
 def build_streams(
-    cfg: DictConfig, data: ClassificationData, encoder: nn.Module, accelerator: Accelerator
+    cfg: DictConfig, data: ClassificationData, unlabelled, encoder: nn.Module, accelerator: Accelerator
 ) -> dict[int, Stream]:
     """Encodes all rows once, and orders them by splits for every seed."""
 
     def features(inputs) -> torch.Tensor:
         return encode(encoder, inputs, cache=Path(cfg.cache), device=accelerator.device)
 
-    if cfg.unlabelled.name is None:
-        others = features(continual_data.unlabelled_inputs(data))
-    else:
-        other = continual_data.load(**cfg.unlabelled, root=cfg.data.root, download=cfg.data.download, validation=0)
-        others = features(other.train.inputs)
+    others = features(unlabelled)
 
     def part(rows: Rows) -> Rows:
         return Rows(standardised(features(rows.inputs), by=others), rows.targets)
@@ -130,7 +142,7 @@ def build_streams(
     return {seed: Stream(**parts, splits=splits[seed], classes=data.classes) for seed in cfg.seeds}
 
 
-def draw(cfg: DictConfig, folder: Path, data: ClassificationData, tested: Mapping[str, Sequence[Tested]]) -> None:
+def draw(folder: Path, data: ClassificationData, tested: Mapping[str, Sequence[Tested]]) -> None:
     """Draws the accuracy over splits and the use of keys."""
     accuracies = {arm: [of_seed.accuracies for of_seed in seeds] for arm, seeds in tested.items()}
     accuracy_over_splits(accuracies, folder / "accuracy_over_splits.png", chance=1 / data.classes)
@@ -172,7 +184,7 @@ def draw_plane(
 def columns(cfg: DictConfig) -> list[tuple[str, str, int, int]]:
     """Lists the columns of the table."""
     shown = [
-        ("test/accuracy", "accuracy over all classes after the last split (%)", 100, 1),
+        ("test/accuracy", "accuracy, all classes (%)", 100, 1),
         ("test/forgetting", "forgetting (%)", 100, 1),
         ("test/backward_transfer", "backward transfer (%)", 100, 1),
     ]
