@@ -29,22 +29,21 @@ from ibreg.training.checks import check_batch_size
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.continual import (
     Stream,
-    Tested,
     Training,
     predicted_classes,
     rehearse,
-    restored,
     settings_of,
-    test,
     train_all,
 )
 from ibreg.training.continual_checks import check_continual
+from ibreg.training.continual_testing import Tested, examine, restored
 from ibreg.training.data import ClassificationData, Rows
 from ibreg.training.features import encode, standardised
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+UNLEARNING = ("forgotten_before", "forgotten_after", "retained_before", "retained_after")
 PLANE = 150  # points along a side of the plane whose decision regions are drawn
 
 register_with_hydra()
@@ -57,6 +56,8 @@ def main(cfg: DictConfig) -> None:
     accelerator = build_accelerator(cfg)
     data = continual_data.load(**cfg.data)
     unlabelled = load_unlabelled(cfg, data)
+    if not set(cfg.unlearning.classes) < set(range(data.classes)):
+        raise ValueError(f"unlearning.classes={cfg.unlearning.classes} are some of the {data.classes} classes, from 0")
     for split in {split for splits in class_splits(cfg, data).values() for split in splits}:
         rows = torch.isin(data.train.targets, torch.tensor(split)).sum()
         check_batch_size(cfg, rows=int(rows), processes=accelerator.num_processes)
@@ -74,7 +75,7 @@ def main(cfg: DictConfig) -> None:
 def load_unlabelled(cfg: DictConfig, data: ClassificationData):
     """Loads the inputs that keys start from: those of another set, or the set's own."""
     if cfg.unlabelled.name is None:
-        return continual_data.unlabelled_inputs(data)
+        return continual_data.unlabelled_inputs(data, cfg.unlabelled.limit)
     other = continual_data.load(**cfg.unlabelled, root=cfg.data.root, download=cfg.data.download, validation=0)
     return other.train.inputs
 
@@ -103,7 +104,7 @@ def run(
     if not accelerator.is_main_process:
         return None
     tested = {
-        arm: [test(cfg, each, streams[each.seed], states[each], accelerator.device) for each in trainings]
+        arm: [examine(cfg, each, streams[each.seed], states[each], accelerator.device) for each in trainings]
         for arm, trainings in chosen.items()
     }
     draw(folder, data, tested)
@@ -132,10 +133,14 @@ def build_streams(
     def part(rows: Rows) -> Rows:
         return Rows(standardised(features(rows.inputs), by=others), rows.targets)
 
+    strange = None
+    if cfg.ood.name is not None:
+        strange = part(continual_data.load(**cfg.ood, root=cfg.data.root, download=cfg.data.download).test)
     parts = {
         "train": part(data.train),
         "validation": None if data.validation is None else part(data.validation),
         "test": part(data.test),
+        "strange": strange,
         "unlabelled": standardised(others, by=others),
     }
     splits = class_splits(cfg, data)
@@ -190,6 +195,10 @@ def columns(cfg: DictConfig) -> list[tuple[str, str, int, int]]:
     ]
     if cfg.bottlenecks:
         shown.append(("test/used", "pairs used (%)", 100, 1))
+        if cfg.unlearning.classes:
+            shown += [(f"test/{name}", name.replace("_", " ") + " unlearning (%)", 100, 1) for name in UNLEARNING]
+    if cfg.ood.name is not None:
+        shown.append(("test/ood_auroc", f"AUROC against {cfg.ood.name} (%)", 100, 1))
     return shown
 
 

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ibreg.training.arms import SCHEDULES, build_bottleneck
 from ibreg.training.trials import CONTROLS, beta_grid, plan
 
-# A section whose keys are names of arms: what they hold is checked where it is built, as that of the groups is.
-BY_ARM = ("task_losses", "settings", "learner")
+# Sections whose keys are names of arms, or options of another data set: checked where they are built, as groups are.
+OPEN = ("task_losses", "settings", "learner", "unlabelled", "ood")
 # A key of these that a recipe does not have is not checked.
 SWITCHES = (
     "control", "tune", "resume", "overwrite", "split_by_seed", "shuffle_classes", "data.download", "data.augment",
@@ -35,6 +35,7 @@ CHOICES = {
     "precision": ("no", "bf16", "fp16"),
     "schedule.name": tuple(SCHEDULES),
     "initialise.method": ("ema", "k_means"),
+    "unlearning.by": ("activations", "examples"),
 }
 
 
@@ -126,7 +127,7 @@ def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
     groups = [key for entry in entries for key, choice in entry.items() if " " not in key and choice is not None]
     _check_section(recipe_yaml.stem, cfg, [*own, *groups])
     for section in own:
-        if isinstance(recipe[section], dict) and section not in (*BY_ARM, *groups):
+        if isinstance(recipe[section], dict) and section not in (*OPEN, *groups):
             _check_section(section, cfg[section], recipe[section])
     for key in (f"{group}.{part}" for group, parts in NAMED.items() if group in groups for part in parts):
         if OmegaConf.select(cfg, key, default=None) is None:

@@ -18,14 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ibreg.evaluation.continual import (
-    accuracy_matrix,
-    backward_transfer,
-    forgetting,
-    forward_transfer,
-    overall_accuracy,
-)
 from ibreg.training import learners
+from ibreg.training.bottlenecked import Bottlenecked
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.training.configuration import build_bottleneck
 from ibreg.training.continual_data import rows_of
@@ -44,6 +38,7 @@ class Stream:
         train: training rows of all splits.
         validation: rows to choose by, or None.
         test: rows that are looked at once, at the end.
+        strange: test rows of another data set, or None.
         unlabelled: `(rows, features)`, for keys.
         splits: the classes of each split, in the order in which they come.
         classes: of all splits.
@@ -52,6 +47,7 @@ class Stream:
     train: Rows
     validation: Rows | None
     test: Rows
+    strange: Rows | None
     unlabelled: Tensor
     splits: Sequence[tuple[int, ...]]
     classes: int
@@ -109,8 +105,10 @@ def build_learner(cfg: DictConfig, training: Training, *, features: int, classes
     del options["lr"]
     criterion = nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing)
     if training.arm in cfg.bottlenecks:
-        sizes = {"in_features": features, "out_features": classes}
-        return learners.Bottlenecked(build_bottleneck(cfg, training.arm, **sizes, **options), criterion)
+        # Its code is the logits, unless another size is asked for.
+        size = options.pop("out_features", None) or cfg.bottleneck[training.arm].get("out_features") or classes
+        layer = build_bottleneck(cfg, training.arm, in_features=features, out_features=size, **options)
+        return Bottlenecked(layer, classes, criterion)
     name = "linear" if training.arm in CONTROLS else training.arm
     options = OmegaConf.to_container(cfg.learner.get(name, OmegaConf.create({})), resolve=True) | options
     return learners.build(name, features=features, classes=classes, criterion=criterion, options=options)
@@ -283,14 +281,6 @@ def predicted_classes(learner: Learner, rows: Rows, device: torch.device, batch_
     return torch.cat([learner.logits(x.to(device)).argmax(1).cpu() for x, _ in loader(rows, batch_size)])
 
 
-def restored(cfg: DictConfig, training: Training, stream: Stream, state: Mapping[str, Any], stage: int) -> Learner:
-    """Returns a learner as it was after a stage; stage 0 is before the first split."""
-    learner = build_learner(cfg, training, features=stream.features, classes=stream.classes)
-    snapshots = state["snapshots"]
-    learner.network.load_state_dict(snapshots[0] | snapshots[stage])
-    return learner.eval()
-
-
 def _changed(network: nn.Module, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies what differs from the start: keys that are frozen are kept once."""
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
@@ -304,37 +294,3 @@ def _changed(network: nn.Module, start: Mapping[str, Tensor]) -> dict[str, Tenso
 def _described(training: Training, row: Mapping[str, Any], stages: int) -> str:
     accuracy = f"  validation accuracy {row['validation/accuracy']:.4f}" if "validation/accuracy" in row else ""
     return f"{training.name} split {row['split']}/{stages}  loss {row['train/loss']:.4f}{accuracy}"
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What a learner knows of the test rows.
-
-    Attributes:
-        metrics: `accuracy` over all classes at the end, and `error`; with several stages `backward_transfer`,
-            `forward_transfer` and `forgetting`; with keys `used`, the share of the pairs that were ever hit.
-        accuracies: over all classes, before the first split and after each.
-        used: the share of pairs at these stages; empty without keys.
-    """
-
-    metrics: dict[str, float]
-    accuracies: list[float]
-    used: list[float]
-
-
-def test(cfg: DictConfig, training: Training, stream: Stream, state: Mapping[str, Any], device: torch.device) -> Tested:
-    """Measures on the test rows what a learner was before the first split and after each."""
-    learners = [restored(cfg, training, stream, state, stage).to(device) for stage in range(len(state["snapshots"]))]
-    stages = stream.stages(learners[0])
-    predictions = torch.stack([predicted_classes(learner, stream.test, device) for learner in learners])
-    accuracies = overall_accuracy(predictions, stream.test.targets, stages).tolist()
-    used = [learner.usage()["used"] for learner in learners if learner.usage()]
-    metrics = {"accuracy": accuracies[-1], "error": 1 - accuracies[-1]}
-    if len(stages) > 1:
-        matrix = accuracy_matrix(predictions, stream.test.targets, stages)
-        metrics["backward_transfer"] = backward_transfer(matrix)
-        metrics["forward_transfer"] = forward_transfer(matrix)
-        metrics["forgetting"] = forgetting(matrix)
-    if used:
-        metrics["used"] = used[-1]
-    return Tested(metrics, accuracies, used)

@@ -42,6 +42,9 @@ def check_continual(cfg: DictConfig, recipe_yaml: Path) -> None:
         raise ValueError(f"momentum is a number in [0, 1), got {cfg.momentum}")
     if not (_is_number(cfg.clip) and cfg.clip >= 0):
         raise ValueError(f"clip is the longest gradient, at least 0 (any), got {cfg.clip}")
+    classes = list(cfg.unlearning.classes) if isinstance(cfg.unlearning.classes, ListConfig) else [None]
+    if len(set(classes)) < len(classes) or not all(type(label) is int and label >= 0 for label in classes):
+        raise ValueError(f"unlearning.classes are numbers of classes, such as [3], got {cfg.unlearning.classes}")
     if not (cfg.cache and type(cfg.cache) is str):
         raise ValueError(f"cache is the folder of the features, got {cfg.cache}")
 

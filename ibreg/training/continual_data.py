@@ -82,23 +82,26 @@ def names() -> list[str]:
     return sorted([*_SETS, *datasets.names()])
 
 
-def unlabelled_inputs(data: ClassificationData, seed: int = 0):
+def unlabelled_inputs(data: ClassificationData, limit: int = 0, seed: int = 0):
     """Returns inputs without labels that belong to a set itself: for keys and scales, where no other set gives them.
 
-    For the toy these are 2,000 uniform points of the plane around its classes; else the training inputs, those of
-    classes to come included.
+    For the toy these are uniform points of the plane around its classes, at most 2,000; else the training inputs, those
+    of classes to come included.
 
     Args:
         data: What `load` returned.
-        seed: Of the points.
+        limit: How many, drawn at random; 0 for all.
+        seed: Of the points and of the draw.
 
     Example:
         >>> points = unlabelled_inputs(load("toy_gaussians"))
         >>> points.shape, bool(points.abs().max() <= TOY_REACH)
         (torch.Size([2000, 2]), True)
     """
-    own = _OWN_UNLABELLED.get(data.name)
-    return data.train.inputs if own is None else own(seed)
+    inputs = _OWN_UNLABELLED.get(data.name, lambda seed: data.train.inputs)(seed)
+    if not 0 < limit < len(inputs):
+        return inputs
+    return inputs[np.random.default_rng((seed, 2)).permutation(len(inputs))[:limit].tolist()]
 
 
 def class_order(classes: int, seed: int | None) -> list[int]:

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from ibreg.layers.key_value import KeyValueBottleneck
-from ibreg.regularized import Penalized, Regularized
 from ibreg.training.data import Rows
-from ibreg.training.features import cached, digest
 from ibreg.training.models import MLP
 from ibreg.training.options import choose
 
@@ -57,6 +54,10 @@ class Learner(nn.Module):
     def usage(self) -> dict[str, float]:
         """Says how much of itself is in use, where that can be counted."""
         return {}
+
+    def uncertainty(self, x: Tensor) -> Tensor:
+        """Returns how unsure it is of each row, `(batch,)`: one minus the largest probability."""
+        return 1 - self.logits(x).softmax(-1).max(-1).values
 
     def after_step(self, x: Tensor, y: Tensor) -> None:
         """Takes note of the batch that was just learnt."""
@@ -202,53 +203,6 @@ class Joint(Learner):
     """Learns all classes at once, for as many steps as the others: what forgetting costs them is the distance to it."""
 
     sees_all_classes = True
-
-
-class Bottlenecked(Learner):
-    """A bottleneck whose code is the logits; where it has keys, only its values learn.
-
-    Args:
-        layer: Built with as many features out as there are classes.
-        criterion: As in `Learner`.
-    """
-
-    def __init__(self, layer: nn.Module, criterion: nn.Module):
-        super().__init__(Regularized(layer), Penalized(criterion))
-
-    def prepare(self, unlabelled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
-        """Initialises the keys of a layer that has some, and freezes them.
-
-        Args:
-            unlabelled: `(rows, features)`.
-            options: of the layer's `initialise`.
-            cache: Folder that keeps the keys; all settings of a seed have the same.
-            described: The layer's own options.
-        """
-        layer = self.network.model
-        if not isinstance(layer, KeyValueBottleneck):
-            return
-
-        def initialised() -> dict[str, Tensor]:
-            layer.initialise(unlabelled, **options)
-            return layer.state_dict()
-
-        layer.load_state_dict(cached(cache, "keys", digest(layer, (described, options), unlabelled), initialised))
-        layer.freeze_keys()
-
-    def usage(self) -> dict[str, float]:
-        """Says which share of the pairs was ever hit in training."""
-        layer = self.network.model
-        if not isinstance(layer, KeyValueBottleneck):
-            return {}
-        return {"used": (layer.usage > 0).double().mean().item()}
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns the loss of a batch with the penalty."""
-        return self.criterion(self.network(x, target=y), y)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Maps `(batch, features)` to `(batch, classes)`."""
-        return self.network(x).output
 
 
 def build(name: str, *, features: int, classes: int, criterion: nn.Module, options: Mapping[str, Any]) -> Learner:

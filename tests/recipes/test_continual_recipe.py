@@ -114,7 +114,7 @@ def test_the_tested_learners_are_those_of_the_checkpoints(finished):
             network = {
                 "none": lambda: learners.MLP(2, 8, ()),
                 "key_value": lambda options=options: ibreg.Regularized(
-                    ibreg.KeyValueBottleneck(2, 8, codebooks=4, pairs=32, key_features=2, **options)
+                    nn.Sequential(ibreg.KeyValueBottleneck(2, 8, codebooks=4, pairs=32, key_features=2, **options))
                 ),
             }[arm]().eval()
             point = next(int(r["setting"]) for r in rows_of(folder) if r["arm"] == arm and float(r["lr"]) == lr)
@@ -132,12 +132,12 @@ def test_keys_stay_and_values_of_pairs_that_were_not_hit_too(finished):
     for name, state in states_of(folder).items():
         if name.startswith("key_value"):
             start, *later = state["snapshots"]
-            assert all(set(snapshot) == {"model.values", "model.usage"} for snapshot in later), name
+            assert all(set(snapshot) == {"model.0.values", "model.0.usage"} for snapshot in later), name
             for snapshot in later:
-                untouched = (snapshot["model.usage"] == 0).flatten()
-                assert torch.equal(snapshot["model.values"][untouched], start["model.values"][untouched])
+                untouched = (snapshot["model.0.usage"] == 0).flatten()
+                assert torch.equal(snapshot["model.0.values"][untouched], start["model.0.values"][untouched])
                 assert untouched.any()
-            assert bool(start["model.keys_frozen"])
+            assert bool(start["model.0.keys_frozen"])
 
 
 def test_a_killed_run_resumes_bit_identically(finished, run, command, tmp_path):
@@ -204,6 +204,9 @@ def test_help_shows_the_choices(run, tmp_path):
         (["learners=[emc]"], "learners are some of ewc, joint, mlp, replay"),
         (["learners=[mlp,mlp]"], "learners are some of"),
         (["learners=[]", "bottlenecks=[]", "control=false"], "there is nothing to train"),
+        (["unlearning.classes=[8]"], "are some of the 8 classes"),
+        (["unlearning.classes=[1,1]"], "unlearning.classes are numbers of classes"),
+        (["unlearning.by=random"], "unlearning.by is one of activations, examples"),
         (["classes_per_split=3"], r"choose of \[1, 2, 4, 8\]"),
         (["settings.none=[{lr:1}]"], "equally many settings, not 1 of none, 3 of mlp"),
         (["settings.none=[]"], "settings.none is a list of settings with lr"),
@@ -267,6 +270,29 @@ def test_other_bottlenecks_and_options_run(launch, cache):
     )  # fmt: skip
     assert list(summary_of(folder)["results"]) == ["none", "null", "key_value", "variational"]
     assert [row["classes"] for row in rows_of(folder)][:4] == ["0 1", "2 3", "4 5", "6 7"]
+
+
+def test_a_class_is_forgotten_and_strange_rows_are_told_apart(launch, cache, tmp_path):
+    strange = tmp_path / "strange.csv"
+    noise = np.random.default_rng(0).random((80, 64)).round(3).astype(str)
+    header = ",".join([*(f"pixel{number}" for number in range(64)), "kind"])
+    strange.write_text("\n".join([header, *(",".join([*row, "ab"[place % 2]]) for place, row in enumerate(noise))]))
+    folder = launch(
+        "data=digits", "classes_per_split=10", "seeds=[0]", "tune=false", "epochs=3", "learners=[]", cache,
+        "bottleneck.key_value.codebooks=64", "bottleneck.key_value.pairs=64", "bottleneck.key_value.key_features=8",
+        "initialise.epochs=3",
+        "bottlenecks=[key_value,distance_aware]", "+settings.distance_aware=[{lr:0.1,beta:1e-3}]",
+        "bottleneck.distance_aware.out_features=16", "unlearning.classes=[3]", "unlearning.pairs=null",
+        "ood.name=csv", f"+ood.path={strange}", "+ood.target=kind",
+    )  # fmt: skip
+    metrics = summary_of(folder)["results"]["key_value"]
+    assert metrics["test/forgotten_before"]["mean"] > 0.8
+    assert metrics["test/forgotten_after"]["mean"] < 0.02
+    assert metrics["test/unlearning_undone"]["mean"] == 1
+    # Noise is far from all digits, and the distance says so; a probability need not.
+    results = summary_of(folder)["results"]
+    assert all("test/ood_auroc" in results[arm] for arm in ("none", "null", "key_value"))
+    assert results["distance_aware"]["test/ood_auroc"]["mean"] > 0.9
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(launch, cache, monkeypatch):

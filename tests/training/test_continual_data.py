@@ -51,6 +51,10 @@ def test_pictures_have_values_from_0_to_1_whatever_mean_is_asked_for():
     data = load("digits", mean=0.5, std=0.5)
     assert (data.train.inputs.min(), data.train.inputs.max()) == (0, 1)
     assert torch.equal(unlabelled_inputs(data), data.train.inputs)
+    drawn = unlabelled_inputs(data, limit=50)
+    assert len(drawn.flatten(1).unique(dim=0)) == 50
+    assert all((data.train.inputs == row).flatten(1).all(1).any() for row in drawn)
+    assert torch.equal(drawn, unlabelled_inputs(data, limit=50))
 
 
 @given(st.integers(1, 12), st.integers(0, 1000), st.integers(1, 12))

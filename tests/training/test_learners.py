@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import ibreg
+from ibreg.training.bottlenecked import Bottlenecked
 from ibreg.training.data import Rows
-from ibreg.training.learners import Bottlenecked, ElasticWeights, Replay, build, fisher_information, names
+from ibreg.training.learners import ElasticWeights, Replay, build, fisher_information, names
 
 CRITERION = nn.CrossEntropyLoss(label_smoothing=0.1)
 
@@ -133,13 +134,58 @@ def test_only_the_joint_learner_sees_all_classes_and_only_ewc_is_told_boundaries
 def test_a_bottleneck_learns_with_its_penalty(batch):
     x, y = batch
     layer = ibreg.VariationalBottleneck(6, 4, beta=0.5)
-    learner = Bottlenecked(layer, nn.CrossEntropyLoss())
+    learner = Bottlenecked(layer, 4, nn.CrossEntropyLoss())
     torch.manual_seed(1)
     loss = learner(x, y)
     torch.manual_seed(1)
     measured = layer.measure(x)
     torch.testing.assert_close(loss, F.cross_entropy(measured.z, y) + 0.5 * measured.penalty)
     torch.testing.assert_close(learner.eval().logits(x), layer(x))
+
+
+def test_a_code_of_another_size_goes_through_a_head(batch):
+    x, y = batch
+    layer = ibreg.VariationalBottleneck(6, 3, beta=0)
+    learner = Bottlenecked(layer, 4, CRITERION)
+    learner(x, y).backward()
+    head = learner.network.model[1]
+    assert head.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(learner.eval().logits(x), head(layer(x)))
+
+
+def test_keys_start_from_inputs_without_labels_once_and_stay(batch, tmp_path, monkeypatch):
+    def prepared(seed):
+        torch.manual_seed(seed)
+        learner = Bottlenecked(ibreg.KeyValueBottleneck(6, 4, codebooks=3, pairs=8, key_features=2), 4, CRITERION)
+        drawn = learner.layer.keys.clone()
+        learner.prepare(torch.randn(64, 6, generator=torch.Generator().manual_seed(5)),
+                        {"method": "ema", "epochs": 2}, tmp_path, described="")  # fmt: skip
+        assert not torch.equal(learner.layer.keys, drawn)
+        return learner
+
+    first, other = prepared(1), prepared(2)
+    monkeypatch.setattr(ibreg.KeyValueBottleneck, "initialise", None)
+    again = prepared(1)
+    assert torch.equal(first.layer.keys, again.layer.keys)
+    assert not torch.equal(first.layer.keys, other.layer.keys)
+    x, y = batch
+    keys = again.layer.keys.clone()
+    assert again.usage() == {"used": 0}
+    again(x, y).backward()
+    assert torch.equal(again.layer.keys, keys)
+    hit = again.layer.usage > 0
+    assert again.usage() == {"used": pytest.approx(int(hit.sum()) / 24)}
+    assert torch.equal((again.layer.values.grad != 0).any(1), hit.flatten())
+
+
+def test_uncertainty_is_the_distance_to_a_codebook_or_the_lack_of_confidence(batch):
+    x, _ = batch
+    learner = built("linear").eval()
+    probabilities = torch.exp(learner.logits(x)) / torch.exp(learner.logits(x)).sum(1, keepdim=True)
+    torch.testing.assert_close(learner.uncertainty(x), 1 - probabilities.amax(1))
+    layer = ibreg.DistanceAwareBottleneck(6, 4, gaussians=3)
+    aware = Bottlenecked(layer, 4, CRITERION).eval()
+    torch.testing.assert_close(aware.uncertainty(x).mean(), layer.measure(x).logs["uncertainty"])
 
 
 @pytest.mark.parametrize(
