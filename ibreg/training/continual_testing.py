@@ -103,6 +103,7 @@ def unlearned(learner: Learner, stream: Stream, options: DictConfig, device: tor
     return found | {"unlearning_undone": undone.double().mean().item()}
 
 
+@torch.no_grad()
 def strangeness(
     learner: Learner, rows: Rows, strange: Rows, device: torch.device, batch_size: int = 512
 ) -> dict[str, float]:
