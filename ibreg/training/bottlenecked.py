@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ibreg.layers import Bottleneck
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.key_value import KeyValueBottleneck
+from ibreg.layers.moving_codebooks import several_ranks
 from ibreg.regularized import Penalized, Regularized
 from ibreg.training.features import cached, digest
 from ibreg.training.learners import Learner
@@ -40,7 +41,7 @@ class Bottlenecked(Learner):
         Args:
             unlabelled: `(rows, features)`.
             options: of the layer's `initialise`.
-            cache: Folder that keeps the keys; all settings of a seed have the same.
+            cache: Folder that keeps the keys of a single process; settings of lr alone share them.
             described: The layer's own options.
         """
         layer = self.layer
@@ -51,7 +52,11 @@ class Bottlenecked(Learner):
             layer.initialise(unlabelled, **options)
             return layer.state_dict()
 
-        layer.load_state_dict(cached(cache, "keys", digest(layer, (described, options), unlabelled), initialised))
+        if several_ranks():
+            # All of them at once, each with its share of the rows: one that waits for the cache would hold up the rest.
+            layer.initialise(unlabelled[distributed.get_rank() :: distributed.get_world_size()], **options)
+        else:
+            layer.load_state_dict(cached(cache, "keys", digest(layer, (described, options), unlabelled), initialised))
         layer.freeze_keys()
 
     def usage(self) -> dict[str, float]:

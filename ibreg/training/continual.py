@@ -142,14 +142,15 @@ def train_all(
     """
     states: dict[Training, dict[str, Any]] = {}
     chosen: dict[str, list[Training]] = {}
-    planned = sum(len(plan(cfg, arm)) + len(cfg.seeds) for arm in all_arms(cfg))
-    with Lines(planned, shown=accelerator.is_main_process) as lines:
+    tried = {arm: plan(cfg, arm) for arm in all_arms(cfg)}
+    trainings = sum(len(of_arm) + len(cfg.seeds) - (cfg.tuning_seeds if of_arm else 0) for of_arm in tried.values())
+    with Lines(trainings, shown=accelerator.is_main_process) as lines:
         for arm in all_arms(cfg):
-            tried = plan(cfg, arm)
-            for training in tried:
+            accelerator.free_memory()  # of the arm before
+            for training in tried[arm]:
                 states[training] = train(training, cfg, streams[training.seed], accelerator, folder, lines, states)
             # The second initialisation of the linear probe has the setting of the first.
-            point = chosen["none"][0].point if arm == "null" else best_point(tried, states)
+            point = chosen["none"][0].point if arm == "null" else best_point(tried[arm], states)
             chosen[arm] = [Training(arm, seed, point) for seed in cfg.seeds]
             for training in chosen[arm]:
                 if training not in states:
@@ -191,7 +192,6 @@ def train(
         before the first split, and of those after each split what differs from that.
     """
     path = folder / CHECKPOINTS / f"{training.name}.pt"
-    accelerator.free_memory()  # of the training before
     seed_all(*training.key)
     learner = build_learner(cfg, training, features=stream.features, classes=stream.classes)
     stages = stream.stages(learner)

@@ -1,9 +1,12 @@
 """The recipe of continual learning as a user runs it: from the command line, with wrong input, killed and resumed."""
 
+import os
 import random
 import re
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from ibreg.training.features import standardised
 from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
 
 RECIPE = "continual"
+ROOT = Path(__file__).resolve().parent.parent.parent
 ARMS = ["none", "null", "mlp", "ewc", "replay", "joint", "key_value"]
 QUICK = [
     "seeds=[0,1]", "epochs=2", "data.rows=640", "batch_size=16", "device=cpu", "initialise.epochs=2", "momentum=0.5",
@@ -184,6 +188,27 @@ def test_a_run_goes_on_within_a_split(recipe, launch, cache, tmp_path, monkeypat
             with pytest.raises(Killed):
                 launch(*launch_again)
     assert_equal_runs(whole, launch(*launch_again))
+
+
+def test_two_processes_learn_what_one_learns(run, tmp_path):
+    options = [*SMALL, "seeds=[1]", "learners=[ewc,joint]", "device=cpu", "batch_size=16"]
+    single = run(*options, "output_dir=one", "cache=one_cache", cwd=tmp_path)
+    assert single.returncode == 0, single.stderr
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    double = subprocess.run(
+        [*torchrun, str(ROOT / "recipes" / "continual.py"), *options, "output_dir=two", "cache=two_cache"],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert double.returncode == 0, double.stderr
+    assert double.stdout.count("none-setting0-seed1 split 1/4") == 1
+    assert summary_of(tmp_path / "two")["hardware"]["processes"] == 2
+    one, two = summary_of(tmp_path / "one")["results"], summary_of(tmp_path / "two")["results"]
+    for arm in ("none", "null", "ewc", "joint"):
+        assert two[arm]["test/accuracy"]["values"] == pytest.approx(one[arm]["test/accuracy"]["values"], abs=1e-5)
+    # Its keys come of other draws, each process having its share of the rows.
+    assert two["key_value"]["test/accuracy"]["mean"] == pytest.approx(
+        one["key_value"]["test/accuracy"]["mean"], abs=0.1
+    )
 
 
 def test_help_shows_the_choices(run, tmp_path):
