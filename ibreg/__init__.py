@@ -6,6 +6,7 @@ from ibreg.layers import (
     Bottleneck,
     BottleneckOutput,
     CauchySchwarzBottleneck,
+    DistanceAwareBottleneck,
     HSICBottleneck,
     KeyValueBottleneck,
     NonlinearBottleneck,
@@ -14,6 +15,7 @@ from ibreg.layers import (
 from ibreg.registry import build, names, register
 from ibreg.regularized import Penalized, Regularized, RegularizedOutput, predict
 from ibreg.saving import load_bottlenecks, save_bottlenecks
+from ibreg.uncertainty import uncertainty
 from ibreg.unlearning import unlearn
 
 __version__ = "0.1.0"
@@ -22,6 +24,7 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
+    "DistanceAwareBottleneck",
     "HSICBottleneck",
     "KeyValueBottleneck",
     "NonlinearBottleneck",
@@ -42,5 +45,6 @@ __all__ = [
     "register",
     "save_bottlenecks",
     "schedules",
+    "uncertainty",
     "unlearn",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ibreg.injection import bottlenecks
 from ibreg.layers.key_value import KeyValueBottleneck
+from ibreg.layers.options import check_choice
 from ibreg.layers.scope import Scope, opened
 from ibreg.regularized import evaluating, unwrap
 
@@ -77,8 +78,7 @@ def unlearn(
         >>> report.pairs, report.undo(), int(model[0].masked.sum())
         (5, None, 0)
     """
-    if by not in ORDERS:
-        raise ValueError(f"by is one of {', '.join(map(repr, ORDERS))}, got {by!r}")
+    check_choice("by", by, ORDERS)
     share = isinstance(pairs, float)
     if pairs is not None and not (0 < pairs <= 1 if share else isinstance(pairs, int) and pairs >= 1):
         raise ValueError(f"pairs is a number of at least 1, a share in (0, 1] as a float, or None, got {pairs!r}")

@@ -29,6 +29,11 @@ ROWS = {
         "smaller": {"out_features": 4, "normalized": True, "block_size": 3},
         "stochastic": {"stochastic": True, "start": "identity", "normalize_code": False, "positions": "mean"},
     },
+    "distance_aware": {
+        "default": {},
+        "smaller": {"out_features": 4, "gaussians": 3, "uniform_steps": 0, "temperature": 0.5},
+        "identity": {"start": "identity", "uniform_steps": 1},
+    },
     "hsic": {
         "default": {},
         "normalized": {"estimator": "normalized", "bandwidth_t": ("rms", 1.0), "lambda_y": 0.0},
@@ -204,7 +209,7 @@ def test_awkward_inputs_stay_finite(name, options, kind):
 def test_in_place_operations_behind_the_layer_change_neither_penalty_nor_logs(name, options, training):
     layer, x = build(name, options), torch.randn(BATCH, FEATURES)
     model = ibreg.Regularized(nn.Sequential(nn.Linear(FEATURES, FEATURES), layer)).train(training)
-    behind = ibreg.Regularized(nn.Sequential(*model.model, nn.ReLU(inplace=True))).train(training)
+    behind = ibreg.Regularized(nn.Sequential(*copy.deepcopy(model.model), nn.ReLU(inplace=True))).train(training)
     results = []
     for each in (model, behind):
         torch.manual_seed(1)
@@ -226,7 +231,7 @@ def test_the_penalty_reads_no_parameter(name, options):
             parameter.data.fill_(float("nan"))
 
     torch.manual_seed(1)
-    expected = model(x, **needed(layer)).penalty
+    expected = copy.deepcopy(model)(x, **needed(layer)).penalty
     model.model.register_forward_hook(poison)
     torch.manual_seed(1)
     assert torch.equal(model(x, **needed(layer)).penalty, expected)
@@ -522,7 +527,8 @@ def test_two_calls_count_twice(name, options):
 
     layer, x = build(name, options), torch.randn(BATCH, FEATURES)
     torch.manual_seed(2)
-    calls = [layer.measure(x, **needed(layer)) for _ in range(2)]
+    alone = copy.deepcopy(layer)
+    calls = [alone.measure(x, **needed(layer)) for _ in range(2)]
     torch.manual_seed(2)
     _, penalty, logs = ibreg.Regularized(Twice(layer))(x, **needed(layer))
     torch.testing.assert_close(penalty, layer.beta * (calls[0].penalty + calls[1].penalty))
@@ -573,7 +579,6 @@ def test_missing_targets_are_an_error_that_says_what_to_pass(name, options):
 def test_functional_call_and_func_grad(name, options):
     layer = build(name, options)
     model, x = ibreg.Regularized(network(layer)), torch.randn(BATCH, FEATURES)
-    output, penalty, gradients = step(model, x, needed(layer))
     parameters = {key: value.detach() for key, value in model.named_parameters()}
 
     def loss(parameters):
@@ -581,9 +586,10 @@ def test_functional_call_and_func_grad(name, options):
         return output.square().mean() + penalty
 
     torch.manual_seed(0)
-    torch.testing.assert_close(loss(parameters), output.square().mean() + penalty)
-    torch.manual_seed(0)
     measured = grad(loss)(parameters)
+    output, penalty, gradients = step(copy.deepcopy(model), x, needed(layer))
+    torch.manual_seed(0)
+    torch.testing.assert_close(loss(parameters), output.square().mean() + penalty)
     for expected, name_ in zip(gradients, parameters, strict=True):
         torch.testing.assert_close(measured[name_], expected)
 

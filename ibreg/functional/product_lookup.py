@@ -17,6 +17,7 @@ from ibreg.functional.lookup import (
     scores_of,
     smallest,
     squared_distances_to,
+    squared_lengths,
 )
 
 WIDTH = 4  # how many of the nearest sub-keys are looked at first, where some pairs are not usable
@@ -64,9 +65,13 @@ def product_nearest(
         halves = queries.unflatten(-1, (2, -1)).movedim(2, 1)
         origin = origin_of(sub_keys)
         centred, near = halves - origin, sub_keys - origin
+        squares = squared_lengths(near)
 
         def find(books: slice, rows: slice) -> tuple[Tensor, Tensor]:
-            first, second = (scores_of(centred[books, half, rows], near[books, half])[..., :size] for half in (0, 1))
+            first, second = (
+                scores_of(centred[books, half, rows], near[books, half], squares[books, half])[..., :size]
+                for half in (0, 1)
+            )
             if usable is None:
                 width = min(top_k, size)
                 return _of_box(smallest(first, width), smallest(second, width), size, top_k)

@@ -2,6 +2,7 @@
 
 from ibreg.layers.base import Bottleneck, BottleneckOutput
 from ibreg.layers.cauchy_schwarz import CauchySchwarzBottleneck
+from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.hsic import HSICBottleneck
 from ibreg.layers.key_value import KeyValueBottleneck
 from ibreg.layers.nonlinear import NonlinearBottleneck
@@ -11,6 +12,7 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
+    "DistanceAwareBottleneck",
     "HSICBottleneck",
     "KeyValueBottleneck",
     "NonlinearBottleneck",

@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from ibreg.distributed import gather_rows
 from ibreg.functional.lookup import picked
 from ibreg.layers.moving_codebooks import MovingCodebooks, over_ranks, several_ranks
+from ibreg.layers.options import check_choice, check_count
 
 SAMPLES_AT_ONCE = 256  # where the data are one tensor
 DEAD = 0.1  # a key with less than this part of its share of a batch is put elsewhere
@@ -44,10 +45,8 @@ def fit_keys(
     layer: nn.Module, data: Tensor | Iterable[Any], method: str, epochs: int, model: nn.Module | None, seed: int
 ) -> KeyStart:
     """Fits the keys of a `KeyValueBottleneck`, see its `initialise`; a reading that fails leaves them as they were."""
-    if method not in METHODS:
-        raise ValueError(f"method is one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs is how often the data are read, at least 1, got {epochs!r}")
+    check_choice("method", method, METHODS)
+    check_count("epochs", epochs, "number of readings of the data")
     readings = Readings(data, layer, model)
     sample = draw_sample(readings, layer.books.size, seed)
     if several_ranks():

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from ibreg.layers.base import Bottleneck, at_least_float32, batch_mean
 from ibreg.layers.key_start import KeyStart, fit_keys
-from ibreg.layers.moving_codebooks import MovingCodebooks, over_ranks
+from ibreg.layers.moving_codebooks import MovingCodebooks, inside_transformation, known_false, over_ranks
+from ibreg.layers.options import check_choice, check_count, check_switch
 from ibreg.layers.scope import Scope
 from ibreg.layers.splitters import SPLITTERS
 from ibreg.registry import register
@@ -131,21 +132,23 @@ class KeyValueBottleneck(Bottleneck):
         dtype=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        for option, value, valid in (
-            ("splitter", splitter, tuple(SPLITTERS)),
-            ("decoder", decoder, DECODERS),
-            ("search", search, SEARCHES),
+        check_choice("splitter", splitter, SPLITTERS)
+        check_choice("decoder", decoder, DECODERS)
+        check_choice("search", search, SEARCHES)
+        check_count("codebooks", codebooks, "number of codebooks")
+        check_count("pairs", pairs, "number of pairs of a codebook")
+        for option, size, what in (
+            ("out_features", out_features, "size of the code"),
+            ("key_features", key_features, "size of a key"),
+            ("value_features", value_features, "size of a value"),
         ):
-            if value not in valid:
-                raise ValueError(f"{option} is one of {', '.join(map(repr, valid))}, got {value!r}")
-        sizes = {"out_features": out_features, "key_features": key_features, "value_features": value_features}
-        for option, value in {"codebooks": codebooks, "pairs": pairs, **sizes}.items():
-            if value is None and option in sizes:
-                continue
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{option} is a whole number of at least 1, got {value!r}")
-        if not isinstance(top_k, int) or not 1 <= top_k <= pairs:
-            raise ValueError(f"top_k is from 1 to the {pairs} pairs of a codebook, got {top_k!r}")
+            if size is not None:
+                check_count(option, size, what)
+        check_count("top_k", top_k, "number of pairs that are fetched of a codebook")
+        check_switch("straight_through", straight_through)
+        check_switch("sparse_gradients", sparse_gradients)
+        if top_k > pairs:
+            raise ValueError(f"top_k is at most the {pairs} pairs of a codebook, got {top_k}")
         if search == "product" and math.isqrt(pairs) ** 2 != pairs:
             root = math.isqrt(pairs)
             raise ValueError(
@@ -299,7 +302,7 @@ class KeyValueBottleneck(Bottleneck):
         positions = state.distances.shape
         mask = scope.mask if scope.mask is not None and len(positions) > 1 else None
         distance = batch_mean(state.distances, mask)
-        if self.training and not _inside_transformation(state.rows):
+        if self.training and not inside_transformation(state.rows):
             self._count(state, mask)
         logs = {"distance": distance, "used": (self.usage > 0).float().mean()}
         return distance if self.straight_through else torch.zeros_like(distance), logs
@@ -311,7 +314,7 @@ class KeyValueBottleneck(Bottleneck):
         hits.index_add_(0, self._flat(state.indices).flatten(), counted.flatten().long())
         self.usage.add_(over_ranks(hits).view_as(self.usage))
         moving = self.keys_follow & ~self.keys_frozen
-        if not _known_false(moving):
+        if not known_false(moving):
             self.books.follow(state.rows, state.indices[..., 0], counted[..., 0], moving)
 
     def _flat(self, indices: Tensor) -> Tensor:
@@ -325,15 +328,3 @@ def _pull(distances: Tensor, known: Tensor) -> Tensor:
     scale = distances.detach().sum(-1, keepdim=True) / known.sum(-1, keepdim=True).clamp(min=1)
     soft = (-distances / scale.where(scale > 0, 1)).masked_fill(~known, -1e30).softmax(-1)
     return soft - soft.detach()
-
-
-def _known_false(flag: Tensor) -> bool:
-    """Whether a flag is false, where that can be read without waiting for a device or breaking a graph."""
-    return flag.device.type == "cpu" and not torch.compiler.is_compiling() and not flag
-
-
-def _inside_transformation(tensor: Tensor) -> bool:
-    """Whether this runs inside torch.func, which must not move what lies outside of it."""
-    if torch.compiler.is_compiling():
-        return torch._C._functorch.is_batchedtensor(tensor)
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

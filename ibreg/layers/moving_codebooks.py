@@ -168,3 +168,15 @@ def over_ranks(value: Tensor) -> Tensor:
 def several_ranks() -> bool:
     """Whether there are other processes, asked at each call: a layer may be older than its process group."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def known_false(flag: Tensor) -> bool:
+    """Whether a flag is false, where that can be read without waiting for a device or breaking a graph."""
+    return flag.device.type == "cpu" and not torch.compiler.is_compiling() and not flag
+
+
+def inside_transformation(tensor: Tensor) -> bool:
+    """Whether this runs inside torch.func, which must not move what lies outside of it."""
+    if torch.compiler.is_compiling():
+        return torch._C._functorch.is_batchedtensor(tensor)
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

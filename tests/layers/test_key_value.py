@@ -528,15 +528,15 @@ def test_statistics_stay_outside_of_function_transformations():
     [
         ({"codebooks": 4, "splitter": "chunk", "key_features": None}, "cuts 6 features into 4 equal parts.*divides 6"),
         ({"codebooks": 3, "splitter": "chunk", "key_features": 3}, "of key_features=3"),
-        ({"top_k": 17}, "top_k is from 1 to the 16 pairs of a codebook, got 17"),
+        ({"top_k": 17}, "top_k is at most the 16 pairs of a codebook, got 17"),
         ({"top_k": 0}, "got 0"),
         ({"search": "product", "pairs": 15}, "square number of pairs, got 15: take 9 or 16"),
         ({"search": "product", "key_features": 3}, "key_features is even, got 3"),
         ({"search": "tree"}, "search is one of 'exact', 'product', got 'tree'"),
         ({"splitter": "linear"}, "splitter is one of 'random_projection', 'chunk', 'learned', got 'linear'"),
         ({"decoder": "vote"}, "decoder is one of 'mean', 'linear', got 'vote'"),
-        ({"codebooks": 0}, "codebooks is a whole number of at least 1, got 0"),
-        ({"pairs": 2.5}, "pairs is a whole number of at least 1, got 2.5"),
+        ({"codebooks": 0}, "codebooks is the number of codebooks, a whole number of at least 1, got 0"),
+        ({"pairs": 2.5}, "pairs is the number .*, got 2.5"),
         ({"value_features": 4}, "needs decoder='linear'"),
     ],
 )
