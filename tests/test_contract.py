@@ -29,6 +29,7 @@ ROWS = {
         "smaller": {"out_features": 4, "normalized": True, "block_size": 3},
         "stochastic": {"stochastic": True, "start": "identity", "normalize_code": False, "positions": "mean"},
     },
+    "codebook": {"default": {"codes": 12, "top_k": 3}, "one": {"codes": 5, "top_k": 1}},
     "distance_aware": {
         "default": {},
         "smaller": {"out_features": 4, "gaussians": 3, "uniform_steps": 0, "temperature": 0.5},

@@ -2,6 +2,7 @@
 
 from ibreg.layers.base import Bottleneck, BottleneckOutput
 from ibreg.layers.cauchy_schwarz import CauchySchwarzBottleneck
+from ibreg.layers.codebook import CodebookBottleneck
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.hsic import HSICBottleneck
 from ibreg.layers.key_value import KeyValueBottleneck
@@ -12,6 +13,7 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
+    "CodebookBottleneck",
     "DistanceAwareBottleneck",
     "HSICBottleneck",
     "KeyValueBottleneck",
