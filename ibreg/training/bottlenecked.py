@@ -15,6 +15,7 @@ from ibreg.layers.moving_codebooks import several_ranks
 from ibreg.regularized import Penalized, Regularized
 from ibreg.training.features import cached, digest
 from ibreg.training.learners import Learner
+from ibreg.uncertainty import uncertainty
 
 
 class Bottlenecked(Learner):
@@ -69,7 +70,7 @@ class Bottlenecked(Learner):
         """Returns the distance to the codebook where the bottleneck measures one, else as without a bottleneck."""
         if not isinstance(self.layer, DistanceAwareBottleneck):
             return super().uncertainty(x)
-        return self.layer.distances(self.layer.transform(x)[1])[0]
+        return uncertainty(self.network, x).uncertainty
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the loss of a batch with the penalty."""
