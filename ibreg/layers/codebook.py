@@ -136,13 +136,12 @@ class CodebookBottleneck(Bottleneck):
     def _chosen(self, rows: Tensor) -> Tensor:
         """Returns the indices of the chosen codes, `(rows, top_k)`, the forced ones first."""
         forced, usable = self._intervention(rows.device)
-        count = self.top_k - len(forced)
-        held = torch.tensor(forced, dtype=torch.int64, device=rows.device).expand(len(rows), -1)
-        if count == 0:
+        held = torch.tensor(forced, dtype=torch.int64, device=rows.device).expand(rows.shape[0], -1)
+        if len(forced) == self.top_k:
             return held
         # Of vectors of length 1 the nearest are those of largest cosine.
         queries, keys = (F.normalize(at_least_float32(each), dim=-1) for each in (rows, self.codebook.detach()))
-        _, found = nearest(queries.unsqueeze(0), keys.unsqueeze(0), top_k=count, usable=usable)
+        _, found = nearest(queries.unsqueeze(0), keys.unsqueeze(0), top_k=self.top_k - len(forced), usable=usable)
         return torch.cat([held, found.squeeze(0)], -1) if forced else found.squeeze(0)
 
     def _intervention(self, device: torch.device) -> tuple[list[int], Tensor | None]:

@@ -554,3 +554,18 @@ def test_export_of_a_trained_layer(search):
     program = torch.export.export(layer, (data(5),), dynamic_shapes=({0: batch},))
     x = data(300, seed=7)
     torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@EVERY_SEARCH
+def test_onnx_gives_the_same(search):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    layer = with_values(build(search=search, top_k=2))
+    layer.measure(data(20))
+    layer.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        batch = torch.export.Dim("batch", min=2)
+        program = torch.onnx.export(layer, (data(5),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+        (measured,) = program(data(300, seed=7))
+    torch.testing.assert_close(torch.as_tensor(measured), layer(data(300, seed=7)), rtol=1e-5, atol=1e-5)
