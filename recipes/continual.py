@@ -12,7 +12,6 @@ bit-identically on a CPU. The test rows are used once, at the end, with the lear
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,6 +40,7 @@ from ibreg.training.data import ClassificationData, Rows
 from ibreg.training.features import encode, standardised
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
+from ibreg.training.request import data_folder
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 UNLEARNING = ("forgotten_before", "forgotten_after", "retained_before", "retained_after")
@@ -91,7 +91,7 @@ def class_splits(cfg: DictConfig, data: ClassificationData) -> dict[int, list[tu
 
 def build_encoder(cfg: DictConfig, input_shape: Sequence[int]) -> nn.Module:
     """Builds the frozen encoder; one that is trained here is read from the cache where it was trained before."""
-    root = Path(cfg.data.get("root") or os.environ.get("IBREG_DATA") or "data").expanduser()
+    root = data_folder(cfg.data.root)
     return encoders.build(**cfg.encoder, input_shape=input_shape, root=root, cache=Path(cfg.cache))
 
 

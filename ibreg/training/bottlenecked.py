@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, distributed, nn
 
+from ibreg.injection import bottlenecks
 from ibreg.layers import Bottleneck
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.key_value import KeyValueBottleneck
@@ -28,13 +29,15 @@ class Bottlenecked(Learner):
     """
 
     def __init__(self, layer: Bottleneck, classes: int, criterion: nn.Module):
-        head = [] if layer.out_features == classes else [nn.Linear(layer.out_features, classes)]
+        size: Any = layer.out_features
+        head = [] if size == classes else [nn.Linear(size, classes)]
         super().__init__(Regularized(nn.Sequential(layer, *head)), Penalized(criterion))
 
     @property
     def layer(self) -> Bottleneck:
         """The bottleneck."""
-        return self.network.model[0]
+        (layer,) = bottlenecks(self.network).values()
+        return layer
 
     def prepare(self, unlabelled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
         """Initialises the keys of a layer that has some, and freezes them.

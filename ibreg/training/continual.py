@@ -95,7 +95,7 @@ def all_arms(cfg: DictConfig) -> list[str]:
 
 def settings_of(cfg: DictConfig, arm: str) -> list[dict[str, Any]]:
     """Returns the settings that an arm is tried with, lr and options: all of them with `tune`, else the first."""
-    given = OmegaConf.to_container(cfg.settings["none" if arm == "null" else arm], resolve=True)
+    given: Any = OmegaConf.to_container(cfg.settings["none" if arm == "null" else arm], resolve=True)
     return given if cfg.tune else given[:1]
 
 
@@ -110,8 +110,8 @@ def build_learner(cfg: DictConfig, training: Training, *, features: int, classes
         layer = build_bottleneck(cfg, training.arm, in_features=features, out_features=size, **options)
         return Bottlenecked(layer, classes, criterion)
     name = "linear" if training.arm in CONTROLS else training.arm
-    options = OmegaConf.to_container(cfg.learner.get(name, OmegaConf.create({})), resolve=True) | options
-    return learners.build(name, features=features, classes=classes, criterion=criterion, options=options)
+    shared: Any = OmegaConf.to_container(cfg.learner.get(name, OmegaConf.create({})), resolve=True)
+    return learners.build(name, features=features, classes=classes, criterion=criterion, options=shared | options)
 
 
 def rehearse(cfg: DictConfig, *, features: int, classes: int) -> None:
@@ -260,9 +260,11 @@ def train_epoch(
             accelerator.clip_grad_norm_(learner.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
-        learner.after_step(accelerator.gather(x), accelerator.gather(y))
+        seen: Any = accelerator.gather((x, y))
+        learner.after_step(*seen)
         losses.append(loss.detach())
-    return accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+    mean: Any = accelerator.reduce(torch.stack(losses).mean(), "mean")
+    return mean.item()
 
 
 def measure(learner: Learner, validation: Rows | None, accelerator: Accelerator) -> dict[str, float]:

@@ -6,7 +6,6 @@ The learner is not told where a split ends: it sees batches of inputs and classe
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from ibreg.training import data as datasets
 from ibreg.training.data import ClassificationData, Rows
 from ibreg.training.options import choose, keyword_options
-from ibreg.training.request import Request
+from ibreg.training.request import Request, data_folder
 
 PICTURES = ("cifar10", "digits", "fashion_mnist", "image_folder", "mnist")
 TOY_CLASSES = 8
@@ -60,7 +59,7 @@ def load(
     """
     if name in _SETS:
         function = choose("data set", name, _SETS, options, beside=f", all sets {list(keyword_options(load))}")
-        folder = Path(root or os.environ.get("IBREG_DATA") or "data").expanduser()
+        folder = data_folder(root)
         return function(Request(folder, download, validation, split_seed, limit), **options)
     if name not in names():
         raise ValueError(f"no data set {name!r}: it is one of {names()}")

@@ -76,6 +76,9 @@ class Encoder(nn.Module):
         torch.Size([5, 16])
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         network: nn.Module,

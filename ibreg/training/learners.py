@@ -177,6 +177,10 @@ class Replay(Learner):
         (3, tensor([0, 1, 1]))
     """
 
+    kept: Tensor
+    kept_classes: Tensor
+    seen: Tensor
+
     def __init__(self, network: nn.Module, criterion: nn.Module, *, memory: int, features: int):
         super().__init__(network, criterion)
         self.register_buffer("kept", torch.zeros(memory, features))
