@@ -43,7 +43,6 @@ from ibreg.training.loop import build_accelerator
 from ibreg.training.request import data_folder
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-UNLEARNING = ("forgotten_before", "forgotten_after", "retained_before", "retained_after")
 PLANE = 150  # points along a side of the plane whose decision regions are drawn
 
 register_with_hydra()
@@ -116,7 +115,7 @@ def run(
         data=data.name,
         tested={arm: [of_seed.metrics for of_seed in seeds] for arm, seeds in tested.items()},
         selected={arm: settings_of(cfg, arm)[trainings[0].point] for arm, trainings in chosen.items()},
-        headline=columns(cfg),
+        headline=columns(cfg, tested),
     )
 
 
@@ -186,20 +185,21 @@ def draw_plane(
     )
 
 
-def columns(cfg: DictConfig) -> list[tuple[str, str, int, int]]:
-    """Lists the columns of the table."""
-    shown = [
-        ("test/accuracy", "accuracy, all classes (%)", 100, 1),
-        ("test/forgetting", "forgetting (%)", 100, 1),
-        ("test/backward_transfer", "backward transfer (%)", 100, 1),
-    ]
-    if cfg.bottlenecks:
-        shown.append(("test/used", "pairs used (%)", 100, 1))
-        if cfg.unlearning.classes:
-            shown += [(f"test/{name}", name.replace("_", " ") + " unlearning (%)", 100, 1) for name in UNLEARNING]
-    if cfg.ood.name is not None:
-        shown.append(("test/ood_auroc", f"AUROC against {cfg.ood.name} (%)", 100, 1))
-    return shown
+def columns(cfg: DictConfig, tested: Mapping[str, Sequence[Tested]]) -> list[tuple[str, str, int, int]]:
+    """Lists the columns of the table, of what an arm has measured."""
+    shown = {
+        "accuracy": "accuracy, all classes (%)",
+        "forgetting": "forgetting (%)",
+        "backward_transfer": "backward transfer (%)",
+        "used": "pairs used (%)",
+        "forgotten_before": "class to forget before (%)",
+        "forgotten_after": "after (%)",
+        "retained_before": "others before (%)",
+        "retained_after": "after (%)",
+        "ood_auroc": f"AUROC against {cfg.ood.name} (%)",
+    }
+    measured = {metric for seeds in tested.values() for metric in seeds[0].metrics}
+    return [(f"test/{metric}", heading, 100, 1) for metric, heading in shown.items() if metric in measured]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from ibreg.training.features import cached, digest
 from ibreg.training.learners import Learner
 from ibreg.uncertainty import uncertainty
 
+CENTROID_FACTOR = 30  # learning rate of the centroids of a distance-aware bottleneck, over that of the rest
+
 
 class Bottlenecked(Learner):
     """A bottleneck whose code is the logits, or goes through a linear head; where it has keys, only its values learn.
@@ -62,6 +64,13 @@ class Bottlenecked(Learner):
         else:
             layer.load_state_dict(cached(cache, "keys", digest(layer, (described, options), unlabelled), initialised))
         layer.freeze_keys()
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Gives centroids, which have far to go, a learning rate of their own."""
+        centroids = [self.layer.centroids] if isinstance(self.layer, DistanceAwareBottleneck) else []
+        others = [weight for weight in self.parameters() if all(weight is not centroid for centroid in centroids)]
+        groups = [{"params": others, "lr": lr}]
+        return [*groups, {"params": centroids, "lr": CENTROID_FACTOR * lr}] if centroids else groups
 
     def usage(self) -> dict[str, float]:
         """Says which share of the pairs was ever hit in training."""

@@ -203,7 +203,7 @@ def train(
 
     options = settings_of(cfg, training.arm)[training.point]
     learner.prepare(stream.unlabelled, cfg.initialise, Path(cfg.cache), described=str(cfg.bottleneck.get(training.arm)))
-    optimizer = torch.optim.SGD(learner.parameters(), lr=options["lr"], momentum=cfg.momentum)
+    optimizer = torch.optim.SGD(learner.parameter_groups(options["lr"]), momentum=cfg.momentum)
     model, optimizer = accelerator.prepare(learner, optimizer)
     if state is None:
         state = {"epoch": 0, "rows": [], "snapshots": [_changed(learner.network, {})]}

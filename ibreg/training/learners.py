@@ -51,6 +51,10 @@ class Learner(nn.Module):
     def prepare(self, unlabelled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
         """Makes itself ready with inputs without labels, before the first split."""
 
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Returns its parameters as an optimizer takes them, with their learning rate."""
+        return [{"params": list(self.parameters()), "lr": lr}]
+
     def usage(self) -> dict[str, float]:
         """Says how much of itself is in use, where that can be counted."""
         return {}

@@ -178,6 +178,18 @@ def test_keys_start_from_inputs_without_labels_once_and_stay(batch, tmp_path, mo
     assert torch.equal((again.layer.values.grad != 0).any(1), hit.flatten())
 
 
+def test_centroids_learn_faster(batch):
+    learner = Bottlenecked(ibreg.DistanceAwareBottleneck(6, 4, gaussians=3), 4, CRITERION)
+    rest, centroids = learner.parameter_groups(0.1)
+    assert (rest["lr"], centroids["lr"]) == (0.1, pytest.approx(3))
+    assert [weight.shape for weight in centroids["params"]] == [(3, 4)]
+    found = {*map(id, rest["params"]), *map(id, centroids["params"])}
+    assert found == set(map(id, learner.parameters()))
+    assert len(rest["params"]) + 1 == len(list(learner.parameters()))
+    (only,) = built("mlp").parameter_groups(0.1)
+    assert len(only["params"]) == 4
+
+
 def test_uncertainty_is_the_distance_to_a_codebook_or_the_lack_of_confidence(batch):
     x, _ = batch
     learner = built("linear").eval()
