@@ -7,10 +7,14 @@ from ibreg.layers import (
     Bottleneck,
     BottleneckOutput,
     CauchySchwarzBottleneck,
+    CodebookBottleneck,
+    CodeIntervention,
     ConceptBottleneck,
     ConceptEmbeddingBottleneck,
     ConceptIntervention,
+    DistanceAwareBottleneck,
     HSICBottleneck,
+    KeyValueBottleneck,
     NonlinearBottleneck,
     PostHocConceptBottleneck,
     ProbabilisticConceptBottleneck,
@@ -20,6 +24,8 @@ from ibreg.layers import (
 from ibreg.registry import build, names, register
 from ibreg.regularized import Penalized, Regularized, RegularizedOutput, predict
 from ibreg.saving import load_bottlenecks, save_bottlenecks
+from ibreg.uncertainty import uncertainty
+from ibreg.unlearning import unlearn
 
 __version__ = "0.1.0"
 
@@ -27,11 +33,15 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
+    "CodeIntervention",
+    "CodebookBottleneck",
     "ConceptBottleneck",
     "ConceptEmbeddingBottleneck",
     "ConceptIntervention",
     "Concepts",
+    "DistanceAwareBottleneck",
     "HSICBottleneck",
+    "KeyValueBottleneck",
     "NonlinearBottleneck",
     "Penalized",
     "PostHocConceptBottleneck",
@@ -53,4 +63,6 @@ __all__ = [
     "register",
     "save_bottlenecks",
     "schedules",
+    "uncertainty",
+    "unlearn",
 ]

@@ -37,7 +37,7 @@ def listing() -> str:
     """Returns what the recipes can be told, a line for each kind."""
     configs = beside("configs")
     rows = {"recipes": list(_recipes()), "bottlenecks": ibreg.names()}
-    for group in ("data", "model", "task_loss", "experiment"):
+    for group in ("data", "encoder", "model", "task_loss", "experiment"):
         rows[group] = sorted(path.stem for path in (configs / group).glob("*.yaml"))
     return "\n".join(f"{kind:<12} {', '.join(entries)}" for kind, entries in rows.items())
 

@@ -2,6 +2,7 @@
 
     python recipes/benchmark.py                # every case
     python recipes/benchmark.py repeats=50 cases=[mlp]
+    python recipes/benchmark.py cases=[lookup] repeats=5                 # searches for keys
     python recipes/benchmark.py cases=[] samples=[128,1024,4096]         # kernel quantities, forward and backward
     python recipes/benchmark.py cases=[attack] repeats=15                # PGD beside that of another library
 
@@ -32,12 +33,14 @@ from torch.nn import functional as F
 
 import ibreg
 from ibreg.evaluation.attacks import pgd
-from ibreg.functional import cs_qmi, hsic
+from ibreg.functional import cs_qmi, hsic, nearest, product_nearest
 from ibreg.training import models, textbook
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 Step = Callable[[], object]
+
+ADAM = partial(torch.optim.AdamW, lr=1e-6, fused=True)
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="benchmark", version_base="1.3")
@@ -181,9 +184,15 @@ def kept_for_backward(step: Step) -> int:
     return sum(kept.values())
 
 
-def training(model: nn.Module, x: Tensor, y: Tensor, task_loss: Callable[..., Tensor] = F.cross_entropy) -> Step:
-    """Makes a step with the optimizer of the recipes."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+def training(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    task_loss: Callable[..., Tensor] = F.cross_entropy,
+    descent: Callable = ADAM,
+) -> Step:
+    """Makes a step, if not told otherwise with the optimizer of the recipes."""
+    optimizer = descent(model.parameters())
     criterion = ibreg.Penalized(task_loss)
     further = {"target": y} if isinstance(model, ibreg.Regularized) else {}
     model.train()
@@ -324,6 +333,39 @@ def attack_cases():
         )
 
 
+def lookup_cases():
+    """Searches in the sizes of arXiv 2207.11240 and in larger ones, and a training step beside a linear probe."""
+    torch.manual_seed(0)
+    queries, keys = torch.randn(256, 256, 14), torch.randn(256, 4096, 14)
+
+    def full() -> Tensor:
+        return torch.cdist(queries, keys).argmin(-1)
+
+    def chunked() -> Tensor:
+        return nearest(queries, keys)[1].squeeze(-1)
+
+    peaks = peak_memory(chunked), peak_memory(full)
+    peak = "not known" if None in peaks else f"{peaks[0] / peaks[1]:.3f}"
+    two_nearest = nearest(queries, keys, top_k=2)[0].sqrt()
+    clear = two_nearest[..., 1] - two_nearest[..., 0] > 1e-5 * two_nearest[..., 1]
+    others = int((full() != chunked())[clear].sum())
+    yield f"4,096 keys, to cdist: {others} other indices, peak {peak}", full, chunked, 1.00
+
+    sub_keys = torch.randn(16, 2, 256, 7)
+    pairs = torch.cat([sub_keys[:, 0].repeat_interleave(256, 1), sub_keys[:, 1].repeat(1, 256, 1)], -1)
+    exact, product = (partial(find, queries[:16], of) for find, of in ((nearest, pairs), (product_nearest, sub_keys)))
+    others = int((exact()[1] != product()[1]).sum())
+    yield f"65,536 keys, product to exact: {others} other indices", exact, product, 0.10
+
+    x, y = torch.randn(256, 384), torch.randint(10, (256,))
+    descent = partial(torch.optim.SGD, lr=0.3)
+    for sparse in (False, True):
+        layer = ibreg.KeyValueBottleneck(384, 10, codebooks=256, pairs=4096, key_features=14, sparse_gradients=sparse)
+        layer.freeze_keys()
+        steps = (training(model, x, y, descent=descent) for model in (nn.Linear(384, 10), ibreg.Regularized(layer)))
+        yield f"key_value, {'sparse' if sparse else 'dense'} gradients, step, to linear probe", *steps, None
+
+
 NORMALIZED = "HSIC, normalized"
 BANDWIDTHS = (8.0, 16.0)  # of x and code: sqrt(features)
 HSIC_OPTIONS = {"bandwidth_x": BANDWIDTHS[0], "bandwidth_y": BANDWIDTHS[1]}
@@ -357,6 +399,7 @@ CASES = {
     "script": script_cases,
     "kernel_layers": kernel_layer_cases,
     "attack": attack_cases,
+    "lookup": lookup_cases,
 }
 
 

@@ -49,12 +49,33 @@ ROWS = {
         "default": {"concepts": CONCEPTS},
         "smaller": {"concepts": KINDS, "embedding_features": 2, "out_features": 4, "intervention_probability": 0.5},
     },
+    "codebook": {"default": {"codes": 12, "top_k": 3}, "one": {"codes": 5, "top_k": 1}},
+    "distance_aware": {
+        "default": {},
+        "smaller": {"out_features": 4, "gaussians": 3, "uniform_steps": 0, "temperature": 0.5},
+        "identity": {"start": "identity", "uniform_steps": 1},
+    },
     "hsic": {
         "default": {},
         "normalized": {"estimator": "normalized", "bandwidth_t": ("rms", 1.0), "lambda_y": 0.0},
         "debiased": {"estimator": "debiased", "kernel_y": "linear"},
         "blocks": {"block_size": 3, "positions": "mean"},
         "cka": {"estimator": "cka", "lambda_x": 0.0},
+    },
+    "key_value": {
+        # What stands before the layer learns in these tests.
+        "default": {"codebooks": 4, "pairs": 16, "key_features": 3, "straight_through": True},
+        "linear": {
+            "codebooks": 3,
+            "pairs": 8,
+            "splitter": "chunk",
+            "decoder": "linear",
+            "value_features": 5,
+            "top_k": 2,
+            "out_features": 4,
+            "straight_through": True,
+        },
+        "learned": {"codebooks": 2, "pairs": 9, "splitter": "learned", "search": "product", "straight_through": True},
     },
     "nonlinear": {
         "default": {},
@@ -188,7 +209,7 @@ def test_targets_are_optional_outside_training(name, options):
 def test_every_parameter_gets_a_gradient(name, options, shape):
     layer = build(name, options)
     out = layer.measure(torch.randn(shape, requires_grad=True), **needed(layer))
-    (out.z.square().mean() + out.penalty).backward()
+    ((out.z - 1).square().mean() + out.penalty).backward()  # a code may start at 0, where a square has no slope
     for parameter in layer.parameters():
         assert parameter.grad is not None
         assert torch.isfinite(parameter.grad).all()
@@ -222,7 +243,7 @@ def test_awkward_inputs_stay_finite(name, options, kind):
 def test_in_place_operations_behind_the_layer_change_neither_penalty_nor_logs(name, options, training):
     layer, x = build(name, options), torch.randn(BATCH, FEATURES)
     model = ibreg.Regularized(nn.Sequential(nn.Linear(FEATURES, FEATURES), layer)).train(training)
-    behind = ibreg.Regularized(nn.Sequential(*model.model, nn.ReLU(inplace=True))).train(training)
+    behind = ibreg.Regularized(nn.Sequential(*copy.deepcopy(model.model), nn.ReLU(inplace=True))).train(training)
     results = []
     for each in (model, behind):
         torch.manual_seed(1)
@@ -244,7 +265,7 @@ def test_the_penalty_reads_no_parameter(name, options):
             parameter.data.fill_(float("nan"))
 
     torch.manual_seed(1)
-    expected = model(x, **needed(layer)).penalty
+    expected = copy.deepcopy(model)(x, **needed(layer)).penalty
     model.model.register_forward_hook(poison)
     torch.manual_seed(1)
     assert torch.equal(model(x, **needed(layer)).penalty, expected)
@@ -252,7 +273,7 @@ def test_the_penalty_reads_no_parameter(name, options):
 
 @every_case
 def test_batch_of_one(name, options):
-    layer, x = build(name, options), torch.randn(1, FEATURES)
+    layer, x = build(name, options), torch.randn(1, FEATURES, requires_grad=True)
     if name in NEEDS_MORE_SAMPLES:
         with pytest.raises(ValueError, match="samples"):
             layer.measure(x, **needed(layer, batch=1))
@@ -544,7 +565,8 @@ def test_two_calls_count_twice(name, options):
 
     layer, x = build(name, options), torch.randn(BATCH, FEATURES)
     torch.manual_seed(2)
-    calls = [layer.measure(x, **needed(layer)) for _ in range(2)]
+    alone = copy.deepcopy(layer)
+    calls = [alone.measure(x, **needed(layer)) for _ in range(2)]
     torch.manual_seed(2)
     _, penalty, logs = ibreg.Regularized(Twice(layer))(x, **needed(layer))
     torch.testing.assert_close(penalty, layer.beta * (calls[0].penalty + calls[1].penalty))
@@ -595,7 +617,6 @@ def test_missing_targets_are_an_error_that_says_what_to_pass(name, options):
 def test_functional_call_and_func_grad(name, options):
     layer = build(name, options)
     model, x = ibreg.Regularized(network(layer)), torch.randn(BATCH, FEATURES)
-    output, penalty, gradients = step(model, x, needed(layer))
     parameters = {key: value.detach() for key, value in model.named_parameters()}
 
     def loss(parameters):
@@ -603,9 +624,10 @@ def test_functional_call_and_func_grad(name, options):
         return output.square().mean() + penalty
 
     torch.manual_seed(0)
-    torch.testing.assert_close(loss(parameters), output.square().mean() + penalty)
-    torch.manual_seed(0)
     measured = grad(loss)(parameters)
+    output, penalty, gradients = step(copy.deepcopy(model), x, needed(layer))
+    torch.manual_seed(0)
+    torch.testing.assert_close(loss(parameters), output.square().mean() + penalty)
     for expected, name_ in zip(gradients, parameters, strict=True):
         torch.testing.assert_close(measured[name_], expected)
 

@@ -20,7 +20,9 @@ from ibreg.functional.kernels import (
     squared_distances,
 )
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
+from ibreg.functional.lookup import nearest
 from ibreg.functional.pairs import gram
+from ibreg.functional.product_lookup import product_nearest
 from ibreg.functional.sparsity import elastic_net
 
 __all__ = [
@@ -45,9 +47,11 @@ __all__ = [
     "linear_gram",
     "linear_lagrangian",
     "move_by_gain",
+    "nearest",
     "nonlinear_rate",
     "normalized_factor",
     "normalized_hsic",
     "power_lagrangian",
+    "product_nearest",
     "squared_distances",
 ]

@@ -2,10 +2,13 @@
 
 from ibreg.layers.base import Bottleneck, BottleneckOutput
 from ibreg.layers.cauchy_schwarz import CauchySchwarzBottleneck
+from ibreg.layers.codebook import CodebookBottleneck, CodeIntervention
 from ibreg.layers.concept import ConceptBottleneck
 from ibreg.layers.concept_embedding import ConceptEmbeddingBottleneck
 from ibreg.layers.concept_layer import ConceptIntervention, ConceptLayer, ConceptState
+from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.hsic import HSICBottleneck
+from ibreg.layers.key_value import KeyValueBottleneck
 from ibreg.layers.nonlinear import NonlinearBottleneck
 from ibreg.layers.post_hoc_concept import PostHocConceptBottleneck
 from ibreg.layers.probabilistic_concept import ProbabilisticConceptBottleneck
@@ -16,12 +19,16 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "CauchySchwarzBottleneck",
+    "CodeIntervention",
+    "CodebookBottleneck",
     "ConceptBottleneck",
     "ConceptEmbeddingBottleneck",
     "ConceptIntervention",
     "ConceptLayer",
     "ConceptState",
+    "DistanceAwareBottleneck",
     "HSICBottleneck",
+    "KeyValueBottleneck",
     "NonlinearBottleneck",
     "PostHocConceptBottleneck",
     "ProbabilisticConceptBottleneck",

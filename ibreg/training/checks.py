@@ -13,18 +13,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ibreg.training.arms import SCHEDULES, build_bottleneck
 from ibreg.training.trials import CONTROLS, beta_grid, plan
 
-# A section whose keys are names of arms: what they hold is checked where it is built, as that of the groups is.
-BY_ARM = ("task_losses", "trainings")
+# Sections whose keys are names of arms, or options of another data set: checked where they are built, as groups are.
+OPEN = ("task_losses", "trainings", "settings", "learner", "unlabelled", "ood")
 # A key of these that a recipe does not have is not checked.
 SWITCHES = (
-    "control", "tune", "resume", "overwrite", "split_by_seed", "balanced", "interventions.wrong", "data.download",
-    "data.augment",
+    "control", "tune", "resume", "overwrite", "split_by_seed", "shuffle_classes", "balanced", "interventions.wrong",
+    "data.download", "data.augment",
 )  # fmt: skip
+# What a choice of a group has to bring.
+NAMED = {"data": ("name",), "model": ("name", "inject_at"), "encoder": ("name",)}
 # The least value of each whole number.
 WHOLE_NUMBERS = {
     "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "lr_every": 0, "sweep.epochs": 1,
     "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1, "rows": 1, "interventions.rows": 1,
-    "interventions.orders": 5,
+    "interventions.orders": 5, "tuning_seeds": 1, "unlabelled.limit": 0, "initialise.epochs": 1,
 }  # fmt: skip
 NUMBERS_ABOVE_0 = ("lr", "lr_factor")
 LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps")
@@ -33,11 +35,13 @@ CHOICES = {
     "device": ("auto", "cpu"),
     "precision": ("no", "bf16", "fp16"),
     "schedule.name": tuple(SCHEDULES),
+    "initialise.method": ("ema", "k_means"),
+    "unlearning.by": ("activations", "examples"),
 }
 
 
-def check_configuration(cfg: DictConfig, recipe_yaml: Path) -> None:
-    """Checks all that recipes have in common: keys, arms, seeds, numbers, choices, the grid and the bottlenecks.
+def check_common(cfg: DictConfig, recipe_yaml: Path) -> None:
+    """Checks what all recipes have in common: keys, names of bottlenecks, seeds, switches, whole numbers, choices.
 
     Args:
         cfg: the composed configuration.
@@ -51,10 +55,45 @@ def check_configuration(cfg: DictConfig, recipe_yaml: Path) -> None:
             f"the experiment is one of another recipe: python recipes/{cfg.get('recipe')}.py experiment=..."
         )
     check_keys(cfg, recipe_yaml)
-    _check_arms(cfg)
-    _check_values(cfg)
+    if not isinstance(cfg.bottlenecks, ListConfig):
+        raise ValueError(f"bottlenecks is a list such as [variational], got {cfg.bottlenecks}")
+    names = list(cfg.bottlenecks)
+    if len(set(names)) < len(names) or set(CONTROLS) & set(names):
+        raise ValueError(f"bottlenecks are named once each, and none and null are the controls, got {names}")
+    seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else []
+    if len(set(seeds)) < max(len(seeds), 1) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(
+            f"seeds are one or more different whole numbers of at least 0, such as [0,1,2], got {cfg.seeds}"
+        )
+    for key in filter(lambda key: _has(cfg, key), SWITCHES):
+        if not isinstance(OmegaConf.select(cfg, key), bool):
+            raise ValueError(f"{key} is true or false, got {OmegaConf.select(cfg, key)}")
+    for key, least in WHOLE_NUMBERS.items():
+        value = OmegaConf.select(cfg, key)
+        if _has(cfg, key) and (type(value) is not int or value < least):
+            raise ValueError(f"{key} is a whole number of at least {least}, got {value}")
+    for key, valid in CHOICES.items():
+        if _has(cfg, key) and str(OmegaConf.select(cfg, key)) not in valid:
+            raise ValueError(f"{key} is one of {', '.join(valid)}, got {OmegaConf.select(cfg, key)}")
+    if not (cfg.output_dir and type(cfg.output_dir) is str):
+        raise ValueError(f"output_dir is the folder of the run, got {cfg.output_dir}")
     if cfg.resume and cfg.overwrite:
         raise ValueError("resume goes on with a run and overwrite starts it anew: give one of them")
+
+
+def check_configuration(cfg: DictConfig, recipe_yaml: Path) -> None:
+    """Checks what recipes that put bottlenecks into a model have in common: also arms, the grid and the bottlenecks.
+
+    Args:
+        cfg: the composed configuration.
+        recipe_yaml: the recipe's own YAML, whose keys are the valid ones.
+
+    Raises:
+        ValueError: something is wrong; the message names the key and what is valid.
+    """
+    check_common(cfg, recipe_yaml)
+    _check_places(cfg)
+    _check_values(cfg)
     if (cfg.tune or cfg.selection == "best") and not OmegaConf.select(cfg, "data.validation"):
         raise ValueError(
             "tune=true and selection=best choose on validation data: give data.validation, or selection=last"
@@ -89,9 +128,9 @@ def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
     groups = [key for entry in entries for key, choice in entry.items() if " " not in key and choice is not None]
     _check_section(recipe_yaml.stem, cfg, [*own, *groups])
     for section in own:
-        if isinstance(recipe[section], dict) and section not in BY_ARM:
+        if isinstance(recipe[section], dict) and section not in (*OPEN, *groups):
             _check_section(section, cfg[section], recipe[section])
-    for key in ("data.name", "model.name", "model.inject_at"):
+    for key in (f"{group}.{part}" for group, parts in NAMED.items() if group in groups for part in parts):
         if OmegaConf.select(cfg, key, default=None) is None:
             raise ValueError(f"{key} has no value: choose with {key.partition('.')[0]}=NAME, which brings one")
     missing = sorted(OmegaConf.missing_keys(cfg))
@@ -123,32 +162,15 @@ def check_batch_size(cfg: DictConfig, *, rows: int, processes: int) -> None:
         )
 
 
-def _check_arms(cfg: DictConfig) -> None:
-    if not isinstance(cfg.bottlenecks, ListConfig):
-        raise ValueError(f"bottlenecks is a list such as [variational], got {cfg.bottlenecks}")
-    names = list(cfg.bottlenecks)
-    if len(set(names)) < len(names) or set(CONTROLS) & set(names):
-        raise ValueError(f"bottlenecks are named once each, and none and null are the controls, got {names}")
-    if not names and not cfg.control:
+def _check_places(cfg: DictConfig) -> None:
+    if not (cfg.bottlenecks or cfg.control):
         raise ValueError("there is nothing to train: name bottlenecks, or leave control=true")
-    seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else []
-    if len(set(seeds)) < max(len(seeds), 1) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ValueError(
-            f"seeds are one or more different whole numbers of at least 0, such as [0,1,2], got {cfg.seeds}"
-        )
     places = list(cfg.inject_at) if isinstance(cfg.inject_at, ListConfig) else [cfg.inject_at]
     if not places or len(set(places)) < len(places) or not all(place and type(place) is str for place in places):
         raise ValueError(f"inject_at names at least one module, or a list of different ones, got {cfg.inject_at}")
 
 
 def _check_values(cfg: DictConfig) -> None:
-    for key in filter(lambda key: _has(cfg, key), SWITCHES):
-        if not isinstance(OmegaConf.select(cfg, key), bool):
-            raise ValueError(f"{key} is true or false, got {OmegaConf.select(cfg, key)}")
-    for key, least in WHOLE_NUMBERS.items():
-        value = OmegaConf.select(cfg, key)
-        if _has(cfg, key) and (type(value) is not int or value < least):
-            raise ValueError(f"{key} is a whole number of at least {least}, got {value}")
     for key in NUMBERS_ABOVE_0:
         if not (_is_number(cfg[key]) and cfg[key] > 0):
             raise ValueError(f"{key} is a number greater than 0, got {cfg[key]}")
@@ -168,11 +190,6 @@ def _check_values(cfg: DictConfig) -> None:
             continue
         if not (isinstance(values, ListConfig) and all(_is_number(value) and value >= 0 for value in values)):
             raise ValueError(f"{key} is a list of numbers of at least 0, such as [1e-3,1e-2], got {values}")
-    for key, valid in CHOICES.items():
-        if str(OmegaConf.select(cfg, key)) not in valid:
-            raise ValueError(f"{key} is one of {', '.join(valid)}, got {OmegaConf.select(cfg, key)}")
-    if not (cfg.output_dir and type(cfg.output_dir) is str):
-        raise ValueError(f"output_dir is the folder of the run, got {cfg.output_dir}")
     rates = cfg.schedule.rate
     if isinstance(rates, DictConfig) and set(cfg.bottlenecks) - set(rates):
         raise ValueError(f"schedule.rate has no rate for {', '.join(set(cfg.bottlenecks) - set(rates))}")

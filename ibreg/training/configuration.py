@@ -16,7 +16,7 @@ from ibreg import registry
 from ibreg.layers import Bottleneck
 
 # They say how and where to run, not what: a run that differs in them alone is the same run.
-NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download")
+NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "cache")
 
 
 def register_with_hydra() -> None:

@@ -4,7 +4,6 @@ Every set is cut in the same way: a validation share is held out of the training
 without a test part of its own gives one up first. Whatever is fitted is fitted on the training rows alone.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from ibreg.training.coloured import paint
 from ibreg.training.images import ImageFiles, channels_first, crop_and_flip, normalised, per_channel
 from ibreg.training.options import choose, keyword_options
-from ibreg.training.request import Request
+from ibreg.training.request import Request, data_folder
 from ibreg.training.tables import feature_values, read_table, standardised, target_classes
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -86,7 +85,7 @@ def load(
         (1077, 360, 360)
     """
     function = choose("data set", name, _SETS, options, beside=f", all sets {list(keyword_options(load))}")
-    folder = Path(root or os.environ.get("IBREG_DATA") or "data").expanduser()
+    folder = data_folder(root)
     return function(Request(folder, download, validation, split_seed, limit), **options)
 
 

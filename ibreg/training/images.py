@@ -30,6 +30,9 @@ class ImageFiles:
             ]
         )
 
+    def __len__(self) -> int:
+        return len(self.paths)
+
     def __getitem__(self, indices: list[int]) -> Tensor:
         return torch.stack([self.transform(default_loader(self.paths[index])) for index in indices])
 

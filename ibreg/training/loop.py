@@ -30,7 +30,7 @@ def build_accelerator(cfg: DictConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=cfg.device == "cpu",
         mixed_precision=str(cfg.precision),
-        gradient_accumulation_steps=cfg.accumulate,
+        gradient_accumulation_steps=cfg.get("accumulate", 1),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
     if cfg.precision == "fp16" and accelerator.device.type == "cpu":

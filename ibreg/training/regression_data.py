@@ -5,7 +5,6 @@ rows alone. For experiments on little, noisy or irrelevant data a set can be cut
 targets, and get columns that tell nothing.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from ibreg.training.data import Rows
 from ibreg.training.images import normalised
 from ibreg.training.options import choose, keyword_options
 from ibreg.training.regression_request import RegressionRequest
+from ibreg.training.request import data_folder
 from ibreg.training.tables import Table, feature_values, read_table, standardised
 
 
@@ -95,7 +95,7 @@ def load(
         (torch.Size([1]), 222.0)
     """
     function = choose("regression data set", name, _SETS, options, beside=f", all sets {list(keyword_options(load))}")
-    folder = Path(root or os.environ.get("IBREG_DATA") or "data").expanduser()
+    folder = data_folder(root)
     request = RegressionRequest(folder, download, validation, split_seed, limit, split, noise_columns, target_noise)
     if split == "chronological" and name not in _IN_TIME:
         raise ValueError(f"the rows of {name} have no order of time: split=random; {list(_IN_TIME)} have one")

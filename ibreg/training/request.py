@@ -1,5 +1,6 @@
 """What is asked of every data set, whatever it holds: where it lies, and which rows go into which part."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,6 +8,16 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import train_test_split
+
+
+def data_folder(root: str | Path | None) -> Path:
+    """Returns the folder of the data: as given, else that of the environment variable `IBREG_DATA`, else `data`.
+
+    Example:
+        >>> str(data_folder("here"))
+        'here'
+    """
+    return Path(root or os.environ.get("IBREG_DATA") or "data").expanduser()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,171 @@
+"""Codebook features: a layer's activations are replaced by a few codes, which can be forced or banned.
+
+Tamkin et al. 2023 (arXiv 2310.17230).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ibreg.functional.lookup import nearest
+from ibreg.layers.base import Bottleneck, at_least_float32, batch_mean
+from ibreg.layers.intervention import intervention_on
+from ibreg.layers.options import check_count
+from ibreg.layers.scope import Scope, inside_checkpoint
+from ibreg.registry import register
+
+
+class CodeIntervention(NamedTuple):
+    """What an intervention does to a `CodebookBottleneck`.
+
+    Attributes:
+        forced: codes that are among the chosen ones at every position, in place of the least similar.
+        banned: codes that are never chosen.
+    """
+
+    forced: Sequence[int] = ()
+    banned: Sequence[int] = ()
+
+
+class Chosen(NamedTuple):
+    """What the penalty reads of a call.
+
+    Attributes:
+        features: of the input, `(batch, *positions, features)`, without gradient.
+        code: the sum of the chosen codes, of the same shape.
+        indices: of the chosen codes, `(batch, *positions, top_k)`.
+    """
+
+    features: Tensor
+    code: Tensor
+    indices: Tensor
+
+
+@register("codebook")
+class CodebookBottleneck(Bottleneck):
+    r"""Replaces features by the sum of the codes most similar to them.
+
+    .. math:: z = \sum_{j \in S(x)} c_j, \quad S(x) = \text{the } k \text{ codes of largest } \cos(x, c_j)
+
+    What stands before gets the gradient of z as if the layer were not there (straight-through). The penalty draws codes
+    to the features:
+
+    .. math:: \text{penalty} = |x - z|^2
+
+    per sample, in squared units of the features; no gradient of it goes to what stands before.
+
+    Args:
+        in_features: size of the feature axis.
+        beta: weight of the penalty.
+        codes: how many, at least 1.
+        top_k: how many are chosen at a position.
+        dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
+        device: of the codes.
+        dtype: of the codes.
+
+    Shapes:
+        `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, height, width)`; the output has the same
+        shape. The penalty is summed over tokens or positions.
+
+    Interventions: `with intervening({layer: CodeIntervention(forced=[3], banned=[7])})` (ibreg.layers.intervention).
+
+    Logs: `distance` (the penalty), `used` (share of the codes that the batch chose).
+
+    Raises:
+        ValueError: an option out of range, an intervention that leaves too few codes.
+
+    Example:
+        >>> from ibreg.layers.intervention import intervening
+        >>> layer = CodebookBottleneck(8, codes=32, top_k=2).eval()
+        >>> with intervening({layer: CodeIntervention(forced=[3])}):
+        ...     indices = layer.transform(torch.randn(5, 8))[1].indices
+        >>> bool((indices == 3).any(1).all())
+        True
+    """
+
+    def __init__(
+        self,
+        in_features: int | None = None,
+        *,
+        beta: float = 1.0,
+        codes: int = 1024,
+        top_k: int = 8,
+        dim: int | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(in_features, beta=beta, dim=dim, device=device)
+        check_count("codes", codes, "number of codes")
+        check_count("top_k", top_k, "number of codes that are chosen at a position")
+        if top_k > codes:
+            raise ValueError(f"top_k is at most the {codes} codes, got {top_k}")
+        self.codes = codes
+        self.top_k = top_k
+        self.materialize(in_features, device=device, dtype=dtype)
+
+    def create_parameters(self, *, device=None, dtype=None) -> None:
+        """Registers the codebook."""
+        self.codebook = nn.Parameter(torch.empty(self.codes, self.in_features, device=device, dtype=dtype))
+
+    def reset_parameters(self) -> None:
+        """Draws codes such that a sum of `top_k` has the size of standardized features."""
+        super().reset_parameters()
+        nn.init.normal_(self.codebook, std=self.top_k**-0.5)
+
+    def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Chosen]:
+        """Returns the sum of the chosen codes."""
+        features = self.features_last(x)
+        indices = self._chosen(features.detach().flatten(0, -2)).unflatten(0, features.shape[:-1])
+        code = F.embedding(indices, self.codebook).sum(-2)
+        # As x - x is 0, only the gradient is changed.
+        z = code.to(features.dtype) + (features - features.detach())
+        return self.features_back(z), Chosen(features.detach(), code, indices)
+
+    def penalty(self, state: Chosen, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the squared distance of features and code, and how many codes are in use."""
+        mask = scope.mask if scope.mask is not None and state.code.dim() > 2 else None
+        distance = batch_mean((state.features - state.code).square().sum(-1), mask)
+        used = torch.zeros(self.codes, device=state.code.device).scatter(0, state.indices.flatten(), 1.0)
+        return distance, {"distance": distance, "used": used.mean()}
+
+    def _chosen(self, rows: Tensor) -> Tensor:
+        """Returns the indices of the chosen codes, `(rows, top_k)`, the forced ones first."""
+        forced, usable = self._intervention(rows.device)
+        held = torch.tensor(forced, dtype=torch.int64, device=rows.device).expand(rows.shape[0], -1)
+        if len(forced) == self.top_k:
+            return held
+        # Of vectors of length 1 the nearest are those of largest cosine.
+        queries, keys = (F.normalize(at_least_float32(each), dim=-1) for each in (rows, self.codebook.detach()))
+        _, found = nearest(queries.unsqueeze(0), keys.unsqueeze(0), top_k=self.top_k - len(forced), usable=usable)
+        return torch.cat([held, found.squeeze(0)], -1) if forced else found.squeeze(0)
+
+    def _intervention(self, device: torch.device) -> tuple[list[int], Tensor | None]:
+        """Returns the forced codes and which others may be chosen, `(1, codes)`; None: all."""
+        intervention = intervention_on(self)
+        if intervention is None:
+            return [], None
+        if self.training and inside_checkpoint():
+            raise RuntimeError(
+                "an intervention on a codebook inside an activation checkpoint is not there when that is recomputed: "
+                "leave the layer outside of the checkpointed part"
+            )
+        forced, banned = list(dict.fromkeys(intervention.forced)), set(intervention.banned)
+        unknown = [code for code in (*forced, *banned) if not 0 <= code < self.codes]
+        if unknown or banned & set(forced):
+            raise ValueError(
+                f"forced and banned codes are different ones from 0 to {self.codes - 1}, got {forced} and "
+                f"{sorted(banned)}"
+            )
+        if len(forced) > self.top_k or self.codes - len(banned) < self.top_k:
+            raise ValueError(
+                f"top_k={self.top_k} of {self.codes} codes are chosen: {len(forced)} cannot be forced and "
+                f"{len(banned)} banned"
+            )
+        usable = torch.ones(1, self.codes, dtype=torch.bool, device=device)
+        usable[0, [*forced, *banned]] = False
+        return forced, usable

@@ -1,0 +1,199 @@
+"""Distance-aware bottleneck: a codebook of Gaussians, and how far a sample's code is from it.
+
+Apostolopoulou et al. 2024 (arXiv 2406.02775).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ibreg.functional.gaussian import gaussian_kl
+from ibreg.layers.base import Bottleneck, batch_mean
+from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
+from ibreg.layers.moving_codebooks import WideBuffers, inside_transformation, over_ranks
+from ibreg.layers.options import check_count, check_number
+from ibreg.layers.scope import Scope
+from ibreg.registry import register
+
+DECAY = 0.99
+DIRICHLET = 1.0  # rows that each centroid gets beside those of the batch
+LEAST_VARIANCE = 1e-6
+
+
+class Code(NamedTuple):
+    """What the penalty reads of a call.
+
+    Attributes:
+        mean: of the code, `(batch, *positions, out_features)`.
+        raw_scale: its standard deviation before the softplus.
+        centroids: a copy of the centroids' means.
+    """
+
+    mean: Tensor
+    raw_scale: Tensor
+    centroids: Tensor
+
+
+@register("distance_aware")
+class DistanceAwareBottleneck(WideBuffers, Bottleneck):
+    r"""Encodes features as a Gaussian, and charges for its distance from a codebook of Gaussians.
+
+    .. math:: \text{penalty} = u(x) = \sum_j \pi(j|x) \, KL(p(z|x) \| q_j), \quad
+        \pi(j|x) \propto \pi_j \exp(-\tau \, KL(p(z|x) \| q_j))
+
+    in nats per sample. u(x) is also the uncertainty: far from all that the codebook was trained on it is large, and one
+    forward pass in evaluation tells it (`ibreg.uncertainty`). No gradient goes through the responsibilities. The
+    centroids' means are parameters (`centroids`; give them a learning rate of their own as an optimizer's group, 10 to
+    100 times that of the model); variances and weights are moving averages over training batches, moved where the
+    penalty is computed.
+
+    Args:
+        in_features: size of the feature axis.
+        out_features: size of the code; None: in_features.
+        beta: weight of the penalty.
+        gaussians: Gaussians in the codebook, at least 1; arXiv 2406.02775 takes the number of classes.
+        temperature: tau, at least 0: the larger, the more the nearest Gaussian alone counts.
+        uniform_steps: training batches at the start in which all Gaussians count alike; arXiv 2406.02775 takes an
+            epoch.
+        start: "default": Xavier weights, small noise; "identity": the mean is the input and sigma 0.1.
+        dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
+        device: of the parameters.
+        dtype: of the parameters; variances and weights are at least float32.
+
+    Shapes:
+        `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, height, width)`; the output has
+        `out_features` on the same axis. The distance is summed over tokens or positions. Behind n training draws the
+        batch is n times as long.
+
+    Logs: `uncertainty` (nats per sample), `gaussians_used` (exp of the entropy of the weights).
+
+    Many processes: moving averages are those of all ranks; each has to call the layer in training.
+
+    Raises:
+        ValueError: an option out of range, sizes that do not fit.
+
+    Example:
+        >>> layer = DistanceAwareBottleneck(8, 4, gaussians=3)
+        >>> out = layer.measure(torch.zeros(16, 8))
+        >>> out.z.shape, sorted(out.logs)
+        (torch.Size([16, 4]), ['gaussians_used', 'uncertainty'])
+    """
+
+    stochastic = True
+
+    variances: Tensor
+    weights: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        *,
+        beta: float = 1e-3,
+        gaussians: int = 10,
+        temperature: float = 1.0,
+        uniform_steps: int = 100,
+        start: str = "default",
+        dim: int | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(in_features, beta=beta, dim=dim, device=device)
+        check_encoder(out_features, start)
+        check_count("gaussians", gaussians, "number of Gaussians")
+        check_number("temperature", temperature, least=0)
+        check_count("uniform_steps", uniform_steps, "number of first batches", least=0)
+        self.out_features = out_features
+        self.gaussians = gaussians
+        self.temperature = temperature
+        self.uniform_steps = uniform_steps
+        self.start = start
+        self.materialize(in_features, device=device, dtype=dtype)
+
+    def create_parameters(self, *, device=None, dtype=None) -> None:
+        """Registers the encoder and the codebook."""
+        if self.out_features is None:
+            self.out_features = self.in_features
+        self.encoder = build_encoder(
+            self.in_features, self.out_features, self.start, noise=True, device=device, dtype=dtype
+        )
+        shape = (self.gaussians, self.out_features)
+        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self.centroids = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.register_buffer("variances", torch.empty(shape, device=device, dtype=wide))
+        self.register_buffer("weights", torch.empty(shape[:1], device=device, dtype=wide))
+        self.register_buffer("steps", torch.zeros((), device=device, dtype=torch.int64))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Sets the encoder to its `start`, draws the centroids, and gives all Gaussians unit variance, equal weight."""
+        super().reset_parameters()
+        reset_encoder(self.encoder, self.out_features, self.start)
+        nn.init.normal_(self.centroids)
+        self.variances.fill_(1)
+        self.weights.fill_(1 / self.gaussians)
+        self.steps.zero_()
+
+    def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Code]:
+        """Returns the drawn code in training, the mean in evaluation."""
+        mean, raw_scale = self.encoder(self.features_last(x)).chunk(2, dim=-1)
+        # A copy: FSDP2 frees the parameter's storage before the penalty reads it.
+        code = Code(mean, raw_scale, self.centroids.clone())
+        if not self.training:
+            return self.features_back(mean.clone()), code  # an in-place ReLU behind the layer leaves the state alone
+        z, _ = draw_code(mean, noise_scale(raw_scale), scope.claim_draws(self) if scope is not None else 1)
+        return self.features_back(z), code
+
+    def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the mean uncertainty and the logs; in training the codebook's variances and weights move first."""
+        mask = scope.mask if scope.mask is not None and state.mean.dim() > 2 else None
+        responsibilities = self.responsibilities(state)
+        variances, weights = self.variances, self.weights
+        if self.training:
+            # The gradient is that of the codebook as it stands afterwards: compiled code would read that one anyway.
+            variances, weights = self._moved(state, responsibilities, mask)
+            if not inside_transformation(state.mean):
+                self._keep(variances, weights)
+        uncertainty = batch_mean((responsibilities * self.divergences(state, variances)).sum(-1), mask)
+        used = torch.exp(-torch.xlogy(weights, weights).sum())
+        return uncertainty, {"uncertainty": uncertainty, "gaussians_used": used}
+
+    def divergences(self, state: Code, variances: Tensor) -> Tensor:
+        """Returns the divergence from each Gaussian, `(batch, *positions, gaussians)`, in nats."""
+        log_variance = 2 * noise_scale(state.raw_scale).log()
+        mean, log_variance = state.mean.unsqueeze(-2), log_variance.unsqueeze(-2)
+        return gaussian_kl(mean, log_variance, state.centroids, variances.log())
+
+    def uncertainty(self, state: Code) -> Tensor:
+        """Returns u(x) of what a call left, `(batch, *positions)`, in nats."""
+        return (self.responsibilities(state) * self.divergences(state, self.variances)).sum(-1)
+
+    @torch.no_grad()
+    def responsibilities(self, state: Code) -> Tensor:
+        """Returns pi(j|x), `(batch, *positions, gaussians)`."""
+        scores = self.weights.log() - self.temperature * self.divergences(state, self.variances)
+        return (scores * (self.steps >= self.uniform_steps)).softmax(-1)
+
+    @torch.no_grad()
+    def _moved(self, state: Code, responsibilities: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns variances and weights, moved by the moments of a batch of all ranks."""
+        mean, variance = state.mean.flatten(0, -2), noise_scale(state.raw_scale).square().flatten(0, -2)
+        shares = responsibilities.flatten(0, -2)
+        shares = shares if mask is None else shares * mask.flatten().unsqueeze(-1)
+        spread = variance.unsqueeze(1) + (mean.unsqueeze(1) - state.centroids).square()
+        rows = over_ranks(shares.sum(0).to(self.weights.dtype))
+        squares = over_ranks(torch.einsum("rk,rkd->kd", shares, spread).to(self.variances.dtype))
+        squares = (squares + DIRICHLET * self.variances) / (rows + DIRICHLET).unsqueeze(-1)
+        weight = (1 - DECAY) * (rows.sum() > 0)
+        weights = (rows + DIRICHLET) / (rows + DIRICHLET).sum()
+        return self.variances.lerp(squares.clamp(min=LEAST_VARIANCE), weight), self.weights.lerp(weights, weight)
+
+    @torch.no_grad()
+    def _keep(self, variances: Tensor, weights: Tensor) -> None:
+        self.variances.copy_(variances)
+        self.weights.copy_(weights)
+        self.steps.add_(1)

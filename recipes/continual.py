@@ -1,0 +1,206 @@
+"""Classes one after another: a key-value bottleneck, the linear probe and other learners behind one frozen encoder.
+
+    python recipes/continual.py                                           # eight Gaussians, under a minute, offline
+    python recipes/continual.py experiment=dkvb_fashion_mnist             # features of a pretrained network
+    accelerate launch --num_processes 2 recipes/continual.py ...          # the same on several GPUs
+    torchrun --standalone --nproc_per_node 2 recipes/continual.py device=cpu ...           # and on CPU processes
+
+`main` checks before the run's folder is made; `run` reads top to bottom: encode, train and select, test, draw.
+Trainings are functions of configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends
+bit-identically on a CPU. The test rows are used once, at the end, with the learners as they were after each split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from torch import nn
+
+from ibreg.evaluation.continual_plots import accuracy_over_splits, decision_regions, key_usage
+from ibreg.training import continual_data, encoders
+from ibreg.training.checks import check_batch_size
+from ibreg.training.configuration import register_with_hydra
+from ibreg.training.continual import (
+    Stream,
+    Training,
+    predicted_classes,
+    rehearse,
+    settings_of,
+    train_all,
+)
+from ibreg.training.continual_checks import check_continual
+from ibreg.training.continual_testing import Tested, examine, restored
+from ibreg.training.data import ClassificationData, Rows
+from ibreg.training.features import encode, standardised
+from ibreg.training.launch import Outcome, launch
+from ibreg.training.loop import build_accelerator
+from ibreg.training.request import data_folder
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PLANE = 150  # points along a side of the plane whose decision regions are drawn
+
+register_with_hydra()
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="continual", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    check_continual(cfg, CONFIGS / "continual.yaml")
+    accelerator = build_accelerator(cfg)
+    data = continual_data.load(**cfg.data)
+    unlabelled = load_unlabelled(cfg, data)
+    if not set(cfg.unlearning.classes) < set(range(data.classes)):
+        raise ValueError(f"unlearning.classes={cfg.unlearning.classes} are some of the {data.classes} classes, from 0")
+    for split in {split for splits in class_splits(cfg, data).values() for split in splits}:
+        rows = torch.isin(data.train.targets, torch.tensor(split)).sum()
+        check_batch_size(cfg, rows=int(rows), processes=accelerator.num_processes)
+    encoder = build_encoder(cfg, data.input_shape)
+    features, others = (encoder(inputs[[0]]).shape[1] for inputs in (data.test.inputs, unlabelled))
+    if features != others:
+        raise ValueError(
+            f"inputs of {cfg.unlabelled.name} have {others} features, those of {data.name} {features}: take another "
+            "set, or unlabelled.name=null"
+        )
+    rehearse(cfg, features=features, classes=data.classes)
+    launch(cfg, accelerator, lambda folder: run(cfg, data, unlabelled, encoder, accelerator, folder))
+
+
+def load_unlabelled(cfg: DictConfig, data: ClassificationData):
+    """Loads the inputs that keys start from: those of another set, or the set's own."""
+    if cfg.unlabelled.name is None:
+        return continual_data.unlabelled_inputs(data, cfg.unlabelled.limit)
+    other = continual_data.load(**cfg.unlabelled, root=cfg.data.root, download=cfg.data.download, validation=0)
+    return other.train.inputs
+
+
+def class_splits(cfg: DictConfig, data: ClassificationData) -> dict[int, list[tuple[int, ...]]]:
+    """Returns the classes of each split, for every seed in its own order."""
+    splits = {}
+    for seed in cfg.seeds:
+        order = continual_data.class_order(data.classes, seed if cfg.shuffle_classes else None)
+        splits[seed] = continual_data.class_splits(order, cfg.classes_per_split)
+    return splits
+
+
+def build_encoder(cfg: DictConfig, input_shape: Sequence[int]) -> nn.Module:
+    """Builds the frozen encoder; one that is trained here is read from the cache where it was trained before."""
+    root = data_folder(cfg.data.root)
+    return encoders.build(**cfg.encoder, input_shape=input_shape, root=root, cache=Path(cfg.cache))
+
+
+def run(
+    cfg: DictConfig, data: ClassificationData, unlabelled, encoder: nn.Module, accelerator: Accelerator, folder: Path
+) -> Outcome | None:
+    """Encodes, trains and selects, tests and draws."""
+    streams = build_streams(cfg, data, unlabelled, encoder, accelerator)
+    chosen, states = train_all(cfg, streams, accelerator, folder)
+    if not accelerator.is_main_process:
+        return None
+    tested = {
+        arm: [examine(cfg, each, streams[each.seed], states[each], accelerator.device) for each in trainings]
+        for arm, trainings in chosen.items()
+    }
+    draw(folder, data, tested)
+    stream = streams[cfg.seeds[0]]
+    if stream.features == 2:
+        first = {arm: (trainings[0], states[trainings[0]]) for arm, trainings in chosen.items() if arm != "null"}
+        draw_plane(cfg, folder, data, stream, first, accelerator)
+    return Outcome(
+        data=data.name,
+        tested={arm: [of_seed.metrics for of_seed in seeds] for arm, seeds in tested.items()},
+        selected={arm: settings_of(cfg, arm)[trainings[0].point] for arm, trainings in chosen.items()},
+        headline=columns(cfg, tested),
+    )
+
+
+def build_streams(
+    cfg: DictConfig, data: ClassificationData, unlabelled, encoder: nn.Module, accelerator: Accelerator
+) -> dict[int, Stream]:
+    """Encodes all rows once, and orders them by splits for every seed."""
+
+    def features(inputs) -> torch.Tensor:
+        return encode(encoder, inputs, cache=Path(cfg.cache), device=accelerator.device)
+
+    others = features(unlabelled)
+
+    def part(rows: Rows) -> Rows:
+        return Rows(standardised(features(rows.inputs), by=others), rows.targets)
+
+    strange = None
+    if cfg.ood.name is not None:
+        strange = part(continual_data.load(**cfg.ood, root=cfg.data.root, download=cfg.data.download).test)
+    parts = {
+        "train": part(data.train),
+        "validation": None if data.validation is None else part(data.validation),
+        "test": part(data.test),
+        "strange": strange,
+        "unlabelled": standardised(others, by=others),
+    }
+    splits = class_splits(cfg, data)
+    return {seed: Stream(**parts, splits=splits[seed], classes=data.classes) for seed in cfg.seeds}
+
+
+def draw(folder: Path, data: ClassificationData, tested: Mapping[str, Sequence[Tested]]) -> None:
+    """Draws the accuracy over splits and the use of keys."""
+    accuracies = {arm: [of_seed.accuracies for of_seed in seeds] for arm, seeds in tested.items()}
+    accuracy_over_splits(accuracies, folder / "accuracy_over_splits.png", chance=1 / data.classes)
+    used = {arm: [of_seed.used for of_seed in seeds if of_seed.used] for arm, seeds in tested.items()}
+    if any(used.values()):
+        key_usage(used, folder / "key_usage.png")
+
+
+def draw_plane(
+    cfg: DictConfig,
+    folder: Path,
+    data: ClassificationData,
+    stream: Stream,
+    first: Mapping[str, tuple[Training, Mapping]],
+    accelerator: Accelerator,
+) -> None:
+    """Draws what the learners of the first seed answer in the plane of two features, after each split."""
+    corners = stream.unlabelled.min(0).values, stream.unlabelled.max(0).values
+    (left, bottom), (right, top) = (corner.tolist() for corner in corners)
+    across, up = np.linspace(left, right, PLANE), np.linspace(bottom, top, PLANE)
+    places = torch.tensor(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2), dtype=torch.float32)
+    plane = Rows(places, torch.zeros(len(places), dtype=torch.long))
+    regions = {}
+    for arm, (training, state) in first.items():
+        learners = [restored(cfg, training, stream, state, stage) for stage in range(1, len(state["snapshots"]))]
+        answers = [predicted_classes(learner.to(accelerator.device), plane, accelerator.device) for learner in learners]
+        regions[arm] = torch.stack(answers).view(-1, PLANE, PLANE).numpy()
+    decision_regions(
+        regions,
+        stream.test.inputs.numpy(),
+        stream.test.targets.numpy(),
+        stream.splits,
+        folder / "decision_regions.png",
+        extent=(left, right, bottom, top),
+        names=data.class_names,
+    )
+
+
+def columns(cfg: DictConfig, tested: Mapping[str, Sequence[Tested]]) -> list[tuple[str, str, int, int]]:
+    """Lists the columns of the table, of what an arm has measured."""
+    shown = {
+        "accuracy": "accuracy, all classes (%)",
+        "forgetting": "forgetting (%)",
+        "backward_transfer": "backward transfer (%)",
+        "used": "pairs used (%)",
+        "forgotten_before": "class to forget before (%)",
+        "forgotten_after": "after (%)",
+        "retained_before": "others before (%)",
+        "retained_after": "after (%)",
+        "ood_auroc": f"AUROC against {cfg.ood.name} (%)",
+    }
+    measured = {metric for seeds in tested.values() for metric in seeds[0].metrics}
+    return [(f"test/{metric}", heading, 100, 1) for metric, heading in shown.items() if metric in measured]
+
+
+if __name__ == "__main__":
+    main()

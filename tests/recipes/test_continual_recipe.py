@@ -1,0 +1,326 @@
+"""The recipe of continual learning as a user runs it: from the command line, with wrong input, killed and resumed."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from folders import rows_of, summary_of
+from sklearn.metrics import accuracy_score
+from torch import nn
+
+import ibreg
+from ibreg.training import continual_data, learners
+from ibreg.training.checkpoint import load_checkpoint
+from ibreg.training.features import standardised
+from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
+
+RECIPE = "continual"
+ROOT = Path(__file__).resolve().parent.parent.parent
+ARMS = ["none", "null", "mlp", "ewc", "replay", "joint", "key_value"]
+QUICK = [
+    "seeds=[0,1]", "epochs=2", "data.rows=640", "batch_size=16", "device=cpu", "initialise.epochs=2", "momentum=0.5",
+    "bottleneck.key_value.codebooks=4", "bottleneck.key_value.pairs=32", "cache=cache",
+    "settings.none=[{lr:1},{lr:0.1}]", "settings.mlp=[{lr:1},{lr:0.1,hidden:[8]}]", "settings.joint=[{lr:1},{lr:3}]",
+    "settings.ewc=[{lr:0.1},{lr:0.3,strength:10}]", "settings.replay=[{lr:1},{lr:0.1}]",
+    "settings.key_value=[{lr:100},{lr:10,top_k:2}]",
+]  # fmt: skip
+SMALL = ["seeds=[0]", "tune=false", "epochs=1", "data.rows=320", "bottleneck.key_value.pairs=16"]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return f"cache={tmp_path / 'cache'}"
+
+
+def states_of(folder):
+    return {path.name: load_checkpoint(path) for path in sorted((folder / CHECKPOINTS).glob("*.pt"))}
+
+
+def assert_equal_runs(first, second):
+    kept = ("recipe", "data", "seeds", "results", "paired", "selected")
+    assert [summary_of(first)[key] for key in kept] == [summary_of(second)[key] for key in kept]
+    assert (first / METRICS).read_text() == (second / METRICS).read_text()
+    one, other = states_of(first), states_of(second)
+    assert one.keys() == other.keys()
+    for name, state in one.items():
+        for here, there in zip(state["snapshots"], other[name]["snapshots"], strict=True):
+            assert here.keys() == there.keys()
+            assert all(torch.equal(here[key], there[key]) for key in here), name
+
+
+def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finished):
+    folder, printed = finished
+    for word in ("none, other init", "key_value", "forgetting", SUMMARY, "decision_regions.png"):
+        assert word in re.sub(r"\s+", " ", printed)
+    summary = summary_of(folder)
+    assert (summary["recipe"], summary["data"], summary["seeds"]) == ("continual", "toy_gaussians", [0, 1])
+    assert list(summary["results"]) == ARMS
+    for arm, metrics in summary["results"].items():
+        assert len(metrics["test/accuracy"]["values"]) == 2
+        assert ("test/forgetting" in metrics) == (arm != "joint")
+        assert ("test/used" in metrics) == (arm == "key_value")
+    assert {path.name for path in folder.glob("*.png")} == {
+        "accuracy_over_splits.png", "key_usage.png", "decision_regions.png",
+    }  # fmt: skip
+    # Two settings on the first seed, the better one on the second; of the null row the control's setting.
+    assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == 6 * 3 + 2
+    rows = rows_of(folder)
+    assert len(rows) == (5 * 3 + 2) * 4 + 3
+    assert {"arm", "seed", "setting", "lr", "split", "classes", "train/loss", "validation/accuracy"} <= rows[0].keys()
+    assert not list(folder.parent.rglob("*.partial"))
+
+
+def test_the_setting_is_the_best_on_validation_after_the_last_split(finished):
+    folder, _ = finished
+    selected, rows = summary_of(folder)["selected"], rows_of(folder)
+    for arm in set(ARMS) - {"null"}:
+        last = max(int(row["split"]) for row in rows if row["arm"] == arm)
+        found = [
+            (float(row["validation/accuracy"]), float(row["lr"]))
+            for row in rows
+            if (row["arm"], row["seed"], int(row["split"])) == (arm, "0", last)
+        ]
+        assert len(found) == 2
+        best = max(accuracy for accuracy, _ in found)
+        assert selected[arm]["lr"] == next(lr for accuracy, lr in found if accuracy == best)
+    assert selected["null"] == selected["none"]
+
+
+def test_every_class_comes_once_in_an_order_of_the_seed(finished):
+    rows = rows_of(finished[0])
+    orders = {
+        (arm, seed): " ".join(row["classes"] for row in rows if (row["arm"], row["seed"]) == (arm, seed))
+        for arm in ("null", "joint")
+        for seed in "01"
+    }
+    assert all(sorted(order.split()[:8]) == list("01234567") for order in orders.values())
+    assert orders["null", "0"] != orders["null", "1"]
+    assert orders["null", "1"] == orders["joint", "1"]
+
+
+def test_the_tested_learners_are_those_of_the_checkpoints(finished):
+    """Independent of the recipe's own evaluation: accuracy from the kept weights with a bare forward."""
+    folder, _ = finished
+    summary = summary_of(folder)
+    data = continual_data.load("toy_gaussians", rows=640)
+    inputs = standardised(data.test.inputs, continual_data.unlabelled_inputs(data))
+    for arm in ("none", "key_value"):
+        for position, seed in enumerate((0, 1)):
+            options = dict(summary["selected"][arm])
+            lr = options.pop("lr")
+            network = {
+                "none": lambda: learners.MLP(2, 8, ()),
+                "key_value": lambda options=options: ibreg.Regularized(
+                    nn.Sequential(ibreg.KeyValueBottleneck(2, 8, codebooks=4, pairs=32, key_features=2, **options))
+                ),
+            }[arm]().eval()
+            point = next(int(r["setting"]) for r in rows_of(folder) if r["arm"] == arm and float(r["lr"]) == lr)
+            snapshots = load_checkpoint(folder / CHECKPOINTS / f"{arm}-setting{point}-seed{seed}.pt")["snapshots"]
+            network.load_state_dict(snapshots[0] | snapshots[-1])
+            with torch.no_grad():
+                output = network(inputs)
+            predicted = getattr(output, "output", output).argmax(1)
+            reported = summary["results"][arm]["test/accuracy"]["values"][position]
+            assert accuracy_score(data.test.targets, predicted) == pytest.approx(reported, abs=1e-12)
+
+
+def test_keys_stay_and_values_of_pairs_that_were_not_hit_too(finished):
+    folder, _ = finished
+    for name, state in states_of(folder).items():
+        if name.startswith("key_value"):
+            start, *later = state["snapshots"]
+            assert all(set(snapshot) == {"model.0.values", "model.0.usage"} for snapshot in later), name
+            for snapshot in later:
+                untouched = (snapshot["model.0.usage"] == 0).flatten()
+                assert torch.equal(snapshot["model.0.values"][untouched], start["model.0.values"][untouched])
+                assert untouched.any()
+            assert bool(start["model.0.keys_frozen"])
+
+
+def test_a_killed_run_resumes_bit_identically(finished, run, command, tmp_path):
+    whole, _ = finished
+    overrides = [*QUICK, "output_dir=run"]
+    generator = random.Random(torch.randint(2**31, ()).item())
+    for kill_after in sorted(generator.sample(range(1, 70), 2)):
+        process = subprocess.Popen(command(*overrides, "resume=true"), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        for number, _ in enumerate(process.stdout):
+            if number >= kill_after:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert not (tmp_path / "run" / SUMMARY).exists()
+    result = run(*overrides, "resume=true", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert_equal_runs(whole, tmp_path / "run")
+    again = run(*overrides, "resume=true", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "finished before" in again.stdout
+
+
+def test_a_run_goes_on_within_a_split(recipe, launch, cache, tmp_path, monkeypatch):
+    """Stopped after each epoch in turn, which no line of the log tells."""
+    overrides = [*SMALL, "epochs=2", "learners=[replay,ewc]", "control=false", "momentum=0.9", cache]
+    whole = launch(*overrides)
+    whole = whole.rename(tmp_path / "whole")
+    import ibreg.training.continual as training
+
+    save = training.save_checkpoint
+
+    class Killed(BaseException):
+        pass
+
+    def save_and_die(path, state):
+        save(path, state)
+        raise Killed
+
+    launch_again = [*overrides, "resume=true"]
+    for _ in range(5):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "save_checkpoint", save_and_die)
+            with pytest.raises(Killed):
+                launch(*launch_again)
+    assert_equal_runs(whole, launch(*launch_again))
+
+
+def test_two_processes_learn_what_one_learns(run, tmp_path):
+    options = [*SMALL, "seeds=[1]", "learners=[ewc,joint]", "device=cpu", "batch_size=16"]
+    single = run(*options, "output_dir=one", "cache=one_cache", cwd=tmp_path)
+    assert single.returncode == 0, single.stderr
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    double = subprocess.run(
+        [*torchrun, str(ROOT / "recipes" / "continual.py"), *options, "output_dir=two", "cache=two_cache"],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert double.returncode == 0, double.stderr
+    assert double.stdout.count("none-setting0-seed1 split 1/4") == 1
+    assert summary_of(tmp_path / "two")["hardware"]["processes"] == 2
+    one, two = summary_of(tmp_path / "one")["results"], summary_of(tmp_path / "two")["results"]
+    for arm in ("none", "null", "ewc", "joint"):
+        assert two[arm]["test/accuracy"]["values"] == pytest.approx(one[arm]["test/accuracy"]["values"], abs=1e-5)
+    # Its keys come of other draws, each process having its share of the rows.
+    assert two["key_value"]["test/accuracy"]["mean"] == pytest.approx(
+        one["key_value"]["test/accuracy"]["mean"], abs=0.1
+    )
+
+
+def test_help_shows_the_choices(run, tmp_path):
+    result = run("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    words = ["dkvb_fashion_mnist", "resnet20", "bottleneck.<name>.<option>", "classes_per_split"]
+    for word in (*words, *continual_data.names(), *ibreg.names()):
+        assert word in result.stdout
+    for name in set(learners.names()) - {"linear"}:
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+epoch=3"], "no key 'epoch' .did you mean 'epochs'"),
+        (["bottlenecks=[key_valu]"], "'key_valu' is not configured: choose from .*key_value|settings.key_valu"),
+        (["learners=[emc]"], "learners are some of ewc, joint, mlp, replay"),
+        (["learners=[mlp,mlp]"], "learners are some of"),
+        (["learners=[]", "bottlenecks=[]", "control=false"], "there is nothing to train"),
+        (["unlearning.classes=[8]"], "are some of the 8 classes"),
+        (["unlearning.classes=[1,1]"], "unlearning.classes are numbers of classes"),
+        (["unlearning.by=random"], "unlearning.by is one of activations, examples"),
+        (["classes_per_split=3"], r"choose of \[1, 2, 4, 8\]"),
+        (["settings.none=[{lr:1}]"], "equally many settings, not 1 of none, 3 of mlp"),
+        (["settings.none=[]"], "settings.none is a list of settings with lr"),
+        (["settings.none=[{lr:1},{lr:1},{lr:2}]"], "two settings are the same"),
+        (["settings.none=[{lr:0},{lr:1},{lr:2}]"], "every setting has an lr greater than 0"),
+        (["settings.none=[{strength:1},{lr:1},{lr:2}]"], "every setting has an lr greater than 0"),
+        (["settings=3"], "settings has those of each arm"),
+        (["settings.mlp=[{lr:1},{lr:2},{lr:3,width:4}]"], r"setting 3 of mlp: mlp has no option \['width'\]"),
+        (["settings.key_value=[{lr:1,topk:2}]", "tune=false"], "setting 1 of key_value: .*no option 'topk'"),
+        (["+learner.emc={}"], "learner has no emc: it has ewc"),
+        (["learner.replay.memory=0"], "setting 1 of replay: memory=0 is a whole number"),
+        (["tuning_seeds=4"], "tuning_seeds=4 are some of the 3 seeds"),
+        (["tuning_seeds=0"], "tuning_seeds is a whole number of at least 1"),
+        (["data.validation=0"], "tune=true chooses on validation data"),
+        (["label_smoothing=1"], r"label_smoothing is a number in \[0, 1\)"),
+        (["momentum=1"], "momentum is a number"),
+        (["clip=-1"], "clip is the longest gradient"),
+        (["shuffle_classes=3"], "shuffle_classes is true or false"),
+        (["initialise.method=random"], "initialise.method is one of ema, k_means"),
+        (["initialise.epochs=0"], "initialise.epochs is a whole number of at least 1"),
+        (["+initialise.seed=1"], "initialise has no key 'seed'"),
+        (["batch_size=500"], "batch_size=500 is more than the 270 training rows"),
+        (["data=diabetes"], "no data set 'diabetes': it is one of .*'toy_gaussians'"),
+        (["data=mnist", "data.root=/nowhere"], "download=true"),
+        (["data=cifar10", "data.augment=true"], "encoded once"),
+        (["encoder=resnet20"], "use encoder=identity"),
+        (["data=digits", "encoder=resnet20", "data.root=/nowhere"], "no weights at"),
+        (["encoder.name=resnet"], "no encoder 'resnet'"),
+        (["unlabelled.name=digits"], "inputs of digits .* 64 features, those of toy_gaussians 2"),
+        (["resume=true", "overwrite=true"], "give one of them"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(launch, cache, tmp_path, overrides, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        launch(*overrides, cache)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_learner_learns_digits_from_an_encoder_trained_here(launch, cache, tmp_path):
+    """All arms, from pictures: keys from other pictures, and classes one by one to a joint bound that is near 1."""
+    folder = launch(
+        "data=digits", "encoder=trained", "encoder.epochs=3", "unlabelled.name=digits", "unlabelled.limit=600", cache,
+        "seeds=[0]", "tune=false", "epochs=3", "classes_per_split=5", "bottleneck.key_value.key_features=8",
+        "settings.joint=[{lr:0.1}]",
+    )  # fmt: skip
+    results = summary_of(folder)["results"]
+    assert results["joint"]["test/accuracy"]["mean"] > 0.9
+    assert results["key_value"]["test/accuracy"]["mean"] > results["none"]["test/accuracy"]["mean"] + 0.1
+    assert results["none"]["test/forgetting"]["mean"] > 0.4
+    assert not (folder / "decision_regions.png").exists()
+    assert {path.name.partition("-")[0] for path in (tmp_path / "cache").glob("*.pt")} == {
+        "encoder", "features", "keys",
+    }  # fmt: skip
+
+
+def test_other_bottlenecks_and_options_run(launch, cache):
+    folder = launch(
+        *SMALL, "bottlenecks=[key_value,variational]", "+settings.variational=[{lr:0.3}]", "learners=[]", cache,
+        "precision=bf16", "clip=0", "initialise.method=k_means", "shuffle_classes=false", "label_smoothing=0",
+        "bottleneck.key_value.decoder=linear", "bottleneck.key_value.top_k=2", "data.validation=0",
+    )  # fmt: skip
+    assert list(summary_of(folder)["results"]) == ["none", "null", "key_value", "variational"]
+    assert [row["classes"] for row in rows_of(folder)][:4] == ["0 1", "2 3", "4 5", "6 7"]
+
+
+def test_a_class_is_forgotten_and_strange_rows_are_told_apart(launch, cache, tmp_path):
+    strange = tmp_path / "strange.csv"
+    noise = np.random.default_rng(0).random((80, 64)).round(3).astype(str)
+    header = ",".join([*(f"pixel{number}" for number in range(64)), "kind"])
+    strange.write_text("\n".join([header, *(",".join([*row, "ab"[place % 2]]) for place, row in enumerate(noise))]))
+    folder = launch(
+        "data=digits", "classes_per_split=10", "seeds=[0]", "tune=false", "epochs=3", "learners=[]", cache,
+        "bottleneck.key_value.codebooks=64", "bottleneck.key_value.pairs=64", "bottleneck.key_value.key_features=8",
+        "initialise.epochs=3",
+        "bottlenecks=[key_value,distance_aware]", "+settings.distance_aware=[{lr:0.1,beta:1e-3}]",
+        "bottleneck.distance_aware.out_features=16", "unlearning.classes=[3]", "unlearning.pairs=null",
+        "ood.name=csv", f"+ood.path={strange}", "+ood.target=kind",
+    )  # fmt: skip
+    metrics = summary_of(folder)["results"]["key_value"]
+    assert metrics["test/forgotten_before"]["mean"] > 0.8
+    assert metrics["test/forgotten_after"]["mean"] < 0.02
+    assert metrics["test/unlearning_undone"]["mean"] == 1
+    # Noise is far from all digits, and the distance says so; a probability need not.
+    results = summary_of(folder)["results"]
+    assert all("test/ood_auroc" in results[arm] for arm in ("none", "null", "key_value"))
+    assert results["distance_aware"]["test/ood_auroc"]["mean"] > 0.9
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(launch, cache, monkeypatch):
+    monkeypatch.setattr(nn.CrossEntropyLoss, "forward", lambda self, x, y: x.sum() * np.nan)
+    with pytest.raises(RuntimeError, match="none-setting0-seed0: the loss of epoch 1 is nan: lower its lr"):
+        launch(*SMALL, "learners=[]", "bottlenecks=[]", cache)
