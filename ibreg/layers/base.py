@@ -276,12 +276,13 @@ class Bottleneck(nn.Module):
 
 def named_bottlenecks(model: nn.Module) -> dict[Bottleneck, str]:
     """Returns the bottlenecks of a model with their dotted names, those of wrappers inside the model left out."""
+    return {module: without_wrappers(name) for name, module in model.named_modules() if isinstance(module, Bottleneck)}
+
+
+def without_wrappers(name: str) -> str:
+    """Returns a dotted name without the segments that `torch.compile`, checkpointing and sharding put into it."""
     wrappers = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-    return {
-        module: ".".join(part for part in name.split(".") if part not in wrappers)
-        for name, module in model.named_modules()
-        if isinstance(module, Bottleneck)
-    }
+    return ".".join(part for part in name.split(".") if part not in wrappers)
 
 
 def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:
