@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-import ibreg
 from ibreg import registry
 from ibreg.layers import Bottleneck
+from ibreg.training.installed import beside
 
 # They say how and where to run, not what: a run that differs in them alone is the same run.
 NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download")
@@ -33,12 +32,6 @@ def experiments_of(recipe: str) -> list[str]:
     """Lists the experiments of a recipe, by the `recipe` that each names."""
     paths = sorted((beside("configs") / "experiment").glob("*.yaml"))
     return [path.stem for path in paths if OmegaConf.load(path).recipe == recipe]
-
-
-def beside(folder: str) -> Path:
-    """Finds `configs` or `recipes`: inside an installed package, or beside the package in a checkout."""
-    package = Path(ibreg.__file__).parent
-    return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
 def run_name(overrides: Sequence[str]) -> str:
