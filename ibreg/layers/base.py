@@ -56,6 +56,7 @@ class Bottleneck(nn.Module):
     stochastic: ClassVar[bool] = False  # draws noise in training
     reads_scope: ClassVar[bool] = False  # `transform` reads the scope: activation checkpointing is refused
     sized: ClassVar[bool] = True  # has parameters whose shape depends on in_features
+    undecayed: ClassVar[tuple[str, ...]] = ()  # parameters of two axes that `parameter_groups` exempts as well
 
     beta: Tensor
 
