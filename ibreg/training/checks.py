@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import LoggerType
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ibreg.training.arms import SCHEDULES, build_bottleneck
@@ -23,12 +24,14 @@ WHOLE_NUMBERS = {
     "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1,
 }  # fmt: skip
 NUMBERS_ABOVE_0 = ("lr", "lr_factor")
+FRACTIONS = ("ema", "label_smoothing")
 LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps")
 CHOICES = {
     "selection": ("best", "last"),
     "device": ("auto", "cpu"),
     "precision": ("no", "bf16", "fp16"),
     "schedule.name": tuple(SCHEDULES),
+    "tracker": ("none", *map(str, LoggerType.list())),
 }
 
 
@@ -150,8 +153,11 @@ def _check_values(cfg: DictConfig) -> None:
             raise ValueError(f"{key} is a number greater than 0, got {cfg[key]}")
     if not (_is_number(cfg.weight_decay) and cfg.weight_decay >= 0):
         raise ValueError(f"weight_decay is a number of at least 0, got {cfg.weight_decay}")
-    if not _is_fraction(cfg.ema):
-        raise ValueError(f"ema is a number in [0, 1), got {cfg.ema}")
+    for key in filter(lambda key: _has(cfg, key), FRACTIONS):
+        if not _is_fraction(cfg[key]):
+            raise ValueError(f"{key} is a number in [0, 1), got {cfg[key]}")
+    if _has(cfg, "mixup") and not (_is_number(cfg.mixup) and cfg.mixup >= 0):
+        raise ValueError(f"mixup is a number of at least 0 (none), got {cfg.mixup}")
     if not (
         isinstance(cfg.adam_betas, ListConfig) and len(cfg.adam_betas) == 2 and all(map(_is_fraction, cfg.adam_betas))
     ):
@@ -165,7 +171,7 @@ def _check_values(cfg: DictConfig) -> None:
         if not (isinstance(values, ListConfig) and all(_is_number(value) and value >= 0 for value in values)):
             raise ValueError(f"{key} is a list of numbers of at least 0, such as [1e-3,1e-2], got {values}")
     for key, valid in CHOICES.items():
-        if str(OmegaConf.select(cfg, key)) not in valid:
+        if _has(cfg, key) and str(OmegaConf.select(cfg, key)) not in valid:
             raise ValueError(f"{key} is one of {', '.join(valid)}, got {OmegaConf.select(cfg, key)}")
     if not (cfg.output_dir and type(cfg.output_dir) is str):
         raise ValueError(f"output_dir is the folder of the run, got {cfg.output_dir}")

@@ -15,7 +15,7 @@ from ibreg.layers import Bottleneck
 from ibreg.training.installed import beside
 
 # They say how and where to run, not what: a run that differs in them alone is the same run.
-NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download")
+NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "tracker")
 
 
 def register_with_hydra() -> None:

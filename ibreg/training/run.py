@@ -53,6 +53,7 @@ class Task:
         loss: the task loss of a training, without penalty.
         measure: the metrics of a model on the validation rows of a training.
         quality: orders epochs and grid points by these metrics, larger is better.
+        mix: turns a training batch into another one, such as mixtures of its rows; None: as it is.
     """
 
     data: Callable[[Trial], Data]
@@ -60,6 +61,7 @@ class Task:
     loss: Callable[[Trial], nn.Module]
     measure: Callable[[Trial, nn.Module], dict[str, float]]
     quality: Callable[[Mapping[str, float]], tuple[float, ...]]
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,15 @@ def rehearse(cfg: DictConfig, task: Task) -> None:
         schedule = build_schedule(cfg, arm, model)
         train = task.data(trial).train
         rows = list(range(min(cfg.batch_size, len(train))))  # whole: what pairs tell of each other depends on its size
+        x, y = train.inputs[rows], train.targets[rows]
+        if task.mix:
+            x, y = task.mix(x, y)
         with torch.no_grad():
             _, output = _loss_of(
                 model.train(),
                 Penalized(task.loss(trial)),
-                train.inputs[rows],
-                train.targets[rows],
+                x,
+                y,
                 regularized=isinstance(model, Regularized),
             )
         if schedule is not None:
@@ -223,6 +228,8 @@ def train(
         model.train()
         running: dict[str, Tensor] = {}
         for x, y in batches:
+            if task.mix:
+                x, y = task.mix(x, y)
             with accelerator.accumulate(model):
                 loss, output = _loss_of(model, criterion, x, y, regularized=regularized)
                 accelerator.backward(loss)
@@ -250,6 +257,7 @@ def train(
         state = next_state(
             state, row, validation, selected=evaluated if better else None, parts=parts if epoch + 1 < epochs else {}
         )
+        accelerator.log({f"{trial.name}/{key}": value for key, value in row.items() if "/" in key}, step=epoch + 1)
         if accelerator.is_main_process:
             save_checkpoint(path, state)
             if epoch + 1 == epochs or time.monotonic() > written + METRICS_EVERY:
