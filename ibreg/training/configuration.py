@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ibreg import registry
@@ -59,7 +60,9 @@ def is_part_of_a_run(override: str) -> bool:
 
 def command_of(recipe: str) -> str:
     """Returns the command that repeats this run."""
-    return " ".join([f"python recipes/{recipe}.py", *filter(is_part_of_a_run, sys.argv[1:])])
+    # In a sweep the command line has the values of all its runs.
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
+    return " ".join([f"python recipes/{recipe}.py", *filter(is_part_of_a_run, overrides)])
 
 
 def identity_of(cfg: DictConfig) -> dict[str, Any]:
