@@ -21,6 +21,7 @@ from ibreg.layers import (
     StochasticConceptBottleneck,
     VariationalBottleneck,
 )
+from ibreg.optimization import parameter_groups
 from ibreg.registry import build, names, register
 from ibreg.regularized import Penalized, Regularized, RegularizedOutput, predict
 from ibreg.saving import load_bottlenecks, save_bottlenecks
@@ -59,6 +60,7 @@ __all__ = [
     "load_bottlenecks",
     "losses",
     "names",
+    "parameter_groups",
     "predict",
     "register",
     "save_bottlenecks",

@@ -4,46 +4,65 @@ from __future__ import annotations
 
 import runpy
 import sys
-from pathlib import Path
 
 import ibreg
-from ibreg.training.configuration import beside
+from ibreg.training.installed import described, recipes
+
+USAGE = """\
+ibreg list                        every recipe, bottleneck, data set, model and experiment, a line each
+ibreg RECIPE [key=value ...]      run a recipe; what it leaves goes to outputs/ in the current folder
+ibreg RECIPE --help               its keys and choices
+ibreg --version
+
+ibreg classification bottlenecks=[variational] epochs=1
+ibreg classification experiment=vib_mnist data.root=~/data data.download=true
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a recipe with the arguments behind its name, or lists recipes and what can be chosen in them.
 
     Returns:
-        the exit code: 2 for a name that is none.
+        the exit code: 2 for a name that is none, 1 where a package that recipes need is not installed.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    recipes = _recipes()
+    scripts = recipes()
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: ibreg list | ibreg RECIPE [key=value ...] | ibreg RECIPE --help\nrecipes: {', '.join(recipes)}")
+        print(f"{USAGE}\n{listing('recipes')}")
         return 0
     name, *rest = arguments
-    if name == "list":
-        print(listing())
+    if name == "--version":
+        print(f"ibreg {ibreg.__version__}")
         return 0
-    if name not in recipes:
-        print(f"ibreg has no recipe {name!r}: choose one of {', '.join(recipes)}, or list", file=sys.stderr)
+    if name == "list":
+        print(listing(*described()))
+        return 0
+    if name not in scripts:
+        print(f"ibreg has no recipe {name!r}: choose one of {', '.join(scripts)}, or list", file=sys.stderr)
         return 2
-    sys.argv = [str(recipes[name]), *rest]
-    runpy.run_path(str(recipes[name]), run_name="__main__")
+    sys.argv = [str(scripts[name]), *rest]
+    try:
+        runpy.run_path(str(scripts[name]), run_name="__main__")
+    except ModuleNotFoundError as error:
+        if (error.name or "ibreg").partition(".")[0] == "ibreg":
+            raise
+        print(f"{error}: recipes need further packages, pip install 'ibreg[recipes]'", file=sys.stderr)
+        return 1
     return 0
 
 
-def listing() -> str:
-    """Returns what the recipes can be told, a line for each kind."""
-    configs = beside("configs")
-    rows = {"recipes": list(_recipes()), "bottlenecks": ibreg.names()}
-    for group in ("data", "encoder", "model", "task_loss", "experiment"):
-        rows[group] = sorted(path.stem for path in (configs / group).glob("*.yaml"))
-    return "\n".join(f"{kind:<12} {', '.join(entries)}" for kind, entries in rows.items())
+def listing(*groups: str) -> str:
+    """Returns what the recipes can be told, a line for each, group by group.
 
-
-def _recipes() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(beside("recipes").glob("*.py"))}
+    Args:
+        *groups: keys of `installed.described`.
+    """
+    entries = described()
+    width = max(len(name) for group in groups for name in entries[group])
+    blocks = [
+        "\n".join([group, *(f"  {name:<{width}}  {line}" for name, line in entries[group].items())]) for group in groups
+    ]
+    return "\n\n".join(blocks)
 
 
 if __name__ == "__main__":

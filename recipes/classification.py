@@ -28,7 +28,7 @@ from ibreg.training import data as datasets
 from ibreg.training import models
 from ibreg.training.arms import build_arm, build_bottleneck
 from ibreg.training.checks import check_batch_size, check_configuration
-from ibreg.training.classification import Classified, classify
+from ibreg.training.classification import Classified, classify, mixup
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
@@ -51,11 +51,12 @@ def main(cfg: DictConfig) -> None:
     task = Task(
         data=lambda trial: data,
         model=lambda trial: build_model(cfg, data, trial),
-        loss=lambda trial: nn.CrossEntropyLoss(),
+        loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
         measure=lambda trial, model: classify(
             model, data.validation, accelerator, draws=cfg.prediction_draws
         ).metrics(),
         quality=quality,
+        mix=mixup(cfg.mixup, data.classes) if cfg.mixup else None,
     )
     rehearse(cfg, task)
     launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))

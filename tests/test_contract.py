@@ -632,12 +632,35 @@ def test_functional_call_and_func_grad(name, options):
         torch.testing.assert_close(measured[name_], expected)
 
 
+def injected(layer):
+    """The same network with the layer behind a hook instead of in the sequence."""
+    net = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.ReLU(), nn.Linear(code_features(layer), 2))
+    return ibreg.inject(net, {"1": layer})
+
+
 @every_case
-def test_export_in_evaluation(name, options):
-    net, x = network(build(name, options)).eval(), torch.randn(BATCH, FEATURES)
+@pytest.mark.parametrize("around", [network, injected])
+def test_export_in_evaluation(name, options, around):
+    net, x = around(build(name, options)).eval(), torch.randn(BATCH, FEATURES)
     program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
     larger = torch.randn(BATCH + 3, FEATURES)
     torch.testing.assert_close(program.module()(larger), net(larger))
+
+
+@every_case
+def test_onnx_in_evaluation(name, options, tmp_path):
+    pytest.importorskip("onnxscript", reason="ONNX needs onnxscript: pip install 'ibreg[onnx]'")
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX needs onnxruntime: pip install 'ibreg[onnx]'")
+    net, x = injected(build(name, options)).eval(), torch.randn(BATCH, FEATURES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, about torch's internals
+        batch = torch.export.Dim("batch", min=2)
+        program = torch.onnx.export(net, (x,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    program.save(tmp_path / "net.onnx")
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    larger = torch.randn(BATCH + 3, FEATURES)
+    (measured,) = session.run(None, {session.get_inputs()[0].name: larger.numpy()})
+    torch.testing.assert_close(torch.from_numpy(measured), net(larger).detach(), rtol=1e-5, atol=1e-6)
 
 
 @every_case

@@ -1,5 +1,6 @@
 """Only the added part in a file, and back: the same bits, or an error that changes nothing."""
 
+import hashlib
 import json
 import os
 
@@ -12,6 +13,7 @@ from torch import nn
 
 import ibreg
 from ibreg import VariationalBottleneck
+from ibreg.saving import backbone_hash, backbone_shapes
 
 torch.set_num_threads(1)
 
@@ -69,9 +71,9 @@ def test_round_trip_on_resnet18(tmp_path):
         assert {key: (value.shape, value.dtype) for key, value in again.state_dict().items()} == {
             key: (value.shape, value.dtype) for key, value in layer.state_dict().items()
         }
-    # Only the added part: its tensors and a small header.
+    # Only the added part: its tensors and a small header, with a line for each key of the backbone.
     added = sum(value.nbytes for layer in layers.values() for value in layer.state_dict().values())
-    assert added <= path.stat().st_size <= added + 4096
+    assert added <= path.stat().st_size <= added + 4096 + 64 * len(backbone)
     with safe_open(path, framework="pt") as file:
         assert all(key.startswith(("layer3.bottleneck/", "avgpool.bottleneck/")) for key in file.keys())  # noqa: SIM118
     assert os.listdir(tmp_path) == ["added.safetensors"]
@@ -218,10 +220,10 @@ def rewritten(change):
     def write(path):
         good(path)
         with safe_open(path, framework="pt") as file:
-            described = json.loads(file.metadata()["ibreg"])
+            content = json.loads(file.metadata()["ibreg"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        change(described, tensors)
-        save_file(tensors, path, metadata={"ibreg": json.dumps(described)})
+        change(content["bottlenecks"], tensors)
+        save_file(tensors, path, metadata={"ibreg": json.dumps(content)})
 
     return write
 
@@ -301,9 +303,97 @@ def test_another_module_of_that_name(tmp_path):
         bottleneck = None
 
     good(tmp_path / "b")
-    net = nn.Sequential(nn.Linear(4, 8), Host())
+    net = nn.Sequential(nn.Linear(4, 8), Host(), nn.Linear(8, 3))
     before, kinds = state(net), [type(module) for module in net.modules()]
     with pytest.raises(ValueError, match="has an attribute 'bottleneck'"):
+        ibreg.load_bottlenecks(net, tmp_path / "b")
+    assert_unchanged(net, before, kinds)
+
+
+# ---- which backbone, which format
+
+
+def content_of(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["ibreg"])
+
+
+def test_the_file_names_format_version_and_backbone(tmp_path):
+    net = injected()
+    ibreg.save_bottlenecks(ibreg.Regularized(net), tmp_path / "b")
+    content = content_of(tmp_path / "b")
+    assert (content["format"], content["ibreg"]) == (1, ibreg.__version__)
+    shapes = {key: list(value.shape) for key, value in mlp().state_dict().items()}
+    assert content["backbone"]["shapes"] == shapes
+    # From the definition: SHA-256 of the sorted pairs as JSON.
+    text = "[" + ", ".join(f'["{key}", {shapes[key]}]' for key in sorted(shapes)) + "]"
+    assert content["backbone"]["hash"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_hash_does_not_depend_on_order_dtype_or_compiled_parts(tmp_path):
+    net = injected()
+    shapes = backbone_shapes(net)
+    assert backbone_hash(shapes) == backbone_hash(dict(reversed(shapes.items())))
+    assert backbone_shapes(net.to(torch.bfloat16)) == shapes
+    net[0] = torch.compile(net[0], backend="eager")
+    assert backbone_shapes(net) == shapes
+    assert backbone_hash(shapes) != backbone_hash({**shapes, "0.bias": [9]})
+
+
+class Named(nn.Module):
+    """The same modules as `mlp`, and what a test adds."""
+
+    def __init__(self, **further):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+        for name, module in further.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            lambda: Named(head=nn.Linear(8, 5)),
+            r"2 of another shape: head.weight \[5, 8\] instead of \[3, 8\], head.bias",
+        ),
+        (lambda: Named(head=nn.Linear(8, 3, bias=False)), "1 missing here: head.bias"),
+        (lambda: Named(norm=nn.BatchNorm1d(8)), r"5 further here: norm.weight, norm.bias, norm.running_mean, \.\.\."),
+        (
+            lambda: Named(head=nn.Sequential(nn.Linear(8, 3))),
+            "2 missing here: head.weight, head.bias; 2 further here: head.0.weight, head.0.bias",
+        ),
+    ],
+)
+@pytest.mark.parametrize("present", [False, True])
+def test_another_backbone_is_an_error_that_says_what_differs(tmp_path, other, said, present):
+    net = ibreg.inject(Named(), {"body": VariationalBottleneck(8)})
+    ibreg.save_bottlenecks(net, tmp_path / "b")
+    wrong = other()
+    if present:
+        ibreg.inject(wrong, {"body": VariationalBottleneck(8)})
+    before, kinds = state(wrong), [type(module) for module in wrong.modules()]
+    with pytest.raises(ValueError, match=f"saved from another backbone.*{said}.*load its own weights"):
+        ibreg.load_bottlenecks(wrong, tmp_path / "b")
+    assert_unchanged(wrong, before, kinds)
+
+
+@pytest.mark.parametrize("found", [0, 2, None])
+def test_a_file_of_another_format_is_an_error_that_names_both_versions(tmp_path, found):
+    good(tmp_path / "good")
+    content = content_of(tmp_path / "good")
+    changed = {**content, "format": found, "ibreg": "9.9"} if found is not None else content["bottlenecks"]
+    with safe_open(tmp_path / "good", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(tensors, tmp_path / "b", metadata={"ibreg": json.dumps(changed)})
+    net = mlp()
+    before, kinds = state(net), [type(module) for module in net.modules()]
+    written = "9.9" if found is not None else "None"
+    with pytest.raises(ValueError, match=rf"has format {found}, written by ibreg {written}; .* reads format 1"):
         ibreg.load_bottlenecks(net, tmp_path / "b")
     assert_unchanged(net, before, kinds)
 

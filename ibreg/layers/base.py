@@ -56,6 +56,7 @@ class Bottleneck(nn.Module):
     stochastic: ClassVar[bool] = False  # draws noise in training
     reads_scope: ClassVar[bool] = False  # `transform` reads the scope: activation checkpointing is refused
     sized: ClassVar[bool] = True  # has parameters whose shape depends on in_features
+    undecayed: ClassVar[tuple[str, ...]] = ()  # parameters of two axes that `parameter_groups` exempts as well
 
     beta: Tensor
 
@@ -276,12 +277,13 @@ class Bottleneck(nn.Module):
 
 def named_bottlenecks(model: nn.Module) -> dict[Bottleneck, str]:
     """Returns the bottlenecks of a model with their dotted names, those of wrappers inside the model left out."""
+    return {module: without_wrappers(name) for name, module in model.named_modules() if isinstance(module, Bottleneck)}
+
+
+def without_wrappers(name: str) -> str:
+    """Returns a dotted name without the segments that `torch.compile`, checkpointing and sharding put into it."""
     wrappers = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-    return {
-        module: ".".join(part for part in name.split(".") if part not in wrappers)
-        for name, module in model.named_modules()
-        if isinstance(module, Bottleneck)
-    }
+    return ".".join(part for part in name.split(".") if part not in wrappers)
 
 
 def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:

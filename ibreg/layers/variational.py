@@ -100,6 +100,7 @@ class VariationalBottleneck(Bottleneck):
     """
 
     stochastic = True
+    undecayed = ("prior_mean", "prior_log_variance")
 
     def __init__(
         self,

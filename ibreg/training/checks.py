@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import LoggerType
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ibreg.training.arms import SCHEDULES, build_bottleneck
@@ -29,6 +30,7 @@ WHOLE_NUMBERS = {
     "interventions.orders": 5, "tuning_seeds": 1, "unlabelled.limit": 0, "initialise.epochs": 1,
 }  # fmt: skip
 NUMBERS_ABOVE_0 = ("lr", "lr_factor")
+FRACTIONS = ("ema", "label_smoothing")
 LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps")
 CHOICES = {
     "selection": ("best", "last"),
@@ -37,6 +39,7 @@ CHOICES = {
     "schedule.name": tuple(SCHEDULES),
     "initialise.method": ("ema", "k_means"),
     "unlearning.by": ("activations", "examples"),
+    "tracker": ("none", *map(str, LoggerType.list())),
 }
 
 
@@ -176,8 +179,11 @@ def _check_values(cfg: DictConfig) -> None:
             raise ValueError(f"{key} is a number greater than 0, got {cfg[key]}")
     if not (_is_number(cfg.weight_decay) and cfg.weight_decay >= 0):
         raise ValueError(f"weight_decay is a number of at least 0, got {cfg.weight_decay}")
-    if not _is_fraction(cfg.ema):
-        raise ValueError(f"ema is a number in [0, 1), got {cfg.ema}")
+    for key in filter(lambda key: _has(cfg, key), FRACTIONS):
+        if not _is_fraction(cfg[key]):
+            raise ValueError(f"{key} is a number in [0, 1), got {cfg[key]}")
+    if _has(cfg, "mixup") and not (_is_number(cfg.mixup) and cfg.mixup >= 0):
+        raise ValueError(f"mixup is a number of at least 0 (none), got {cfg.mixup}")
     if not (
         isinstance(cfg.adam_betas, ListConfig) and len(cfg.adam_betas) == 2 and all(map(_is_fraction, cfg.adam_betas))
     ):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import MixUp
 
 from ibreg.evaluation.metrics import classification_metrics, information_bound
 from ibreg.training.arms import is_stochastic
@@ -54,6 +56,34 @@ def classify(model: nn.Module, dataset: Dataset, accelerator: Accelerator, *, dr
     )
     drawn = draws > 0 and is_stochastic(model)
     return Classified(probabilities, targets, float(cross_entropy.double().mean()) if drawn else None, rate)
+
+
+def mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Returns what mixes each row of a batch with another one, and their labels alike (arXiv 1710.09412).
+
+    The share of the one is drawn from Beta(alpha, alpha), once for a batch.
+
+    Args:
+        alpha: above 0; the larger, the nearer are the shares to a half.
+        classes: how many.
+
+    Returns:
+        a function of `(batch, ...)` inputs and class indices `(batch,)` to inputs and `(batch, classes)` shares.
+
+    Example:
+        >>> import torch
+        >>> x, y = mixup(1.0, classes=3)(torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
+        >>> x.shape, y.shape
+        (torch.Size([4, 5]), torch.Size([4, 3]))
+    """
+    mix = MixUp(alpha=alpha, num_classes=classes)
+
+    def mixed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        # It takes pictures alone, but what it does holds for rows of any shape.
+        pictures, shares = mix(x.reshape(len(x), 1, 1, -1), y)
+        return pictures.reshape(x.shape), shares
+
+    return mixed
 
 
 def _of_each_sample(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-import ibreg
 from ibreg import registry
 from ibreg.layers import Bottleneck
+from ibreg.training.installed import beside
 
 # They say how and where to run, not what: a run that differs in them alone is the same run.
-NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "cache")
+NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "cache", "tracker")
 
 
 def register_with_hydra() -> None:
@@ -33,12 +33,6 @@ def experiments_of(recipe: str) -> list[str]:
     """Lists the experiments of a recipe, by the `recipe` that each names."""
     paths = sorted((beside("configs") / "experiment").glob("*.yaml"))
     return [path.stem for path in paths if OmegaConf.load(path).recipe == recipe]
-
-
-def beside(folder: str) -> Path:
-    """Finds `configs` or `recipes`: inside an installed package, or beside the package in a checkout."""
-    package = Path(ibreg.__file__).parent
-    return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
 def run_name(overrides: Sequence[str]) -> str:
@@ -66,7 +60,9 @@ def is_part_of_a_run(override: str) -> bool:
 
 def command_of(recipe: str) -> str:
     """Returns the command that repeats this run."""
-    return " ".join([f"python recipes/{recipe}.py", *filter(is_part_of_a_run, sys.argv[1:])])
+    # In a sweep the command line has the values of all its runs.
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
+    return " ".join([f"python recipes/{recipe}.py", *filter(is_part_of_a_run, overrides)])
 
 
 def identity_of(cfg: DictConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
+TRACKED = "tracked"  # what a tracker writes that keeps files, such as TensorBoard
 LOCK = ".lock"  # stays in the folder: not the file but the system's hold on it says that a run is going on
 
 
@@ -115,7 +116,8 @@ def _check_same_run(cfg: DictConfig, folder: Path) -> None:
 
 def _empty(folder: Path) -> None:
     """Removes what a run wrote, and nothing else; the configuration, which says that the folder is a run's, last."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for written in (CHECKPOINTS, TRACKED):
+        shutil.rmtree(folder / written, ignore_errors=True)
     written = [path for kind in ("*.csv", "*.png", "*.partial") for path in folder.glob(kind)]
     for path in [folder / SUMMARY, *written, folder / CONFIG]:
         path.unlink(missing_ok=True)

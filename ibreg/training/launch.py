@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 
 from ibreg.training.configuration import command_of
-from ibreg.training.folder import CHECKPOINTS, SUMMARY, open_folder
+from ibreg.training.folder import CHECKPOINTS, SUMMARY, TRACKED, open_folder
 from ibreg.training.report import print_run
 from ibreg.training.summary import Column, by_metric, summarize, write_summary
 
@@ -47,6 +47,7 @@ def launch(cfg: DictConfig, accelerator: Accelerator, run: Callable[[Path], Outc
         if not finished:
             started = time.monotonic()
             resumed = any((folder / CHECKPOINTS).iterdir())
+            accelerator.init_trackers(TRACKED)  # of those that `tracker` names; none by default
             outcome = run(folder)
             if outcome is not None:
                 results, paired = summarize(by_metric(outcome.tested))

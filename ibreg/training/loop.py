@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,13 +26,18 @@ def build_accelerator(cfg: DictConfig) -> Accelerator:
     """Builds what trains on one process or several, on a CPU or elsewhere.
 
     Raises:
-        ValueError: the device does not have the precision.
+        ValueError: the device does not have the precision, or the tracker's package is not installed.
     """
+    tracker = cfg.get("tracker", "none")
+    if tracker not in ("none", "all", *map(str, get_available_trackers())):
+        raise ValueError(f"tracker={tracker} needs a package that is not installed: pip install {tracker}, or use none")
     accelerator = Accelerator(
         cpu=cfg.device == "cpu",
         mixed_precision=str(cfg.precision),
         gradient_accumulation_steps=cfg.get("accumulate", 1),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
+        log_with=None if tracker == "none" else tracker,
+        project_dir=cfg.output_dir,
     )
     if cfg.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision=fp16 needs an accelerator: on the CPU use bf16 or no")

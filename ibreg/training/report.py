@@ -82,8 +82,13 @@ def markdown_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> str
         | none       |      4.0 ± 1.4 |                         - |
         | hsic       |      2.5 ± 0.7 |         -1.5 [-7.9, +4.9] |
     """
+    return aligned(_cells(summary, metrics))
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Makes a Markdown table of headings and rows, the first column to the left and the others to the right."""
     # A bar in a cell would end it.
-    headings, *rows = [[cell.replace("|", r"\|") for cell in row] for row in _cells(summary, metrics)]
+    headings, *rows = [[cell.replace("|", r"\|") for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     rule = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
     lines = []
@@ -100,24 +105,26 @@ def _cells(summary: Mapping[str, Any], metrics: Sequence[Column]) -> list[list[s
     results, paired = summary["results"], summary["paired"]
     table = [["bottleneck", *(heading for _, heading, _, _ in metrics)]]
     for arm in sort_arms(results):
-        cells = [_spread_cell(results[arm].get(key), scale, digits) for key, _, scale, digits in metrics]
+        cells = [spread_cell(results[arm].get(key), scale, digits) for key, _, scale, digits in metrics]
         table.append([arm_label(arm), *cells])
     if paired:
         first, _, scale, digits = metrics[0]
         table[0].insert(2, "difference to none [95 %]")
         for arm, row in zip(sort_arms(results), table[1:], strict=True):
-            row.insert(2, _difference_cell(paired.get(arm, {}).get(first), scale, digits))
+            row.insert(2, difference_cell(paired.get(arm, {}).get(first), scale, digits))
     return table
 
 
-def _spread_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+def spread_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+    """Writes mean ± standard deviation of an entry of `results`, a dash where there is none."""
     if entry is None:
         return "-"
     mean, std = _formatted(entry["mean"], scale, digits), entry["std"]
     return mean if mean == "nan" or std is None else f"{mean} ± {_formatted(std, scale, digits)}"
 
 
-def _difference_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+def difference_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+    """Writes a mean difference and its 95 % interval, an entry of `paired`; a dash where there is none."""
     if entry is None:
         return "-"
     mean, low, high = (_formatted(entry[key], scale, digits, sign="+") for key in ("mean", "low", "high"))

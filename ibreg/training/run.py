@@ -53,6 +53,7 @@ class Task:
         loss: the task loss of a training, without penalty.
         measure: the metrics of a model on the validation rows of a training.
         quality: orders epochs and grid points by these metrics, larger is better.
+        mix: turns a training batch into another one, such as mixtures of its rows; None: as it is.
     """
 
     data: Callable[[Trial], Data]
@@ -60,6 +61,7 @@ class Task:
     loss: Callable[[Trial], nn.Module]
     measure: Callable[[Trial, nn.Module], dict[str, float]]
     quality: Callable[[Mapping[str, float]], tuple[float, ...]]
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def rehearse(cfg: DictConfig, task: Task) -> None:
         train = task.data(trial).train
         # A whole batch: what pairs tell of each other depends on its size.
         batch = train.__getitems__(list(range(min(cfg.batch_size, len(train)))))
+        if task.mix:
+            batch = task.mix(*batch)
         with torch.no_grad():
             _, output = _loss_of(
                 model.train(), Penalized(task.loss(trial)), *batch, regularized=isinstance(model, Regularized)
@@ -220,6 +224,8 @@ def train(
         model.train()
         running: dict[str, Tensor] = {}
         for batch in batches:
+            if task.mix:
+                batch = task.mix(*batch)
             with accelerator.accumulate(model):
                 loss, output = _loss_of(model, criterion, *batch, regularized=regularized)
                 accelerator.backward(loss)
@@ -247,6 +253,7 @@ def train(
         state = next_state(
             state, row, validation, selected=evaluated if better else None, parts=parts if epoch + 1 < epochs else {}
         )
+        accelerator.log({f"{trial.name}/{key}": value for key, value in row.items() if "/" in key}, step=epoch + 1)
         if accelerator.is_main_process:
             save_checkpoint(path, state)
             if epoch + 1 == epochs or time.monotonic() > written + METRICS_EVERY:

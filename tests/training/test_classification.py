@@ -7,7 +7,7 @@ from torch import nn
 
 import ibreg
 from ibreg.regularized import draw
-from ibreg.training.classification import classify
+from ibreg.training.classification import classify, mixup
 from ibreg.training.data import Rows
 
 CPU = Accelerator(cpu=True)
@@ -56,3 +56,29 @@ def test_the_mean_code_gives_no_bound_of_information(rows):
     found = classify(model, rows, CPU)
     assert "information" not in found.metrics()
     torch.testing.assert_close(found.probabilities, ibreg.predict(model, rows.inputs).softmax(1))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 2, 2)])
+def test_rows_are_mixed_with_their_neighbours_and_labels_alike(shape):
+    x, y = torch.randn(shape), torch.tensor([0, 1, 2, 0, 1, 2])
+    seen = x.clone()
+    mixed, shares = mixup(0.4, classes=3)(x, y)
+    assert torch.equal(x, seen)
+    share = shares[0, 0].item()
+    assert 0 < share < 1
+    # From the definition (arXiv 1710.09412, equation 2), every row with the one before it.
+    before = [(row - 1) % 6 for row in range(6)]
+    for row in range(6):
+        torch.testing.assert_close(mixed[row], share * x[row] + (1 - share) * x[before[row]])
+        expected = torch.zeros(3)
+        expected[y[row]] += share
+        expected[y[before[row]]] += 1 - share
+        torch.testing.assert_close(shares[row], expected)
+
+
+def test_shares_are_of_the_beta_distribution():
+    mix, alpha = mixup(0.4, classes=2), 0.4
+    drawn = torch.stack([mix(torch.zeros(2, 1), torch.tensor([0, 1]))[1][0, 0] for _ in range(2000)])
+    # Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)).
+    assert drawn.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert drawn.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)

@@ -1,0 +1,29 @@
+"""A sweep: one run for each combination of values, each in its folder, and one table of all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from folders import summary_of
+
+RECIPE = "classification"
+COMPARE = Path(__file__).resolve().parents[2] / "recipes" / "compare.py"
+FIXED = ["seeds=[0]", "epochs=1", "sweep.betas=[]", "model.hidden=[8]", "device=cpu", "control=false"]
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweep_has_a_run_for_each_value_and_a_table_of_all(run, tmp_path, launcher):
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install hydra-joblib-launcher")
+    chosen = [] if launcher == "basic" else [f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=2"]
+    result = run("--multirun", *FIXED, "bottleneck.variational.beta=1e-4,1e-1", *chosen, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    outputs = tmp_path / "outputs" / "classification"
+    found = {summary["command"].split()[-1]: summary for summary in map(summary_of, outputs.glob("*/"))}
+    assert sorted(found) == ["bottleneck.variational.beta=0.0001", "bottleneck.variational.beta=0.1"]
+    rates = {key: summary["results"]["variational"]["test/rate"]["mean"] for key, summary in found.items()}
+    assert rates["bottleneck.variational.beta=0.0001"] > rates["bottleneck.variational.beta=0.1"]
+    table = subprocess.run([sys.executable, COMPARE, outputs], cwd=tmp_path, capture_output=True, text=True)
+    assert table.returncode == 0, table.stderr
+    assert "bottleneck.variational.beta=0.1" in table.stdout

@@ -1,0 +1,113 @@
+"""The command line and the package that carries it: what is listed, what travels, how quickly it is imported."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import ibreg
+from ibreg import cli
+from ibreg.training.installed import beside, described, first_sentence, recipes
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_line_for_each_recipe_bottleneck_data_set_model_and_experiment(capsys):
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    groups = described()
+    names = [name for entries in groups.values() for name in entries]
+    assert lines == cli.listing(*groups).splitlines()
+    assert len(lines) == len(names) + 2 * len(groups) - 1
+    yamls = [path.stem for path in (ROOT / "configs").glob("*/*.yaml")]
+    assert sorted(names) == sorted([*yamls, *(path.stem for path in (ROOT / "recipes").glob("*.py"))])
+    # Aligned: every description begins in the same column.
+    starts = {len(line) - len(line[2:].partition("  ")[2].lstrip()) for line in lines if line.startswith("  ")}
+    assert len(starts) == 1
+
+
+def test_every_entry_says_what_it_is():
+    for entries in described().values():
+        for name, line in entries.items():
+            assert len(line) > 10, name
+            assert "\n" not in line
+
+
+def test_bottlenecks_name_their_paper():
+    for name, line in described()["bottleneck"].items():
+        assert "arXiv" in line, name
+    assert set(described()["bottleneck"]) == set(ibreg.names())
+
+
+def test_experiments_stand_under_their_recipe():
+    assert "vib_mnist" in described()["experiment of classification"]
+    assert "cs_ib_housing" in described()["experiment of regression"]
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("One. Two.", "One"),
+        ("Alemi et al. 2017, a\nmethod. It works", "Alemi et al. 2017, a method"),
+        ("No stop\n\nAnother paragraph", "No stop"),
+        ("", ""),
+    ],
+)
+def test_first_sentence(text, first):
+    assert first_sentence(text) == first
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_shows_the_usage_and_the_recipes(arguments, capsys):
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    for word in ("ibreg list", "ibreg RECIPE --help", *recipes()):
+        assert word in printed
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ibreg {ibreg.__version__}\n"
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys):
+    script = tmp_path / "needy.py"
+    script.write_text("import a_package_that_nobody_has")
+    monkeypatch.setattr(cli, "recipes", lambda: {"needy": script})
+    assert cli.main(["needy"]) == 1
+    assert "a_package_that_nobody_has" in capsys.readouterr().err
+
+
+def test_the_wheel_carries_what_the_command_line_looks_for():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert build["packages"] == ["ibreg"]
+    carried = {source: Path(place) for source, place in build["force-include"].items()}
+    for folder in ("recipes", "configs"):
+        assert beside(folder) == ROOT / folder
+        assert carried.pop(folder) == Path("ibreg") / folder
+    assert not carried
+    # Recipes find their configurations beside themselves, there as here.
+    texts = [script.read_text() for script in recipes().values()]
+    configured = [text for text in texts if "@hydra.main" in text]
+    assert configured
+    assert all('Path(__file__).resolve().parent.parent / "configs"' in text for text in configured)
+
+
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"]["path"] == "ibreg/__init__.py"
+
+
+def test_importing_takes_little_more_than_torch():
+    # Time of this process alone, as others may be busy on the machine.
+    code = (
+        "import sys, time; a = time.process_time(); import torch; b = time.process_time(); import ibreg; "
+        "c = time.process_time(); assert c - a < 1.5 * (b - a), (b - a, c - b); "
+        "slow = {'hydra', 'torchvision', 'matplotlib', 'accelerate', 'scipy', 'safetensors'} & sys.modules.keys(); "
+        "assert not slow, slow"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
