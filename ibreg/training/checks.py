@@ -85,7 +85,7 @@ def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
     groups = [key for entry in entries for key, choice in entry.items() if " " not in key and choice is not None]
     _check_section(recipe_yaml.stem, cfg, [*own, *groups])
     for section in own:
-        if isinstance(recipe[section], dict) and section not in BY_ARM:
+        if isinstance(recipe[section], dict) and section not in (*BY_ARM, *groups):
             _check_section(section, cfg[section], recipe[section])
     for key in ("data.name", "model.name", "model.inject_at"):
         if OmegaConf.select(cfg, key, default=None) is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +23,9 @@ from ibreg.training.arms import beta_used, build_schedule
 from ibreg.training.checkpoint import load_checkpoint, next_state, save_checkpoint
 from ibreg.training.data import Rows, loader
 from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
+from ibreg.training.freezing import training_mode
 from ibreg.training.loop import EpochSampler, Lines, described, quantities, seed_all
-from ibreg.training.trials import Trial, arms, as_good_as, epochs_in_all, epochs_of, plan, select
+from ibreg.training.trials import Trial, arms, as_good_as, epochs_in_all, epochs_of, first_trial, plan, select
 
 METRICS_EVERY = 10.0  # seconds between two writings of all rows, which take longer the more there are
 
@@ -53,6 +54,7 @@ class Task:
         loss: the task loss of a training, without penalty.
         measure: the metrics of a model on the validation rows of a training.
         quality: orders epochs and grid points by these metrics, larger is better.
+        parameters: those of a model that are trained, or groups of them, as an optimizer takes them.
     """
 
     data: Callable[[Trial], Data]
@@ -60,6 +62,7 @@ class Task:
     loss: Callable[[Trial], nn.Module]
     measure: Callable[[Trial, nn.Module], dict[str, float]]
     quality: Callable[[Mapping[str, float]], tuple[float, ...]]
+    parameters: Callable[[nn.Module], Iterable[Any]] = nn.Module.parameters
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Trained:
                 "weight_decay": trials[0].weight_decay,
                 "epochs": [self.states[trial]["best"] for trial in trials],
             }
+            | ({} if trials[0].dropout is None else {"dropout": trials[0].dropout})
             for arm, trials in self.selected.items()
         }
 
@@ -107,14 +111,14 @@ class Trained:
 def rehearse(cfg: DictConfig, task: Task) -> None:
     """Runs a batch through the loss of every arm, so that what cannot train is found before a folder is made."""
     for arm in arms(cfg):
-        trial = Trial(arm, seed=cfg.seeds[0], weight_decay=0.0)
+        trial = first_trial(cfg, arm, cfg.seeds[0])
         model = task.model(trial)
         schedule = build_schedule(cfg, arm, model)
         train = task.data(trial).train
         rows = list(range(min(cfg.batch_size, len(train))))  # whole: what pairs tell of each other depends on its size
         with torch.no_grad():
             _, output = _loss_of(
-                model.train(),
+                training_mode(model),
                 Penalized(task.loss(trial)),
                 train.inputs[rows],
                 train.targets[rows],
@@ -194,7 +198,7 @@ def train(
     regularized = isinstance(model, Regularized)
     criterion = Penalized(task.loss(trial))
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
+        task.parameters(model), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
     )
     lr_schedule = torch.optim.lr_scheduler.StepLR(
         optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0
@@ -220,12 +224,13 @@ def train(
         seed_all(*trial.key, epoch, accelerator.process_index)
         data.train.seed_augmentation(*trial.key, epoch, accelerator.process_index)
         batches.set_epoch(epoch)
-        model.train()
+        training_mode(model)
         running: dict[str, Tensor] = {}
         for x, y in batches:
             with accelerator.accumulate(model):
                 loss, output = _loss_of(model, criterion, x, y, regularized=regularized)
-                accelerator.backward(loss)
+                if loss.requires_grad:  # not where all of a model is frozen: such a control stays as it was loaded
+                    accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
                 if accelerator.sync_gradients:

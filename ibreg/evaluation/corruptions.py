@@ -1,0 +1,273 @@
+"""Common corruptions of pictures, 15 kinds at 5 severities: what a classifier meets without an enemy.
+
+After Hendrycks and Dietterich 2019 (arXiv 1903.12261), with those of its kinds that need no picture of weather, and
+changes of position beside them. Lengths are shares of the shorter side, so that small and large pictures suffer alike.
+The figures are not comparable with those of the published corrupted data sets, whose severities are other ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as T
+
+GREY = 0.5
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A kind of corruption.
+
+    Args:
+        function: `function(images, amount, generator)` for images in [0, 1], `(batch, channels, height, width)`.
+        amounts: of the severities 1 to 5.
+        smallest: pixels that the shorter side needs.
+    """
+
+    function: Callable[[Tensor, float, torch.Generator], Tensor]
+    amounts: tuple[float, float, float, float, float]
+    smallest: int = 1
+
+
+def corrupt(
+    images: Tensor, kind: str, severity: int, *, clamp: tuple[float, float] = (0.0, 1.0), seed: int = 0
+) -> Tensor:
+    """Corrupts pictures, each by a draw of its own where there is something to draw.
+
+    Args:
+        images: `(batch, channels, height, width)`, floats.
+        kind: one of `names()`.
+        severity: 1 (mild) to 5 (severe).
+        clamp: the values of black and white, (-1, 1) for pictures normalised by mean 0.5 and deviation 0.5.
+        seed: of the draws; the same for all severities, which differ in their amount alone.
+
+    Shapes:
+        the result has the shape of `images`, and stays between black and white.
+
+    Raises:
+        ValueError: an unknown kind or severity, pictures of another shape, dtype or range, or too small for the kind.
+
+    Example:
+        >>> images = torch.rand(4, 1, 28, 28)
+        >>> corrupt(images, "jpeg", 3).shape, len(names())
+        (torch.Size([4, 1, 28, 28]), 15)
+    """
+    if kind not in CORRUPTIONS:
+        raise ValueError(f"corruptions are {', '.join(names())}, got {kind!r}")
+    if severity not in (1, 2, 3, 4, 5):
+        raise ValueError(f"severity is 1, 2, 3, 4 or 5, got {severity!r}")
+    if images.dim() != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"images are floats (batch, channels, height, width), got {images.dtype} of shape {tuple(images.shape)}"
+        )
+    black, white = clamp
+    if not black < white:
+        raise ValueError(f"clamp is (black, white), got {clamp}")
+    if images.numel() and not black <= images.min() <= images.max() <= white:
+        raise ValueError(f"images go from {images.min():g} to {images.max():g}, outside of clamp={clamp}")
+    corruption = CORRUPTIONS[kind]
+    if min(images.shape[2:]) < corruption.smallest:
+        height, width = images.shape[2:]
+        raise ValueError(
+            f"{kind} needs pictures of {corruption.smallest} x {corruption.smallest} pixels or more, these have "
+            f"{height} x {width}: leave it out"
+        )
+    if len(images) == 0:
+        return images.clone()
+    unit = ((images - black) / (white - black)).clamp(0, 1)
+    changed = corruption.function(unit, corruption.amounts[severity - 1], torch.Generator().manual_seed(seed))
+    return (black + (white - black) * changed.clamp(0, 1)).clamp(black, white).to(images.dtype)
+
+
+def names() -> list[str]:
+    """Lists the kinds that `corrupt` knows.
+
+    Example:
+        >>> names()[:3]
+        ['brightness', 'contrast', 'defocus_blur']
+    """
+    return sorted(CORRUPTIONS)
+
+
+# --- noise
+
+
+def _gaussian_noise(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    return images + deviation * _normal(images, generator)
+
+
+def _speckle_noise(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    return images + deviation * images * _normal(images, generator)
+
+
+def _shot_noise(images: Tensor, photons: float, generator: torch.Generator) -> Tensor:
+    """White is so many photons on average."""
+    return torch.poisson(photons * images.cpu(), generator).to(images) / photons
+
+
+def _impulse_noise(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """So many of the values become black or white."""
+    draw = torch.rand(images.shape, generator=generator).to(images.device)
+    return torch.where(draw < share / 2, 0.0, torch.where(draw < share, 1.0, images))
+
+
+def _normal(images: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(images.shape, generator=generator).to(images)  # on the CPU, the same for every device
+
+
+# --- blur
+
+
+def _gaussian_blur(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    deviation = share * min(images.shape[2:])
+    return T.gaussian_blur(images, [2 * math.ceil(3 * deviation) + 1] * 2, [deviation] * 2)
+
+
+def _defocus_blur(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A disk of this radius, its edge smoothed over one pixel."""
+    radius = share * min(images.shape[2:])
+    return _filtered(images, (radius + 0.5 - _offsets(radius).norm(dim=0)).clamp(0, 1))
+
+
+def _motion_blur(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A line of this length, in one of four directions."""
+    half = share * min(images.shape[2:]) / 2
+    down, right = _offsets(half)
+
+    def moved(some: Tensor, direction: int) -> Tensor:
+        angle = direction * math.pi / 4
+        along = (right * math.cos(angle) + down * math.sin(angle)).abs()
+        across = (right * math.sin(angle) - down * math.cos(angle)).abs()
+        return _filtered(some, (half + 0.5 - along).clamp(0, 1) * (1 - across).clamp(0, 1))
+
+    return _by_group(images, moved, 4, generator)
+
+
+def _offsets(reach: float) -> Tensor:
+    """How far the places of a filter are from its middle, `(2, side, side)`."""
+    places = torch.arange(-math.ceil(reach), math.ceil(reach) + 1.0)
+    return torch.stack(torch.meshgrid(places, places, indexing="ij"))
+
+
+def _filtered(images: Tensor, weights: Tensor) -> Tensor:
+    channels, reach = images.shape[1], len(weights) // 2
+    weights = (weights / weights.sum()).to(images).expand(channels, 1, -1, -1)
+    return F.conv2d(F.pad(images, [reach] * 4, mode="reflect"), weights, groups=channels)
+
+
+# --- light and storage
+
+
+def _brightness(images: Tensor, more: float, generator: torch.Generator) -> Tensor:
+    """Adds light; a factor would leave black as it is."""
+    return images + more
+
+
+def _contrast(images: Tensor, factor: float, generator: torch.Generator) -> Tensor:
+    return factor * images + (1 - factor) * images.mean((1, 2, 3), keepdim=True)
+
+
+def _pixelate(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    height, width = images.shape[2:]
+    coarse = T.resize(images, [max(round(share * side), 1) for side in (height, width)], antialias=True)
+    return T.resize(coarse, [height, width], interpolation=InterpolationMode.NEAREST_EXACT)
+
+
+def _jpeg(images: Tensor, quality: float, generator: torch.Generator) -> Tensor:
+    """Stores and reads by Pillow; torchvision's own coder is deprecated."""
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"jpeg has pictures of 1 or 3 channels, these have {images.shape[1]}: leave it out")
+    read = []
+    for image in images.cpu():
+        stored = BytesIO()
+        T.to_pil_image(image.float()).save(stored, "jpeg", quality=int(quality))
+        read.append(T.to_dtype(T.pil_to_tensor(Image.open(stored)), images.dtype, scale=True))
+    return torch.stack(read).to(images.device)
+
+
+# --- position
+
+
+def _rotation(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+    def turned(some: Tensor, side: int) -> Tensor:
+        return T.rotate(some, (1, -1)[side] * degrees, InterpolationMode.BILINEAR)
+
+    return _by_group(images, turned, 2, generator)
+
+
+def _translation(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Shifts along both axes, black moves in."""
+    distance = share * min(images.shape[2:])
+
+    def shifted(some: Tensor, corner: int) -> Tensor:
+        across, down = ((1, 1), (1, -1), (-1, 1), (-1, -1))[corner]
+        by = [across * distance, down * distance]
+        return T.affine(some, 0.0, by, 1.0, [0.0, 0.0], InterpolationMode.BILINEAR)
+
+    return _by_group(images, shifted, 4, generator)
+
+
+def _occlusion(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Puts a grey square somewhere; the larger ones cover the smaller."""
+    height, width = images.shape[2:]
+    reach = share * min(height, width) / 2
+    middle = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device)
+    rows = torch.arange(height, device=images.device).view(-1, 1) + 0.5
+    columns = torch.arange(width, device=images.device) + 0.5
+    # The middle lies so that the largest square has its place.
+    largest = CORRUPTIONS["occlusion"].amounts[-1] * min(height, width) / 2
+    down = largest + middle[0] * (height - 2 * largest)
+    right = largest + middle[1] * (width - 2 * largest)
+    covered = ((rows - down).abs() <= reach) & ((columns - right).abs() <= reach)
+    return torch.where(covered, GREY, images)
+
+
+def _elastic(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Moves each pixel by a smooth random field; the root mean square of its length is this share of the side."""
+    height, width = images.shape[2:]
+    field = torch.randn(len(images), 2, height, width, generator=generator)
+    deviation = 0.1 * min(height, width)
+    field = T.gaussian_blur(field, [2 * math.ceil(2 * deviation) + 1] * 2, [deviation] * 2)
+    field = field / field.square().sum(1, keepdim=True).mean((2, 3), keepdim=True).sqrt()
+    # In units of the grid, which goes from -1 to 1.
+    field = (2 * share * min(height, width) * field.permute(0, 2, 3, 1) / torch.tensor([width, height])).to(images)
+    moved = [T.elastic(one[None], by[None]) for one, by in zip(images, field, strict=True)]
+    return torch.cat(moved)
+
+
+def _by_group(
+    images: Tensor, change: Callable[[Tensor, int], Tensor], groups: int, generator: torch.Generator
+) -> Tensor:
+    """Changes every picture in the way of the group that is drawn for it."""
+    group = torch.randint(groups, (len(images),), generator=generator).to(images.device)
+    changed = torch.empty_like(images)
+    for index in group.unique().tolist():
+        changed[group == index] = change(images[group == index], index)
+    return changed
+
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "gaussian_noise": Corruption(_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),  # standard deviation
+    "shot_noise": Corruption(_shot_noise, (60, 25, 12, 5, 3)),  # photons
+    "impulse_noise": Corruption(_impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27)),  # share of values
+    "speckle_noise": Corruption(_speckle_noise, (0.15, 0.2, 0.35, 0.45, 0.6)),  # standard deviation at white
+    "gaussian_blur": Corruption(_gaussian_blur, (0.015, 0.025, 0.035, 0.05, 0.07), smallest=8),  # of the side
+    "defocus_blur": Corruption(_defocus_blur, (0.025, 0.04, 0.055, 0.075, 0.1), smallest=8),  # of the side
+    "motion_blur": Corruption(_motion_blur, (0.1, 0.15, 0.2, 0.3, 0.4), smallest=8),  # of the side
+    "brightness": Corruption(_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),  # of white
+    "contrast": Corruption(_contrast, (0.6, 0.45, 0.3, 0.2, 0.1)),  # factor
+    "pixelate": Corruption(_pixelate, (0.75, 0.6, 0.5, 0.4, 0.3), smallest=8),  # of the resolution
+    "jpeg": Corruption(_jpeg, (40, 25, 15, 10, 5), smallest=8),  # quality
+    "rotation": Corruption(_rotation, (6, 12, 18, 24, 32), smallest=8),  # degrees
+    "translation": Corruption(_translation, (0.04, 0.08, 0.12, 0.16, 0.22), smallest=8),  # of the side
+    "occlusion": Corruption(_occlusion, (0.15, 0.25, 0.35, 0.45, 0.55), smallest=8),  # of the side
+    "elastic": Corruption(_elastic, (0.02, 0.03, 0.04, 0.055, 0.07), smallest=8),  # of the side
+}
