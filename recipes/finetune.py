@@ -6,10 +6,10 @@
     python recipes/finetune.py experiment=finetune_cifar_jpeg             # a pretrained file, degraded pictures
     accelerate launch --num_processes 2 recipes/finetune.py ...           # the same on several GPUs
 
-`main` checks before anything is written; `run` reads top to bottom: for each number of labelled images train and select,
-then test on clean, corrupted and shifted pictures, report. A share of the labelled images is held out to choose epochs,
-beta, weight decay and dropout by: who has five images of a class has no others. Trainings are functions of configuration
-and seed: with `resume=true` a killed run goes on at its last epoch and ends bit-identically on a CPU.
+`main` checks before anything is written; `run` reads top to bottom: for each number of labelled images train and
+select, then test on clean, corrupted and shifted pictures, report. A share of the labelled images is held out to choose
+epochs, beta, weight decay and dropout by: who has five images of a class has no others. Trainings are functions of
+configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends bit-identically on a CPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from ibreg.training.freezing import parameter_groups
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
 from ibreg.training.run import Task, Trained, rehearse, train_all
-from ibreg.training.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy", "validation/rate")

@@ -19,8 +19,8 @@ def images_curve(points: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     Bars go from the least to the greatest seed. Arms stand side by side, so that bars do not cover each other.
 
     Args:
-        points: One per arm, seed and number of images: ``arm``, ``seed``, ``images`` (of each class); every other key is
-            a quantity in percent.
+        points: One per arm, seed and number of images: ``arm``, ``seed``, ``images`` (of each class); every other key
+            is a quantity in percent.
         path: Where the PNG goes.
 
     Raises:

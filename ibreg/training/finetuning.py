@@ -163,8 +163,8 @@ def measure(
     """Tests a model on all test sets.
 
     Returns:
-        the predictions of the clean pictures; and their metrics, with accuracy, error, NLL and ECE of the other sets, as
-        in `accuracy_corrupted`, means over their kinds.
+        the predictions of the clean pictures; and their metrics, with accuracy, error, NLL and ECE of the other sets,
+        as in `accuracy_corrupted`, means over their kinds.
     """
     clean = classify(model, sets["clean"][0], accelerator, draws=draws)
     metrics = clean.metrics()

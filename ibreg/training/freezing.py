@@ -28,8 +28,8 @@ def freeze(model: nn.Module, mode: str, last_stage: str | Sequence[str] | None =
         the model.
 
     Raises:
-        ValueError: another mode, a module that does not exist (the closest names are listed), a network whose last stage
-            has to be named.
+        ValueError: another mode, a module that does not exist (the closest names are listed), a network whose last
+            stage has to be named.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))

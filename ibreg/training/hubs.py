@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ibreg.training.weights import adopt_weights, read_weights
 
+_MODELS_BY_TYPE = "transformers.models.auto.modeling_auto"
+
 
 def timm_model(
     input_shape: tuple[int, ...], classes: int, *, architecture: str = "resnet18", weights: str | Path | None = None
@@ -80,7 +82,7 @@ def transformers_model(
                 "wrote, a name on the hub, or null"
             ) from error
     else:
-        known = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        known = importlib.import_module(_MODELS_BY_TYPE).MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
         if architecture not in known:
             close = difflib.get_close_matches(str(architecture), known, cutoff=0)
             raise ValueError(f"transformers has no image classifier {architecture!r}; the closest names are {close}")

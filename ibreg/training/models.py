@@ -10,7 +10,6 @@ from itertools import pairwise
 from math import prod
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +36,7 @@ def build(
         ValueError: For an unknown name or option, and inputs that the model cannot read.
 
     Example:
+        >>> import torch
         >>> model = build("mlp", input_shape=(1, 8, 8), classes=10, hidden=[32])
         >>> model(torch.randn(4, 1, 8, 8)).shape
         torch.Size([4, 10])

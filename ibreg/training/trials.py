@@ -19,8 +19,8 @@ class Trial:
     """One training.
 
     Attributes:
-        arm: "none" (the control), "null" (the control from a second initialisation), "dropout" (the control with dropout
-            where the others have their bottleneck) or a bottleneck.
+        arm: "none" (the control), "null" (the control from a second initialisation), "dropout" (the control with
+            dropout where the others have their bottleneck) or a bottleneck.
         seed: of initialisation, order of the data, and noise.
         weight_decay: AdamW's.
         beta: of the bottleneck; None for the controls, and where a bottleneck keeps its configured one.

@@ -29,7 +29,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises four unrelated types for what it cannot read
         raise ValueError(
-            f"{file} cannot be read: it is cut short, no checkpoint, or holds more than tensors (save model.state_dict())"
+            f"{file} cannot be read: it is cut short, no checkpoint, or holds more than tensors: save "
+            "model.state_dict()"
         ) from error
     for key in ("state_dict", "model", "weights"):
         state = state[key] if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) else state
