@@ -33,7 +33,7 @@ from ibreg.training.classification import Classified, classify
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data import ClassificationData
 from ibreg.training.few_shot import few_shot
-from ibreg.training.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, test_sets
+from ibreg.training.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
 from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.training.freezing import parameter_groups
 from ibreg.training.launch import Outcome, launch
@@ -77,7 +77,7 @@ def main(cfg: DictConfig) -> None:
     check_fine_tuning(cfg)
     accelerator = build_accelerator(cfg)
     source, data = load(cfg)
-    tests = test_sets(cfg, data)
+    tests = sets_to_test(cfg, data)
     backbone = backbone_of(cfg, data, source)
     new = new_parts(backbone)
     if cfg.mode == "frozen" and new:

@@ -21,7 +21,7 @@ from ibreg.training.arms import build_bottleneck
 from ibreg.training.classification import Classified, classify
 from ibreg.training.data import ClassificationData, Rows
 from ibreg.training.few_shot import corrupted, of_classes, spread
-from ibreg.training.freezing import MODES, freeze
+from ibreg.training.freezing import MODES, freeze, head_of
 from ibreg.training.loop import seed_all
 from ibreg.training.pretraining import pretrain
 
@@ -39,6 +39,8 @@ def check_fine_tuning(cfg: DictConfig) -> None:
         raise ValueError(f"shots are one or more different numbers of images of each class, 0 for all, got {cfg.shots}")
     if cfg.mode not in MODES:
         raise ValueError(f"mode is one of {', '.join(MODES)}, got {cfg.mode}")
+    if not isinstance(cfg.new_head, bool):
+        raise ValueError(f"new_head is true or false, got {cfg.new_head}")
     for key in ("lr_backbone", "pretraining.lr"):
         value = OmegaConf.select(cfg, key)
         if not (type(value) in (int, float) and math.isfinite(value) and value >= 0):
@@ -118,6 +120,8 @@ def backbone_of(cfg: DictConfig, data: ClassificationData, source: Rows | None) 
         weights = pretrained()
         model = new(data.classes, code_features)
         model.load_state_dict({**model.state_dict(), **weights})
+        if cfg.new_head:
+            model.get_submodule(head_of(model)).reset_parameters()
         return freeze(model, cfg.mode, cfg.last_stage)
 
     return build
@@ -130,7 +134,7 @@ def new_parts(backbone: Callable[[int | None], nn.Module]) -> list[str]:
     return [name for name in first if not torch.equal(first[name], second[name])]
 
 
-def test_sets(cfg: DictConfig, data: ClassificationData) -> dict[str, list[Rows]]:
+def sets_to_test(cfg: DictConfig, data: ClassificationData) -> dict[str, list[Rows]]:
     """Returns the test pictures as they are ("clean"), corrupted, shifted, and those of another data set.
 
     Raises:

@@ -18,9 +18,16 @@ from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
 RECIPE = "finetune"
 SHORT = ["seeds=[0]", "shots=[5]", "steps=3", "pretraining.epochs=1", "corrupted.kinds=[contrast]", "device=cpu"]
 SHORT += ["shifted.kinds=[]", "test_rows=40"]
-QUICK = ["seeds=[0,1]", "shots=[2,5]", "steps=4", "pretraining.epochs=2", "device=cpu", "tune=true", "epochs=2"]
+QUICK = ["seeds=[0,1]", "shots=[2,5]", "steps=2", "pretraining.epochs=1", "device=cpu", "tune=true"]
 QUICK += ["corrupted.kinds=[contrast,gaussian_noise]", "corrupted.rows=60", "shifted.rows=60"]
 QUICK += ["grid.beta=[1e-4,1e-2]", "grid.weight_decay=[0,0.1]", "grid.dropout=[0.2,0.6]"]
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(recipe, monkeypatch):
+    """Plots take longer than these trainings; those of a run in a process of its own are drawn."""
+    monkeypatch.setattr(recipe, "draw", lambda *args: None)
+    monkeypatch.setattr(recipe, "images_curve", lambda *args: None)
 
 
 @pytest.fixture
@@ -61,8 +68,8 @@ def test_a_run_compares_bottleneck_control_dropout_and_luck_at_each_number_of_im
     assert {path.name for path in folder.glob("*.png")} == {"images.png", *drawn}
     with (folder / METRICS).open() as file:
         rows = list(csv.DictReader(file))
-    # Two numbers of images, two seeds, a grid of two for three arms and one for the null row, four epochs each.
-    assert len(rows) == 2 * 2 * (3 * 2 + 1) * 4
+    # Two numbers of images, two seeds, a grid of two for three arms and one for the null row, two epochs each.
+    assert len(rows) == 2 * 2 * (3 * 2 + 1) * 2
     assert {row["images"] for row in rows} == {"2_per_class", "5_per_class"}
 
 
@@ -143,6 +150,20 @@ def test_the_backbone_starts_from_the_file(launch, small_resnet, pictures):
             torch.testing.assert_close(value, stored[name], rtol=0, atol=1e-9)
 
 
+def test_a_head_of_other_classes_starts_anew(launch, small_resnet, pictures):
+    folder = launch(*SHORT, *small_resnet, *pictures, "shots=[4]", "new_head=true", "lr=1e-12", "lr_backbone=0")
+    assert "pretrained" not in summary_of(folder)["results"]
+    weights, stored = weights_of(folder / CHECKPOINTS / "4_per_class"), stored_in(small_resnet)
+    heads = {name: of_arm.get("linear.weight", of_arm.get("model.linear.weight")) for name, of_arm in weights.items()}
+    control, null = heads.pop("none-decay0-seed0.pt"), heads.pop("null-decay0-seed0.pt")
+    assert not torch.allclose(control, stored["linear.weight"])
+    assert not torch.allclose(control, null)
+    # All arms of a seed start from the same head.
+    assert len(heads) == 2
+    for head in heads.values():
+        torch.testing.assert_close(head, control, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("mode", ["head", "last_stage"])
 def test_a_mode_moves_its_part_alone(launch, small_resnet, pictures, mode):
     folder = launch(*SHORT, *small_resnet, *pictures, "shots=[4]", f"mode={mode}", "control=false", "lr_backbone=1e-2")
@@ -197,6 +218,7 @@ def test_torchvision_weights_by_name(launch, monkeypatch, pictures):
         (["shots=[5,5]"], "shots are one or more"),
         (["shots=[1]"], "leaves no training image"),
         (["shots=[500]"], r"shots=500: class '5' has \d+ training images"),
+        (["new_head=maybe"], "new_head is true or false"),
         (["mode=half"], "mode is one of frozen, head, last_stage, full"),
         (["mode=last_stage", "last_stage=trunk.8"], r"no module 'trunk.8'; closest: trunk"),
         (["mode=frozen"], "no weights were loaded into head.weight"),
