@@ -25,6 +25,7 @@ from ibreg.training.freezing import MODES, freeze, head_of
 from ibreg.training.loop import seed_all
 from ibreg.training.pretraining import pretrain
 
+WHOLE_NUMBERS = {"steps": 0, "pretraining.epochs": 1, "test_rows": 0, "corrupted.rows": 0, "shifted.rows": 0}
 ON_OTHER_PICTURES = ("accuracy", "error", "nll", "ece")
 
 
@@ -45,24 +46,15 @@ def check_fine_tuning(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not (type(value) in (int, float) and math.isfinite(value) and value >= 0):
             raise ValueError(f"{key} is a number of at least 0, got {value}")
-    for key, least in {
-        "steps": 0,
-        "pretraining.epochs": 1,
-        "test_rows": 0,
-        "corrupted.rows": 0,
-        "shifted.rows": 0,
-    }.items():
+    for key, least in WHOLE_NUMBERS.items():
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < least:
             raise ValueError(f"{key} is a whole number of at least {least}, got {value}")
-    rates = list(cfg.grid.dropout) if isinstance(cfg.grid.dropout, ListConfig) else [None]
-    for key, rate in (("dropout", cfg.dropout), *(("grid.dropout", rate) for rate in rates)):
-        if type(rate) not in (int, float) or not 0 <= rate < 1:
-            raise ValueError(
-                f"{key} is a share in [0, 1), a list of them in the grid, got {OmegaConf.select(cfg, key)}"
-            )
-    if cfg.tune and len(rates) != len(cfg.grid.weight_decay):
-        raise ValueError("grid.dropout and grid.weight_decay have equally many values: they are tried in pairs")
+    for key in ("pretraining.classes", "corrupted.kinds", "shifted.kinds"):
+        if not isinstance(OmegaConf.select(cfg, key), ListConfig):
+            raise ValueError(f"{key} is a list, [] for none, got {OmegaConf.select(cfg, key)}")
+    if not isinstance(cfg.other_data, DictConfig | None):
+        raise ValueError(f"other_data is null or overrides of data such as {{path: other_pets}}, got {cfg.other_data}")
     for section in ("corrupted", "shifted"):
         unknown = sorted(set(cfg[section].kinds) - set(corruptions.names()))
         if unknown:

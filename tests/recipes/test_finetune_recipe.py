@@ -234,6 +234,8 @@ def test_torchvision_weights_by_name(launch, monkeypatch, pictures):
         (["bottlenecks=[dropout]"], "are the controls"),
         (["corrupted.kinds=[snow]"], "corrupted.kinds are of brightness.*got snow"),
         (["shifted.severity=6"], "shifted.severity is 1, 2, 3, 4 or 5"),
+        (["pretraining.classes=3"], "pretraining.classes is a list"),
+        (["other_data=pets"], "other_data is null or overrides of data"),
         (["data.validation=0"], "choose on validation data"),
         (["+data.broken=skip"], "digits has no option"),
         (["model=resnet20", "model.weights=/nowhere.th", "pretraining.classes=[]"], "no weights at /nowhere.th"),
