@@ -6,18 +6,43 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ibreg import schedules
 from ibreg.injection import CHILD, bottlenecks, inject
+from ibreg.layers import Bottleneck
 from ibreg.regularized import Regularized, predict
 from ibreg.training.configuration import build_bottleneck
 from ibreg.training.trials import CONTROLS, Trial
 
 
+class Dropout(Bottleneck):
+    """Dropout in a bottleneck's place, without a penalty: what a user would do instead (Srivastava et al. 2014).
+
+    Args:
+        rate: share of values that are set to 0 in training, in [0, 1).
+    """
+
+    sized = False
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def transform(self, x: Tensor, scope=None) -> tuple[Tensor, tuple]:
+        """Sets values to 0 at random, and raises the others so that the mean stays."""
+        return F.dropout(x, self.rate, self.training), ()
+
+    def penalty(self, state: tuple, scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Charges nothing."""
+        return torch.zeros((), device=self.beta.device), {}
+
+
 def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.Module], example: Tensor) -> nn.Module:
-    """Builds the model of an arm: the control as it is, the others with their bottleneck in it.
+    """Builds the model of an arm: the control as it is, the others with their bottleneck, or dropout, in it.
 
     Args:
         cfg: the recipe's configuration.
@@ -28,11 +53,14 @@ def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.
     Raises:
         ValueError: there is no module `inject_at`, or what stands behind it cannot take the code.
     """
-    if trial.arm in CONTROLS:
+    if trial.arm in CONTROLS and trial.dropout is None:
         return network(None)
     settings = {} if trial.beta is None else {"beta": trial.beta}
     places = [cfg.inject_at] if isinstance(cfg.inject_at, str) else list(cfg.inject_at)
-    layers = {place: build_bottleneck(cfg, trial.arm, **settings) for place in places}
+    layers = {
+        place: build_bottleneck(cfg, trial.arm, **settings) if trial.dropout is None else Dropout(trial.dropout)
+        for place in places
+    }
     # Only at the model's own place does its head read the code itself, and so can be built for another width.
     own = cfg.model.inject_at if isinstance(cfg.model.inject_at, str) else None
     model = network(getattr(layers.get(own), "out_features", None))
@@ -80,7 +108,7 @@ def beta_used(cfg: DictConfig, trials: Sequence[Trial], states: Mapping[Trial, d
 
 def build_schedule(cfg: DictConfig, arm: str, model: nn.Module) -> schedules.Schedule | None:
     """Builds what moves beta while an arm trains; None for the controls and where beta stays."""
-    return SCHEDULES[cfg.schedule.name](cfg.schedule, arm, model) if isinstance(model, Regularized) else None
+    return SCHEDULES[cfg.schedule.name](cfg.schedule, arm, model) if arm not in CONTROLS else None
 
 
 def _target_rate(options: DictConfig, arm: str, model: nn.Module) -> schedules.TargetRate:

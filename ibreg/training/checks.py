@@ -184,6 +184,8 @@ def _check_values(cfg: DictConfig) -> None:
             raise ValueError(f"{key} is a number in [0, 1), got {cfg[key]}")
     if _has(cfg, "mixup") and not (_is_number(cfg.mixup) and cfg.mixup >= 0):
         raise ValueError(f"mixup is a number of at least 0 (none), got {cfg.mixup}")
+    if "dropout" in cfg:
+        _check_dropout(cfg)
     if not (
         isinstance(cfg.adam_betas, ListConfig) and len(cfg.adam_betas) == 2 and all(map(_is_fraction, cfg.adam_betas))
     ):
@@ -206,6 +208,16 @@ def _check_values(cfg: DictConfig) -> None:
     for rate in rates.values() if isinstance(rates, DictConfig) else [rates]:
         if not (_is_number(rate) and rate > 0):
             raise ValueError(f"schedule.rate is a number of nats greater than 0, or one for each arm, got {rates}")
+
+
+def _check_dropout(cfg: DictConfig) -> None:
+    rates = list(cfg.grid.dropout) if isinstance(cfg.grid.dropout, ListConfig) else [None]
+    if not all(map(_is_fraction, (cfg.dropout, *rates))):
+        raise ValueError(
+            f"dropout is a share in [0, 1), and grid.dropout a list of them, got {cfg.dropout} and {cfg.grid.dropout}"
+        )
+    if cfg.tune and len(rates) != len(cfg.grid.weight_decay):
+        raise ValueError("grid.dropout and grid.weight_decay have equally many values: they are tried in pairs")
 
 
 def _has(cfg: DictConfig, key: str) -> bool:

@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ibreg.training.coloured import paint
-from ibreg.training.images import ImageFiles, channels_first, crop_and_flip, normalised, per_channel
+from ibreg.training.images import (
+    ImageFiles,
+    channels_first,
+    class_folders,
+    crop_and_flip,
+    normalised,
+    per_channel,
+)
 from ibreg.training.options import choose, keyword_options
 from ibreg.training.request import Request, data_folder
 from ibreg.training.tables import feature_values, read_table, standardised, target_classes
@@ -304,6 +311,7 @@ def image_folder(
     mean: float | Sequence[float] = _IMAGENET_MEAN,
     std: float | Sequence[float] = _IMAGENET_STD,
     augment: bool = False,
+    broken: str = "stop",
 ) -> ClassificationData:
     """Loads pictures from `path/train/<class>/` and `path/test/<class>/`, decoded batch by batch.
 
@@ -314,15 +322,18 @@ def image_folder(
         mean: Subtracted from values in [0, 1], one number or one per channel.
         std: What they are divided by then.
         augment: Whether training pictures are cropped and mirrored at random.
+        broken: "stop" at a broken file when it is met, or "skip" them, which decodes every file once beforehand.
 
     Raises:
         ValueError: If the two parts have other classes, or a class has no picture.
     """
+    if broken not in ("stop", "skip"):
+        raise ValueError(f"broken={broken!r} is stop or skip")
     if not (isinstance(image_size, int) and image_size > 0):
         raise ValueError(f"image_size={image_size!r} is a number of pixels: 1 or more")
     mean, std = per_channel("mean", mean, 3), per_channel("std", std, 3)
     folder = request.find(path, "image folder")
-    train, test = (_class_folders(folder / part) for part in ("train", "test"))
+    train, test = (class_folders(folder / part, skip_broken=broken == "skip") for part in ("train", "test"))
     if odd := sorted(set(train.classes) ^ set(test.classes)):
         raise ValueError(f"{folder} must have the same classes in train and test, but these stand in one only: {odd}")
 
@@ -337,19 +348,6 @@ def image_folder(
         part(test, range(len(test))),
     ]
     return _data("image_folder", parts, train.classes)
-
-
-def _class_folders(folder: Path) -> torchvision.datasets.ImageFolder:
-    if not folder.is_dir() or not any(place.is_dir() for place in folder.iterdir()):
-        raise FileNotFoundError(
-            f"no class folders in {folder.absolute()}: pictures are expected in train/<class>/ and test/<class>/ under "
-            f"{folder.parent.absolute()}; they are your own data, which data.download=true cannot fetch"
-        )
-    found = torchvision.datasets.ImageFolder(folder, allow_empty=True)
-    seen = set(found.targets)
-    if empty := [name for name, label in found.class_to_idx.items() if label not in seen]:
-        raise ValueError(f"no picture in {folder} for the classes {empty}: add some or remove these folders")
-    return found
 
 
 def csv_file(

@@ -1,11 +1,15 @@
 """Pictures as tensors `(rows, channels, height, width)`: decoded, scaled, and changed at random for training."""
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision import transforms
+from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
 
@@ -34,7 +38,57 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, indices: list[int]) -> Tensor:
-        return torch.stack([self.transform(default_loader(self.paths[index])) for index in indices])
+        return torch.stack([self.transform(read_picture(self.paths[index])) for index in indices])
+
+
+def read_picture(path: str) -> Image:
+    """Decodes an image file.
+
+    Raises:
+        ValueError: If it is broken; the message names it.
+    """
+    try:
+        return default_loader(path)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of them for broken files
+        raise ValueError(
+            f"{path} is broken ({error}): remove or replace it, or leave broken files out with data.broken=skip"
+        ) from error
+
+
+def is_broken(path: str) -> bool:
+    """Whether an image file cannot be decoded."""
+    try:
+        read_picture(path)
+    except ValueError:
+        return True
+    return False
+
+
+def class_folders(folder: Path, *, skip_broken: bool) -> ImageFolder:
+    """Lists the pictures in `folder/<class>/`.
+
+    Args:
+        folder: the folder.
+        skip_broken: whether files that cannot be decoded are left out, with a warning that names them.
+
+    Raises:
+        FileNotFoundError: If there are no folders in it.
+        ValueError: If a class has no picture.
+    """
+    if not folder.is_dir() or not any(place.is_dir() for place in folder.iterdir()):
+        raise FileNotFoundError(
+            f"no class folders in {folder.absolute()}: pictures are expected in train/<class>/ and test/<class>/ under "
+            f"{folder.parent.absolute()}; they are your own data, which data.download=true cannot fetch"
+        )
+    found = ImageFolder(folder, allow_empty=True)
+    if skip_broken and (broken := {path for path, _ in found.samples if is_broken(path)}):
+        warnings.warn(f"{len(broken)} broken files are left out: {', '.join(sorted(broken)[:5])}", stacklevel=5)
+        found.samples = [(path, label) for path, label in found.samples if path not in broken]
+        found.targets = [label for _, label in found.samples]
+    seen = set(found.targets)
+    if empty := [name for name, label in found.class_to_idx.items() if label not in seen]:
+        raise ValueError(f"no picture in {folder} for the classes {empty}: add some or remove these folders")
+    return found
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:

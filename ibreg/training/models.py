@@ -5,17 +5,18 @@ Each has a place where a bottleneck belongs, named by `inject_at` in its YAML.
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ibreg.training.hubs import timm_model, transformers_model
 from ibreg.training.options import choose
+from ibreg.training.weights import adopt_weights, read_weights
 
 
 def build(
@@ -35,6 +36,7 @@ def build(
         ValueError: For an unknown name or option, and inputs that the model cannot read.
 
     Example:
+        >>> import torch
         >>> model = build("mlp", input_shape=(1, 8, 8), classes=10, hidden=[32])
         >>> model(torch.randn(4, 1, 8, 8)).shape
         torch.Size([4, 10])
@@ -56,7 +58,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['lenet', 'mlp', 'resnet20', 'torchvision']
+        ['lenet', 'mlp', 'resnet20', 'timm', 'torchvision', 'transformers']
     """
     return sorted(_MODELS)
 
@@ -228,14 +230,19 @@ def resnet20(
         input_shape: `(channels, height, width)`, at least 8 x 8.
         classes: Number of outputs.
         depth: Layers with weights, 6 n + 2.
-        weights: File of weights; a linear layer for another number of classes stays as it is initialised.
+        weights: File of weights; a linear layer for another number of classes stays as it is initialised. Grey pictures
+            are repeated to three channels where the weights read three.
     """
     channels, _, _ = _picture("resnet20", input_shape, smallest=8)
     if not (isinstance(depth, int) and depth >= 8 and depth % 6 == 2):
         raise ValueError(f"depth={depth!r} is 6 n + 2: 20, 32, 44, 56 or 110 in the paper")
-    model = ResNet(channels, classes, depth)
+    state = {} if weights is None else read_weights(weights)
+    repeated = channels == 1 and "conv1.weight" in state and state["conv1.weight"].shape[1] == 3
+    model = ResNet(3 if repeated else channels, classes, depth)
     if weights is not None:
-        _adopt(model, _read(weights), str(weights))
+        adopt_weights(model, state, str(weights))
+    if repeated:
+        model.register_forward_pre_hook(_grey_to_colour)
     return model
 
 
@@ -250,8 +257,9 @@ def torchvision_model(
         input_shape: `(channels, height, width)` with 1 or 3 channels.
         classes: Number of outputs.
         architecture: Name in torchvision, such as "resnet18".
-        weights: "DEFAULT" for torchvision's best (downloaded once, to the cache of torch), a file of weights, or
-            None. A classifier for another number of classes stays as it is initialised.
+        weights: Name of weights in torchvision, such as "IMAGENET1K_V1" or "DEFAULT" for its best (downloaded once, to
+            the cache of torch), a file of weights, or None. A classifier for another number of classes stays as it is
+            initialised.
     """
     channels, _, _ = _picture("torchvision", input_shape, smallest=1)
     if channels not in (1, 3):
@@ -260,10 +268,10 @@ def torchvision_model(
         close = difflib.get_close_matches(str(architecture), known, cutoff=0)
         raise ValueError(f"torchvision has no classifier {architecture!r}; the closest names are {close}")
     model = torchvision.models.get_model(architecture, num_classes=classes)
-    if weights == "DEFAULT":
-        _adopt(model, torchvision.models.get_model(architecture, weights="DEFAULT").state_dict(), "torchvision")
+    if weights in (named := torchvision.models.get_model_weights(architecture).__members__):
+        adopt_weights(model, named[weights].get_state_dict(check_hash=True), f"torchvision, {weights}")
     elif weights is not None:
-        _adopt(model, _read(weights), str(weights))
+        adopt_weights(model, read_weights(weights), str(weights))
     if channels == 1:
         model.register_forward_pre_hook(_grey_to_colour)
     return model
@@ -294,40 +302,11 @@ def _picture(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[in
     return input_shape
 
 
-def _read(path: str | Path) -> dict[str, Tensor]:
-    """Reads weights from a file, without the prefix that `DataParallel` leaves."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no weights at {file.absolute()}: model.weights is the path of a file, DEFAULT (torchvision) or null"
-        )
-    state = torch.load(file, weights_only=True, map_location="cpu")
-    state = state.get("state_dict", state)
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def _adopt(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads weights into a model; a classifier (its last layer) for another number of classes stays as it is."""
-    own = model.state_dict()
-    classifier = list(own)[-1].rpartition(".")[0]
-    other = {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape}
-    skipped = {f"{classifier}.weight", f"{classifier}.bias"} if f"{classifier}.weight" in other else set()
-    # Batch normalisation counts its batches only since torch 0.4.1: older files lack the count, and torch fills it in.
-    missing = sorted(name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked"))
-    faults = {
-        "missing": missing,
-        "unknown": sorted(state.keys() - own.keys()),
-        "of another shape": sorted(other - skipped),
-    }
-    if any(faults.values()):
-        listed = "; ".join(f"{fault}: {', '.join(found[:5])}" for fault, found in faults.items() if found)
-        raise ValueError(f"the weights of {source} do not fit the {type(model).__name__} that is to be built: {listed}")
-    model.load_state_dict({name: value for name, value in state.items() if name not in skipped}, strict=False)
-
-
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "lenet": lenet,
     "resnet20": resnet20,
     "torchvision": torchvision_model,
+    "timm": timm_model,
+    "transformers": transformers_model,
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +23,9 @@ from ibreg.training.arms import beta_used, build_schedule
 from ibreg.training.checkpoint import load_checkpoint, next_state, save_checkpoint
 from ibreg.training.data import Rows, loader
 from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
+from ibreg.training.freezing import training_mode
 from ibreg.training.loop import EpochSampler, Lines, described, quantities, seed_all
-from ibreg.training.trials import Trial, arms, as_good_as, epochs_in_all, epochs_of, plan, select
+from ibreg.training.trials import Trial, arms, as_good_as, epochs_in_all, epochs_of, first_trial, plan, select
 
 METRICS_EVERY = 10.0  # seconds between two writings of all rows, which take longer the more there are
 
@@ -54,6 +55,7 @@ class Task:
         measure: the metrics of a model on the validation rows of a training.
         quality: orders epochs and grid points by these metrics, larger is better.
         mix: turns a training batch into another one, such as mixtures of its rows; None: as it is.
+        parameters: those of a model that are trained, or groups of them, as an optimizer takes them.
     """
 
     data: Callable[[Trial], Data]
@@ -62,6 +64,7 @@ class Task:
     measure: Callable[[Trial, nn.Module], dict[str, float]]
     quality: Callable[[Mapping[str, float]], tuple[float, ...]]
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    parameters: Callable[[nn.Module], Iterable[Any]] = nn.Module.parameters
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Trained:
                 "weight_decay": trials[0].weight_decay,
                 "epochs": [self.states[trial]["best"] for trial in trials],
             }
+            | ({} if trials[0].dropout is None else {"dropout": trials[0].dropout})
             for arm, trials in self.selected.items()
         }
 
@@ -109,7 +113,7 @@ class Trained:
 def rehearse(cfg: DictConfig, task: Task) -> None:
     """Runs a batch through the loss of every arm, so that what cannot train is found before a folder is made."""
     for arm in arms(cfg):
-        trial = Trial(arm, seed=cfg.seeds[0], weight_decay=0.0)
+        trial = first_trial(cfg, arm, cfg.seeds[0])
         model = task.model(trial)
         schedule = build_schedule(cfg, arm, model)
         train = task.data(trial).train
@@ -119,7 +123,7 @@ def rehearse(cfg: DictConfig, task: Task) -> None:
             batch = task.mix(*batch)
         with torch.no_grad():
             _, output = _loss_of(
-                model.train(), Penalized(task.loss(trial)), *batch, regularized=isinstance(model, Regularized)
+                training_mode(model), Penalized(task.loss(trial)), *batch, regularized=isinstance(model, Regularized)
             )
         if schedule is not None:
             schedule.step(output)
@@ -195,7 +199,7 @@ def train(
     regularized = isinstance(model, Regularized)
     criterion = Penalized(task.loss(trial))
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
+        task.parameters(model), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
     )
     lr_schedule = torch.optim.lr_scheduler.StepLR(
         optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0
@@ -221,14 +225,15 @@ def train(
         seed_all(*trial.key, epoch, accelerator.process_index)
         data.train.seed_augmentation(*trial.key, epoch, accelerator.process_index)
         batches.set_epoch(epoch)
-        model.train()
+        training_mode(model)
         running: dict[str, Tensor] = {}
         for batch in batches:
             if task.mix:
                 batch = task.mix(*batch)
             with accelerator.accumulate(model):
                 loss, output = _loss_of(model, criterion, *batch, regularized=regularized)
-                accelerator.backward(loss)
+                if loss.requires_grad:  # not where all of a model is frozen: such a control stays as it was loaded
+                    accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
                 if accelerator.sync_gradients:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ibreg.training.configuration import build_bottleneck
 
-CONTROLS = ("none", "null")
+CONTROLS = ("none", "null", "dropout")
 FACTORS = (0.1, 1, 10)
 INFORMATION = ("I(X;Z)", "I(X;Z|Y)")
 
@@ -19,12 +19,14 @@ class Trial:
     """One training.
 
     Attributes:
-        arm: "none" (the control), "null" (the control from a second initialisation) or a bottleneck.
+        arm: "none" (the control), "null" (the control from a second initialisation), "dropout" (the control with
+            dropout where the others have their bottleneck) or a bottleneck.
         seed: of initialisation, order of the data, and noise.
         weight_decay: AdamW's.
         beta: of the bottleneck; None for the controls, and where a bottleneck keeps its configured one.
         sweep: whether it belongs to the information curve rather than to the comparison.
         stop: the epoch that it ends at and keeps; None: all epochs, of which validation chooses.
+        dropout: share of values that the arm "dropout" sets to 0; None for the others.
     """
 
     arm: str
@@ -33,13 +35,16 @@ class Trial:
     beta: float | None = None
     sweep: bool = False
     stop: int | None = None
+    dropout: float | None = None
 
     @property
     def name(self) -> str:
         """Stem of the checkpoint's file."""
         beta = "" if self.beta is None else f"-beta{self.beta:g}"
+        dropout = "" if self.dropout is None else f"{self.dropout:g}"
         stop = "" if self.stop is None else f"-stop{self.stop}"
-        return f"{'sweep-' if self.sweep else ''}{self.arm}{beta}-decay{self.weight_decay:g}-seed{self.seed}{stop}"
+        arm = f"{'sweep-' if self.sweep else ''}{self.arm}{dropout}"
+        return f"{arm}{beta}-decay{self.weight_decay:g}-seed{self.seed}{stop}"
 
     @property
     def key(self) -> tuple[int, int]:
@@ -48,8 +53,9 @@ class Trial:
 
 
 def arms(cfg: DictConfig) -> list[str]:
-    """Lists what is compared: the control, its second initialisation, and the bottlenecks."""
-    return [*(CONTROLS if cfg.control else ()), *cfg.bottlenecks]
+    """Lists what is compared: the control, its second initialisation, in some recipes dropout, and the bottlenecks."""
+    controls = [name for name in CONTROLS if name != "dropout" or name in cfg]
+    return [*(controls if cfg.control else ()), *cfg.bottlenecks]
 
 
 def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
@@ -58,11 +64,14 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
     for arm in arms(cfg):
         if arm == "null":
             continue
-        is_control = arm == "none"
+        is_control = arm in CONTROLS
         for seed in cfg.seeds:
-            trial = Trial(arm, seed, float(cfg.weight_decay))
+            trial = first_trial(cfg, arm, seed)
             if not cfg.tune:
                 comparison.append(trial)
+            elif arm == "dropout":
+                pairs = zip(cfg.grid.dropout, cfg.grid.weight_decay, strict=True)
+                comparison += [replace(trial, dropout=float(rate), weight_decay=float(decay)) for rate, decay in pairs]
             elif is_control:
                 comparison += [replace(trial, weight_decay=float(decay)) for decay in cfg.grid.weight_decay]
             else:
@@ -73,6 +82,11 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
             first = Trial(arm, cfg.seeds[0], float(cfg.weight_decay), sweep=True)
             sweep += [replace(first, beta=float(beta)) for beta in cfg.sweep.betas]
     return comparison, sweep
+
+
+def first_trial(cfg: DictConfig, arm: str, seed: int) -> Trial:
+    """Returns the training of an arm as it is configured, before anything is tuned."""
+    return Trial(arm, seed, float(cfg.weight_decay), dropout=float(cfg.dropout) if arm == "dropout" else None)
 
 
 def beta_grid(cfg: DictConfig, arm: str) -> Sequence[float]:
@@ -117,7 +131,7 @@ def select(
         points: dict[tuple, list[Trial]] = {}
         for trial in comparison:
             if trial.arm == arm:
-                points.setdefault((trial.beta, trial.weight_decay), []).append(trial)
+                points.setdefault((trial.beta, trial.weight_decay, trial.dropout), []).append(trial)
         chosen[arm] = max(points.values(), key=mean_quality) if len(points) > 1 else next(iter(points.values()))
     return chosen
 

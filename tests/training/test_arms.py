@@ -105,3 +105,16 @@ def test_the_control_has_no_schedule_of_beta(configured):
     cfg = configured("schedule.name=cosine", "schedule.steps=9")
     assert build_schedule(cfg, "none", built(cfg, Trial("none", 0, 0.0))) is None
     assert build_schedule(cfg, "variational", built(cfg)).length == 9
+
+
+def test_dropout_stands_in_the_bottlenecks_place_and_charges_nothing(configured):
+    model = built(configured(), Trial("dropout", 0, 0.0, dropout=0.25))
+    (layer,) = ibreg.bottlenecks(model).values()
+    ones = torch.ones(400, 128)
+    dropped = layer.train().measure(ones)
+    assert (dropped.z == 0).double().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert dropped.z.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert dropped.penalty == 0
+    assert torch.equal(layer.eval()(ones), ones)
+    assert not layer.stochastic
+    assert build_schedule(configured("schedule.name=target_rate"), "dropout", model) is None

@@ -35,9 +35,7 @@ def same(first, second):
 
 
 def test_an_unknown_name_lists_the_models():
-    with pytest.raises(
-        ValueError, match=r"no model 'resnet': it is one of \['lenet', 'mlp', 'resnet20', 'torchvision'\]"
-    ):
+    with pytest.raises(ValueError, match=r"no model 'resnet': it is one of \['lenet', 'mlp', 'resnet20', 'timm'"):
         build("resnet", input_shape=(3, 32, 32), classes=10)
 
 
@@ -56,6 +54,8 @@ def test_the_yaml_has_every_option_with_its_default_and_no_other(name):
     own = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
     plain = {option: list(default) if isinstance(default, tuple) else default for option, default in own.items()}
     assert written == {"name": name, **plain}
+    if name in ("timm", "transformers"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
     model = build(**OmegaConf.create(written), input_shape=(3, 32, 32), classes=4)
     assert model.get_submodule(place) is not None
 
@@ -186,6 +186,13 @@ def test_published_weights_reach_their_accuracy():
     assert correct / len(rows) == pytest.approx(0.81, abs=0.03)
 
 
+def test_weights_for_colour_read_grey_pictures_as_grey_colours(saved):
+    grey = build("resnet20", input_shape=(1, 16, 16), classes=10, depth=8, weights=saved[1]).eval()
+    colour = build("resnet20", input_shape=(3, 16, 16), classes=10, depth=8, weights=saved[1]).eval()
+    x = torch.rand(2, 1, 16, 16)
+    assert torch.equal(grey(x), colour(x.expand(-1, 3, -1, -1)))
+
+
 @needs_weights
 @pytest.mark.parametrize(("depth", "file"), [(20, "resnet20-12fca82f.th"), (56, "resnet56-4bfd9763.th")])
 def test_published_weights_are_taken_over_whole(depth, file):
@@ -225,7 +232,7 @@ def test_weights_that_are_not_there_name_the_path(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "depth", "message"),
     [
-        ((1, 16, 16), 8, "do not fit the ResNet .* of another shape: conv1.weight$"),
+        ((2, 16, 16), 8, "do not fit the ResNet .* of another shape: conv1.weight$"),
         ((3, 16, 16), 14, r"missing: layer1.1.bn1.bias"),
     ],
 )
@@ -274,7 +281,7 @@ def pretrained():
 def test_torchvision_weights_come_from_a_file_or_the_default(pretrained, classes, tmp_path, monkeypatch):
     torch.save(pretrained, tmp_path / "weights.pth")
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *args, **kwargs: pretrained)
-    for weights in (tmp_path / "weights.pth", "DEFAULT"):
+    for weights in (tmp_path / "weights.pth", "DEFAULT", "IMAGENET1K_V1"):
         model = build(
             "torchvision", input_shape=(3, 64, 64), classes=classes, architecture="squeezenet1_1", weights=weights
         )

@@ -1,8 +1,9 @@
 """What a run trains, and what is chosen of it."""
 
 import pytest
+from omegaconf import OmegaConf
 
-from ibreg.training.trials import Trial, as_good_as, epochs_in_all, epochs_of, plan, select
+from ibreg.training.trials import Trial, as_good_as, epochs_in_all, epochs_of, first_trial, plan, select
 
 
 def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
@@ -70,3 +71,17 @@ def test_a_control_stops_at_the_first_epoch_that_is_as_good_as_the_other_arm(con
     assert [epochs_of(configured("epochs=7"), trial) for trial in stopped] == [2, 7, 7, 1]
     assert len({trial.name for trial in stopped}) == 4
     assert {trial.key for trial in stopped} == {trial.key for trial in control}
+
+
+def test_dropout_is_a_control_that_is_tuned_in_pairs_with_weight_decay(configured):
+    cfg = configured("tune=true", "grid.weight_decay=[0,1e-2,1e-1]", "seeds=[3]", "sweep.betas=[]")
+    OmegaConf.set_struct(cfg, False)
+    cfg = OmegaConf.merge(cfg, {"dropout": 0.5, "grid": {"dropout": [0.1, 0.2, 0.3]}})
+    comparison, _ = plan(cfg)
+    tried = [trial for trial in comparison if trial.arm == "dropout"]
+    assert [(trial.dropout, trial.weight_decay) for trial in tried] == [(0.1, 0.0), (0.2, 0.01), (0.3, 0.1)]
+    assert len({trial.name for trial in comparison}) == len(comparison) == 9
+    selected = select(cfg, comparison, lambda trial: (-abs((trial.dropout or 0) - 0.2),))
+    assert selected["dropout"] == [Trial("dropout", 3, 0.01, dropout=0.2)]
+    assert first_trial(cfg, "dropout", 3) == Trial("dropout", 3, 0.0, dropout=0.5)
+    assert "dropout" not in {trial.arm for trial in plan(configured("tune=true"))[0]}

@@ -1,0 +1,201 @@
+"""Fine-tuning with and without a bottleneck: the same pretrained network, images, seeds and budget, one table.
+
+    python recipes/finetune.py                                            # digits from few images, a minute, offline
+    python recipes/finetune.py data=image_folder data.path=pets model=torchvision model.weights=DEFAULT \
+        pretraining.classes=[] shots=[10,100] mode=last_stage tune=true
+    python recipes/finetune.py experiment=finetune_cifar_jpeg             # a pretrained file, degraded pictures
+    accelerate launch --num_processes 2 recipes/finetune.py ...           # the same on several GPUs
+
+`main` checks before anything is written; `run` reads top to bottom: for each number of labelled images train and
+select, then test on clean, corrupted and shifted pictures, report. A share of the labelled images is held out to choose
+epochs, beta, weight decay and dropout by: who has five images of a class has no others. Trainings are functions of
+configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends bit-identically on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ibreg.evaluation.few_shot_plots import images_curve
+from ibreg.evaluation.plots import learning_curves, reliability_diagram
+from ibreg.training.arms import build_arm
+from ibreg.training.checks import check_batch_size, check_configuration
+from ibreg.training.classification import Classified, classify
+from ibreg.training.configuration import register_with_hydra
+from ibreg.training.data import ClassificationData
+from ibreg.training.few_shot import few_shot
+from ibreg.training.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
+from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
+from ibreg.training.freezing import parameter_groups
+from ibreg.training.launch import Outcome, launch
+from ibreg.training.loop import build_accelerator
+from ibreg.training.run import Task, Trained, rehearse, train_all
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy", "validation/rate")
+SHOWN = {
+    "accuracy": "accuracy (%)",
+    "ece": "calibration error (%)",
+    "accuracy_corrupted": "accuracy, corrupted pictures (%)",
+    "accuracy_shifted": "accuracy, shifted pictures (%)",
+    "accuracy_other": "accuracy, other data (%)",
+}
+
+register_with_hydra()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is trained with so many labelled images of each class.
+
+    Attributes:
+        name: of it, as in "5_per_class".
+        images: labelled images of each class, on average.
+        cfg: the configuration, its epochs and batch as many images allow.
+        task: what is trained.
+    """
+
+    name: str
+    images: float
+    cfg: DictConfig
+    task: Task
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="finetune", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    check_configuration(cfg, CONFIGS / "finetune.yaml")
+    check_fine_tuning(cfg)
+    accelerator = build_accelerator(cfg)
+    source, data = load(cfg)
+    tests = sets_to_test(cfg, data)
+    backbone = backbone_of(cfg, data, source)
+    new = new_parts(backbone)
+    if cfg.mode == "frozen" and new:
+        raise ValueError(f"mode=frozen trains bottlenecks alone, but no weights were loaded into {', '.join(new[:5])}")
+    if cfg.mode == "frozen" and cfg.control and accelerator.num_processes > 1:
+        raise ValueError("mode=frozen leaves the controls nothing to train: use one process, or control=false")
+    parts = [part_of(cfg, shots, data, backbone, accelerator) for shots in cfg.shots]
+    for part in parts:
+        rehearse(part.cfg, part.task)
+    untouched = None if new else backbone
+    launch(cfg, accelerator, lambda folder: run(cfg, data.name, parts, untouched, tests, accelerator, folder))
+
+
+def part_of(
+    cfg: DictConfig,
+    shots: int,
+    data: ClassificationData,
+    backbone: Callable[[int | None], nn.Module],
+    accelerator: Accelerator,
+) -> Part:
+    """Draws the labelled images of every seed, and says how they are trained on."""
+    few = {seed: few_shot(data, shots, validation=cfg.data.validation, seed=seed) for seed in cfg.seeds}
+    rows = len(few[cfg.seeds[0]].train)
+    processes = accelerator.num_processes
+    batch = min(cfg.batch_size, rows // processes * processes)
+    own = OmegaConf.merge(cfg, {"batch_size": batch, "epochs": max(cfg.epochs, -(-cfg.steps // (rows // batch)))})
+    check_batch_size(own, rows=rows, processes=processes)
+    task = Task(
+        data=lambda trial: few[trial.seed],
+        model=lambda trial: build_arm(own, trial, backbone, example=torch.zeros(1, *data.input_shape)),
+        loss=lambda trial: nn.CrossEntropyLoss(),
+        measure=lambda trial, model: classify(
+            model, few[trial.seed].validation, accelerator, draws=cfg.prediction_draws
+        ).metrics(),
+        quality=lambda validation: (-validation["nll"],),  # accuracy on a handful of images says little
+        parameters=lambda model: parameter_groups(model, lr=cfg.lr, lr_backbone=cfg.lr_backbone),
+    )
+    images = shots or len(data.train) / data.classes
+    return Part(f"{shots}_per_class" if shots else "all", images, own, task)
+
+
+def run(
+    cfg: DictConfig,
+    data: str,
+    parts: Sequence[Part],
+    untouched: Callable[[int | None], nn.Module] | None,
+    tests: Mapping[str, Sequence[Any]],
+    accelerator: Accelerator,
+    folder: Path,
+) -> Outcome | None:
+    """Trains and selects with each number of images, tests and draws."""
+
+    def tested(model: nn.Module) -> tuple[Classified, dict[str, float]]:
+        return measure(model, tests, accelerator, draws=cfg.prediction_draws)
+
+    before = None if untouched is None else tested(untouched(None).to(accelerator.device))[1]
+    rows, points, selected, results = [], [], {}, {}
+    for part in parts:
+        place = folder / CHECKPOINTS / part.name
+        if accelerator.is_main_process:
+            (place / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        trained = train_all(part.cfg, part.task, accelerator, place)
+        found = {
+            arm: [tested(trained.model(part.task, trial, accelerator.device)) for trial in trials]
+            for arm, trials in trained.selected.items()
+        }
+        metrics = {arm: [of_seed for _, of_seed in seeds] for arm, seeds in found.items()}
+        metrics |= {} if before is None else {"pretrained": [before] * len(cfg.seeds)}
+        for arm, seeds in metrics.items():
+            of_arm = results.setdefault(arm, [{} for _ in cfg.seeds])
+            for seed, of_seed, known in zip(cfg.seeds, seeds, of_arm, strict=True):
+                known |= {f"{key}_{part.name}": value for key, value in of_seed.items()}
+                shown = {label: 100 * of_seed[key] for key, label in SHOWN.items() if key in of_seed}
+                points.append({"arm": arm, "seed": seed, "images": part.images} | shown)
+        rows += [{"images": part.name} | row for row in trained.rows()]
+        selected[part.name] = trained.choices(part.cfg)
+        if accelerator.is_main_process:
+            draw(folder, part.name, trained, {arm: [each for each, _ in seeds] for arm, seeds in found.items()})
+    if not accelerator.is_main_process:
+        return None
+    write_rows(folder / METRICS, rows)
+    images_curve(points, folder / "images.png")
+    return Outcome(data=data, tested=results, selected=selected, headline=columns(cfg, parts, results))
+
+
+def draw(folder: Path, name: str, trained: Trained, tested: Mapping[str, Sequence[Classified]]) -> None:
+    """Draws learning curves and reliability."""
+    learning_curves(trained.curves(CURVES), folder / f"learning_curves_{name}.png")
+    pooled = {
+        arm: (torch.cat([each.probabilities for each in seeds]), torch.cat([each.targets for each in seeds]))
+        for arm, seeds in tested.items()
+    }
+    reliability_diagram(pooled, folder / f"reliability_{name}.png")
+
+
+def columns(
+    cfg: DictConfig, parts: Sequence[Part], results: Mapping[str, Sequence[Mapping[str, float]]]
+) -> list[tuple[str, str, int, int]]:
+    """Lists the columns of the table: the error with every number of images, and the rest with the middle one."""
+    middle = parts[len(parts) // 2].name
+    shown = [(f"test/error_{part.name}", f"test error, {_told(part.name)} (%)", 100, 1) for part in parts]
+    others = {
+        "ece": "ECE",
+        "error_corrupted": "error corrupted",
+        "error_shifted": "error shifted",
+        "error_other": "other",
+    }
+    measured = {key for seeds in results.values() for key in seeds[0]}
+    return shown + [
+        (f"test/{key}_{middle}", f"{heading}, {_told(middle)} (%)", 100, 1)
+        for key, heading in others.items()
+        if f"{key}_{middle}" in measured
+    ]
+
+
+def _told(name: str) -> str:
+    return name.replace("_", " ")
+
+
+if __name__ == "__main__":
+    main()
