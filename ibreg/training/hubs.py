@@ -1,4 +1,4 @@
-"""Classifiers of pictures from timm and transformers, which are extras: `pip install ibreg[hubs]`."""
+"""Classifiers of pictures from timm and transformers, which are extras: `pip install ibreg[timm,transformers]`."""
 
 from __future__ import annotations
 
