@@ -66,6 +66,7 @@ def _draw_images_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
                 label=arm_label(arm),
             )
         panel.set_xscale("log")
+        panel.set_xlim(images[0] / 1.6, images[-1] * 1.6)
         panel.set_xticks(images, [str(count) for count in images])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set(xlabel="labelled images of each class", ylabel=quantity)
