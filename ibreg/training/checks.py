@@ -14,16 +14,17 @@ from ibreg.training.arms import SCHEDULES, build_bottleneck
 from ibreg.training.trials import CONTROLS, beta_grid, plan
 
 # A section whose keys are names of arms: what they hold is checked where it is built, as that of the groups is.
-BY_ARM = ("task_losses",)
+BY_ARM = ("task_losses", "places")
 # A key of these that a recipe does not have is not checked.
 SWITCHES = ("control", "tune", "resume", "overwrite", "split_by_seed", "data.download", "data.augment")
 # The least value of each whole number.
 WHOLE_NUMBERS = {
     "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "lr_every": 0, "sweep.epochs": 1,
-    "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1,
+    "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1, "attack.restarts": 1,
+    "adversarial.steps": 1, "corruption.rows": 0, "outliers.rows": 1, "sanity.rows": 1,
 }  # fmt: skip
 NUMBERS_ABOVE_0 = ("lr", "lr_factor")
-LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps")
+LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps", "attack.eps_l2")
 CHOICES = {
     "selection": ("best", "last"),
     "device": ("auto", "cpu"),
@@ -124,7 +125,7 @@ def _check_arms(cfg: DictConfig) -> None:
         raise ValueError(f"bottlenecks is a list such as [variational], got {cfg.bottlenecks}")
     names = list(cfg.bottlenecks)
     if len(set(names)) < len(names) or set(CONTROLS) & set(names):
-        raise ValueError(f"bottlenecks are named once each, and none and null are the controls, got {names}")
+        raise ValueError(f"bottlenecks are named once each, and none, null and decayed are the controls, got {names}")
     if not names and not cfg.control:
         raise ValueError("there is nothing to train: name bottlenecks, or leave control=true")
     seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else []

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ibreg.regularized import Penalized, Regularized
+from ibreg.training.adversarial import Adversary
 from ibreg.training.arms import beta_used, build_schedule
 from ibreg.training.checkpoint import load_checkpoint, next_state, save_checkpoint
 from ibreg.training.data import Rows, loader
@@ -53,6 +54,8 @@ class Task:
         loss: the task loss of a training, without penalty.
         measure: the metrics of a model on the validation rows of a training.
         quality: orders epochs and grid points by these metrics, larger is better.
+        adversary: what takes the loss of a batch on attacked inputs instead, given model, criterion, the output of the
+            clean inputs, inputs and targets; None: nothing does.
     """
 
     data: Callable[[Trial], Data]
@@ -60,6 +63,7 @@ class Task:
     loss: Callable[[Trial], nn.Module]
     measure: Callable[[Trial, nn.Module], dict[str, float]]
     quality: Callable[[Mapping[str, float]], tuple[float, ...]]
+    adversary: Callable[[Trial], Adversary | None] = lambda trial: None
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ def train(
     data, model = task.data(trial), task.model(trial)
     regularized = isinstance(model, Regularized)
     criterion = Penalized(task.loss(trial))
+    adversary = task.adversary(trial)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
     )
@@ -225,6 +230,8 @@ def train(
         for x, y in batches:
             with accelerator.accumulate(model):
                 loss, output = _loss_of(model, criterion, x, y, regularized=regularized)
+                if adversary is not None:
+                    loss = adversary(model, criterion, output, x, y)
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()

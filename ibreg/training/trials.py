@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ibreg.training.configuration import build_bottleneck
 
-CONTROLS = ("none", "null")
+CONTROLS = ("none", "null", "decayed")
 FACTORS = (0.1, 1, 10)
 INFORMATION = ("I(X;Z)", "I(X;Z|Y)")
 
@@ -19,7 +19,8 @@ class Trial:
     """One training.
 
     Attributes:
-        arm: "none" (the control), "null" (the control from a second initialisation) or a bottleneck.
+        arm: "none" (the control), "null" (the control from a second initialisation), "decayed" (the control with weight
+            decay) or a bottleneck.
         seed: of initialisation, order of the data, and noise.
         weight_decay: AdamW's.
         beta: of the bottleneck; None for the controls, and where a bottleneck keeps its configured one.
@@ -48,8 +49,9 @@ class Trial:
 
 
 def arms(cfg: DictConfig) -> list[str]:
-    """Lists what is compared: the control, its second initialisation, and the bottlenecks."""
-    return [*(CONTROLS if cfg.control else ()), *cfg.bottlenecks]
+    """Lists what is compared: the control, its second initialisation, one with weight decay, and the bottlenecks."""
+    controls = CONTROLS if cfg.get("decayed_control") else CONTROLS[:2]
+    return [*(controls if cfg.control else ()), *cfg.bottlenecks]
 
 
 def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
@@ -58,17 +60,16 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
     for arm in arms(cfg):
         if arm == "null":
             continue
-        is_control = arm == "none"
         for seed in cfg.seeds:
-            trial = Trial(arm, seed, float(cfg.weight_decay))
-            if not cfg.tune:
+            trial = Trial(arm, seed, float(cfg.decayed_control if arm == "decayed" else cfg.weight_decay))
+            if not cfg.tune or arm == "decayed":
                 comparison.append(trial)
-            elif is_control:
+            elif arm == "none":
                 comparison += [replace(trial, weight_decay=float(decay)) for decay in cfg.grid.weight_decay]
             else:
                 comparison += [replace(trial, beta=float(beta)) for beta in beta_grid(cfg, arm)]
         # Only a rate that means the same for any batch makes a curve.
-        swept = not is_control and "sweep" in cfg and cfg.schedule.name != "target_rate"
+        swept = arm not in CONTROLS and "sweep" in cfg and cfg.schedule.name != "target_rate"
         if swept and build_bottleneck(cfg, arm).rate_bounds in INFORMATION:
             first = Trial(arm, cfg.seeds[0], float(cfg.weight_decay), sweep=True)
             sweep += [replace(first, beta=float(beta)) for beta in cfg.sweep.betas]
