@@ -40,7 +40,7 @@ from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import classify
 from ibreg.training.configuration import register_with_hydra
-from ibreg.training.distillation import Distilled, prune_smallest, teacher_weights
+from ibreg.training.distillation import Distilled, check_distillation, load_teacher, prune_smallest
 from ibreg.training.folder import CHECKPOINTS
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
@@ -63,6 +63,7 @@ def main(cfg: DictConfig) -> None:
     data = datasets.load(**cfg.data)
     check_robustness(cfg, data)
     check_batch_size(cfg, rows=len(data.train), processes=accelerator.num_processes)
+    check_distillation(cfg, lambda: build_network(cfg, data))
     adversary = build_adversary(cfg.adversarial, pixels_of(cfg, data))
     task = Task(
         data=lambda trial: data,
@@ -137,8 +138,7 @@ def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial
         built = build_network(cfg, data, code_features)
         if cfg.distillation.teacher is None:
             return built
-        built.load_state_dict(teacher_weights(cfg.distillation.teacher, trial.seed))
-        return prune_smallest(built, cfg.distillation.prune)
+        return prune_smallest(load_teacher(built, cfg.distillation.teacher, trial.seed), cfg.distillation.prune)
 
     return build_arm(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
 
@@ -153,8 +153,7 @@ def build_loss(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial)
     """Builds the task loss: the cross-entropy, with what the teacher says where there is one."""
     if cfg.distillation.teacher is None:
         return nn.CrossEntropyLoss()
-    teacher = build_network(cfg, data)
-    teacher.load_state_dict(teacher_weights(cfg.distillation.teacher, trial.seed))
+    teacher = load_teacher(build_network(cfg, data), cfg.distillation.teacher, trial.seed)
     return Distilled(teacher, temperature=cfg.distillation.temperature, weight=cfg.distillation.weight)
 
 

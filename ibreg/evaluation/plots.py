@@ -26,7 +26,7 @@ CONTROL_LABELS = {"none": "none", "null": "none, other init", "decayed": "none, 
 CONTROL_STYLES = {
     "none": {"color": "#666666", "linestyle": "-", "marker": "o"},
     "null": {"color": "#BBBBBB", "linestyle": "-", "marker": "o"},
-    "decayed": {"color": "#666666", "linestyle": "--", "marker": "s"},
+    "decayed": {"color": "#666666", "linestyle": "--", "marker": "d"},
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Where a note may stand around its point, in points of print, the best place first.

@@ -9,8 +9,8 @@ r"""Adversarial training: the loss of a batch is taken on inputs that PGD has ma
     x' = \operatorname{argmax}_{\|x' - x\| \le \epsilon} \mathrm{KL}(p_{f(x)} \| p_{f(x')})
 
 PGD: Madry et al. 2018 (arXiv 1706.06083). TRADES: Zhang et al. 2019 (arXiv 1901.08573). Penalties of bottlenecks are
-those of the clean inputs, as in HBaR (Wang et al. 2021, arXiv 2106.02734). The search runs in evaluation mode, so by the
-mean code of a stochastic bottleneck; its random starts come from the training's own generator.
+those of the clean inputs, as in HBaR (Wang et al. 2021, arXiv 2106.02734). The search runs in evaluation mode, so by
+the mean code of a stochastic bottleneck; its random starts come from the training's own generator.
 """
 
 from __future__ import annotations

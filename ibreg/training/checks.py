@@ -19,7 +19,7 @@ BY_ARM = ("task_losses", "places")
 SWITCHES = ("control", "tune", "resume", "overwrite", "split_by_seed", "data.download", "data.augment")
 # The least value of each whole number.
 WHOLE_NUMBERS = {
-    "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "lr_every": 0, "sweep.epochs": 1,
+    "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "sweep.epochs": 1,
     "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1, "attack.restarts": 1,
     "adversarial.steps": 1, "corruption.rows": 0, "outliers.rows": 1, "sanity.rows": 1,
 }  # fmt: skip
@@ -151,6 +151,15 @@ def _check_values(cfg: DictConfig) -> None:
             raise ValueError(f"{key} is a number greater than 0, got {cfg[key]}")
     if not (_is_number(cfg.weight_decay) and cfg.weight_decay >= 0):
         raise ValueError(f"weight_decay is a number of at least 0, got {cfg.weight_decay}")
+    listed = isinstance(cfg.lr_every, ListConfig)
+    every = list(cfg.lr_every) if listed else [cfg.lr_every]
+    if not every or not all(type(epoch) is int and epoch >= listed for epoch in every):
+        raise ValueError(
+            f"lr_every is a number of epochs, 0 for never, or a list of epochs such as [65,90], got {cfg.lr_every}"
+        )
+    decay = cfg.get("decayed_control", 0)
+    if not (_is_number(decay) and decay >= 0):
+        raise ValueError(f"decayed_control is a number of at least 0, got {decay}")
     if not _is_fraction(cfg.ema):
         raise ValueError(f"ema is a number in [0, 1), got {cfg.ema}")
     if not (
@@ -173,7 +182,7 @@ def _check_values(cfg: DictConfig) -> None:
     rates = cfg.schedule.rate
     if isinstance(rates, DictConfig) and set(cfg.bottlenecks) - set(rates):
         raise ValueError(f"schedule.rate has no rate for {', '.join(set(cfg.bottlenecks) - set(rates))}")
-    for key, keyed in (("schedule.rate", rates), ("grid.betas", cfg.grid.betas)):
+    for key, keyed in (("schedule.rate", rates), ("grid.betas", cfg.grid.betas), ("places", cfg.get("places"))):
         unknown = set(keyed) - set(cfg.bottleneck) if isinstance(keyed, DictConfig) else set()
         if unknown:
             raise ValueError(f"{key} names {', '.join(sorted(unknown))}, but there are {', '.join(cfg.bottleneck)}")

@@ -5,14 +5,17 @@ r"""Pruning a trained network, and what the pruned one learns of it: PwoA, Jian 
     \mathrm{KL}\big(\operatorname{softmax}(t / T) \,\|\, \operatorname{softmax}(s / T)\big)
 
 with logits s of the student and t of the teacher. The squared temperature keeps the size of the gradient (Hinton et al.
-2015, arXiv 1503.02531). The paper prunes in several rounds; here the smallest weights go at once and the rest is trained on.
+2015, arXiv 1503.02531). The paper prunes in several rounds; here the smallest weights go at once and the rest is
+trained on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
@@ -69,16 +72,17 @@ class Distilled(nn.Module):
         return F.cross_entropy(output, target) + self.weight * self.temperature**2 * missed
 
 
-def teacher_weights(folder: str | Path, seed: int) -> dict[str, Tensor]:
-    """Reads the weights of the control of a run.
+def load_teacher(network: nn.Module, folder: str | Path, seed: int) -> nn.Module:
+    """Gives a network the weights of the control of a run, and returns it.
 
     Args:
+        network: changed in place.
         folder: of the run.
         seed: of the training.
 
     Raises:
         FileNotFoundError: the run has no control of this seed, or several.
-        ValueError: its training has not ended, or its file is damaged.
+        ValueError: its training has not ended, its file is damaged, or its weights are those of another architecture.
     """
     found = sorted((Path(folder).expanduser() / CHECKPOINTS).glob(f"none-decay*-seed{seed}.pt"))
     if len(found) != 1:
@@ -89,7 +93,29 @@ def teacher_weights(folder: str | Path, seed: int) -> dict[str, Tensor]:
     state = load_checkpoint(found[0])
     if "optimizer" in state:
         raise ValueError(f"{found[0]} is a training that has not ended: run it to its end first")
-    return state["weights"]
+    try:
+        network.load_state_dict(state["weights"])
+    except RuntimeError as error:
+        raise ValueError(f"the teacher {found[0]} is of another architecture: {error}") from error
+    return network
+
+
+def check_distillation(cfg: DictConfig, build: Callable[[], nn.Module]) -> None:
+    """Checks that there is a teacher for every seed.
+
+    Args:
+        cfg: the recipe's configuration: `distillation`, `seeds`, `ema`.
+        build: makes the network of teacher and student.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `load_teacher`; an average of weights, which a pruned network cannot have.
+    """
+    if cfg.distillation.teacher is None:
+        return
+    if cfg.ema:
+        raise ValueError("distillation prunes, and a pruned network cannot be copied for an average: give ema=0")
+    for seed in cfg.seeds:
+        load_teacher(build(), cfg.distillation.teacher, seed)
 
 
 def prune_smallest(network: nn.Module, amount: float) -> nn.Module:

@@ -134,7 +134,7 @@ def accuracies_under_attack(
         y: classes, `(samples,)`.
         eps: radii, in ascending order.
         norm: "inf" or "2".
-        options: `steps`, `restarts`, `draws` (of the expectation) and `ensemble`, see `configs/robustness.yaml`.
+        options: `steps`, `step_size`, `restarts`, `draws` (of the expectation) and `ensemble`.
         pixels: the unit of eps.
 
     Returns:
@@ -155,7 +155,14 @@ def accuracies_under_attack(
             # What fools the mean code, or one set of draws, just so is no proof for a prediction by others.
             stop = draws == subject.draws == 0
             for loss in (cross_entropy, margin):
-                search = {"steps": options.steps, "restarts": options.restarts, "loss": loss, "early_stop": stop}
+                length = options.step_size if norm == "inf" else None
+                search = {
+                    "step_size": length,
+                    "steps": options.steps,
+                    "restarts": options.restarts,
+                    "loss": loss,
+                    "early_stop": stop,
+                }
                 _attack_what_is_left(pgd, subject, x, y, left["pgd"], eps=radius, expectation=draws, **search, **ball)
             if options.ensemble:
                 strong = {"attacks": list(options.ensemble), "eps": radius, "expectation": draws}
@@ -263,6 +270,9 @@ def check_robustness(cfg: DictConfig, data: ClassificationData) -> None:
         raise ValueError(
             "attack.eps and attack.eps_l2 have no radius above 0: give one of them, such as attack.eps=[0.1]"
         )
+    length = cfg.attack.step_size
+    if length is not None and not (type(length) in (int, float) and 0 < length < float("inf")):
+        raise ValueError(f"attack.step_size is a number greater than 0, or null, got {length}")
     if unknown := set(cfg.attack.ensemble) - set(STANDARD):
         raise ValueError(f"attack.ensemble has some of {', '.join(STANDARD)}, got {', '.join(map(str, unknown))}")
     if cfg.corruption.rows:

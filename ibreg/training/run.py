@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ibreg.regularized import Penalized, Regularized
@@ -201,9 +202,7 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
     )
-    lr_schedule = torch.optim.lr_scheduler.StepLR(
-        optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0
-    )
+    lr_schedule = build_lr_schedule(cfg, optimizer, epochs)
     beta_schedule = build_schedule(cfg, trial.arm, model)
     sampler = EpochSampler(len(data.train), seed=trial.key[0] + 1_000_003 * trial.key[1])
     batches = loader(data.train, cfg.batch_size, sampler=sampler, drop_last=True)
@@ -264,6 +263,13 @@ def train(
                 written = time.monotonic()
         lines.advance(f"{trial.name} epoch {epoch + 1}/{epochs}  {described(row)}")
     return state
+
+
+def build_lr_schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
+    """Builds what multiplies lr by `lr_factor`: after every `lr_every` epochs, or at each of a list of them."""
+    if isinstance(cfg.lr_every, ListConfig):
+        return MultiStepLR(optimizer, list(cfg.lr_every), cfg.lr_factor)
+    return StepLR(optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0)
 
 
 def _loss_of(model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, *, regularized: bool) -> tuple[Tensor, Any]:
