@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,11 +48,14 @@ def check_adoptable(cfg: DictConfig, task: Task) -> None:
     other = OmegaConf.load(folder / CONFIG)
     if other.recipe not in ("classification", "robustness"):
         raise ValueError(f"checkpoint={folder} is a run of {other.recipe}: it has no classifiers")
+    if "adversarial" not in other and cfg.adversarial.name != "none":
+        raise ValueError(f"checkpoint={folder} was trained on clean inputs: give adversarial.name=none")
     wanted, own = _of_the_training(other, cfg), _of_the_training(cfg, other)
-    if different := {key: value for key, value in wanted.items() if own.get(key, value) != value}:
-        overrides = " ".join(f"{key}={_written(value)}" for key, value in different.items())
+    different = [key for key in {**wanted, **own} if (key in wanted, wanted.get(key)) != (key in own, own.get(key))]
+    if different:
+        overrides = [f"{key}={_written(wanted[key])}" if key in wanted else f"no {key}" for key in different]
         raise ValueError(
-            f"the models of checkpoint={folder} were built and trained otherwise, give as well: {overrides}"
+            f"the models of checkpoint={folder} were built and trained otherwise, give as well: {' '.join(overrides)}"
         )
     for trial in plan(cfg)[0]:
         state = load_checkpoint(folder / CHECKPOINTS / f"{trial.name}.pt")
@@ -85,16 +89,10 @@ def _of_the_training(cfg: DictConfig, other: DictConfig) -> dict[str, Any]:
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in section.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
 def _written(value: Any) -> str:
     """Writes a value as an override has it."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if value is None or value is True or value is False
-        else str(value)
-    )
+    return json.dumps(value, separators=(",", ":")).replace('"', "")

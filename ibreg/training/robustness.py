@@ -150,7 +150,7 @@ def accuracies_under_attack(
             subject.is_right(_batched(fgsm, subject, x, y, eps=radius, expectation=draws, **ball), y)
             for draws in expectations
         ]
-        found["fgsm", radius] = torch.stack(each).all(0)
+        found["fgsm", radius] = torch.stack([clean, *each]).all(0)
         for draws in expectations:
             # What fools the mean code, or one set of draws, just so is no proof for a prediction by others.
             stop = draws == subject.draws == 0
