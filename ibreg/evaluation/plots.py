@@ -1,6 +1,7 @@
 """Plots of a run as PNG files: learning curves, reliability diagrams, the information curve.
 
-An arm is one of the models of a run: ``none`` is the control, ``null`` its second initialisation, any other name a
+An arm is one of the models of a run: ``none`` is the control, ``null`` its second initialisation, ``decayed`` the
+control with weight decay, any other name a
 bottleneck. Bottlenecks take their colours in the order in which they first appear, so a run that names them in one
 order has one colour per arm in all plots. The colours are Okabe and Ito's, which colour-blind readers tell apart.
 """
@@ -21,6 +22,12 @@ from ibreg.evaluation.metrics import calibration_bins, classification_metrics
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", ":", "-.")
+CONTROL_LABELS = {"none": "none", "null": "none, other init", "decayed": "none, weight decay"}
+CONTROL_STYLES = {
+    "none": {"color": "#666666", "linestyle": "-", "marker": "o"},
+    "null": {"color": "#BBBBBB", "linestyle": "-", "marker": "o"},
+    "decayed": {"color": "#666666", "linestyle": "--", "marker": "d"},
+}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Where a note may stand around its point, in points of print, the best place first.
 NOTE_OFFSETS = [
@@ -41,7 +48,8 @@ def sort_arms(arms: Iterable[str]) -> list[str]:
         >>> sort_arms(["variational", "null", "hsic", "none", "hsic"])
         ['none', 'null', 'variational', 'hsic']
     """
-    return sorted(dict.fromkeys(arms), key=lambda arm: {"none": 0, "null": 1}.get(arm, 2))
+    places = {arm: place for place, arm in enumerate(CONTROL_LABELS)}
+    return sorted(dict.fromkeys(arms), key=lambda arm: places.get(arm, len(places)))
 
 
 def arm_label(arm: str) -> str:
@@ -51,7 +59,7 @@ def arm_label(arm: str) -> str:
         >>> arm_label("null"), arm_label("hsic")
         ('none, other init', 'hsic')
     """
-    return "none, other init" if arm == "null" else arm
+    return CONTROL_LABELS.get(arm, arm)
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
@@ -275,10 +283,10 @@ def arm_styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, line and marker per arm, the control first; the line changes where the colours start again."""
     styles = {}
     for arm in sort_arms(arms):
-        if arm in ("none", "null"):
-            styles[arm] = {"color": "#666666" if arm == "none" else "#BBBBBB", "linestyle": "-", "marker": "o"}
+        if arm in CONTROL_STYLES:
+            styles[arm] = dict(CONTROL_STYLES[arm])
         else:
-            turn, place = divmod(len(styles.keys() - {"none", "null"}), len(COLORS))
+            turn, place = divmod(len(styles.keys() - CONTROL_STYLES.keys()), len(COLORS))
             styles[arm] = {"color": COLORS[place], "linestyle": LINES[turn % len(LINES)], "marker": MARKERS[place]}
     return styles
 

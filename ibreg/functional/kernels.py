@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Bandwidth = float | tuple[str, float] | str
-"""A length, `("rms", s)`, or `"median"`: see `bandwidth_of`."""
+"""A length, `("rms", s)`, `("dimension", s)` or `"median"`: see `bandwidth_of`."""
 
 MEDIAN_ROWS = 1024  # of how many rows a kernel's median is taken: one bandwidth, however its pairs are walked
 
@@ -61,6 +61,7 @@ def bandwidth_of(x: Tensor, bandwidth: Bandwidth, *, rows: int | None = None) ->
 
     A number is h itself. `("rms", s)` is s times the root mean squared distance of two different rows,
     :math:`h = s \sqrt{2 \sum_d \operatorname{var} x_d}` (variance with n - 1), in time linear in the batch.
+    `("dimension", s)` is s times the root of the number of features, :math:`h = s \sqrt d`, whatever the rows are.
     `"median"` is the median of the distances (not of their squares) of all pairs of different rows, and at least
     a thousandth of the root mean squared distance, so that many duplicates do not make it 0.
 
@@ -69,7 +70,7 @@ def bandwidth_of(x: Tensor, bandwidth: Bandwidth, *, rows: int | None = None) ->
 
     Args:
         x: `(batch, ...)`.
-        bandwidth: a length above 0, `("rms", s)` with s above 0 (a list will do), or `"median"`.
+        bandwidth: a length above 0, `("rms", s)` or `("dimension", s)` with s above 0 (a list will do), or `"median"`.
         rows: the median is taken of at most so many rows, at equal steps through the batch; None: of all.
 
     Returns:
@@ -88,11 +89,13 @@ def bandwidth_of(x: Tensor, bandwidth: Bandwidth, *, rows: int | None = None) ->
         return x.new_tensor(_positive(bandwidth, bandwidth))
     if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "rms":
         return _root_mean_square(x) * _positive(bandwidth[1], bandwidth)
+    if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "dimension":
+        return x.new_tensor(math.sqrt(x.shape[1]) * _positive(bandwidth[1], bandwidth))
     if isinstance(bandwidth, str) and bandwidth == "median":
         step = 1 if rows is None else -(-x.shape[0] // rows)
         unit = _root_mean_square(x)
         return _median((x[::step] - origin_of(x)) / unit).clamp(min=1e-3) * unit
-    raise ValueError(f'a bandwidth is a length above 0, ("rms", s) or "median", got {bandwidth!r}')
+    raise ValueError(f'a bandwidth is a length above 0, ("rms", s), ("dimension", s) or "median", got {bandwidth!r}')
 
 
 def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:

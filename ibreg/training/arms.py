@@ -56,10 +56,10 @@ def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.
     if trial.arm in CONTROLS and trial.dropout is None:
         return network(None)
     settings = {} if trial.beta is None else {"beta": trial.beta}
-    places = [cfg.inject_at] if isinstance(cfg.inject_at, str) else list(cfg.inject_at)
+    at = places_of(cfg, trial.arm)
     layers = {
         place: build_bottleneck(cfg, trial.arm, **settings) if trial.dropout is None else Dropout(trial.dropout)
-        for place in places
+        for place in at
     }
     # Only at the model's own place does its head read the code itself, and so can be built for another width.
     own = cfg.model.inject_at if isinstance(cfg.model.inject_at, str) else None
@@ -67,7 +67,7 @@ def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.
     try:
         inject(model, layers, example=example)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"inject_at={cfg.inject_at}: {error}") from error
+        raise ValueError(f"inject_at={','.join(at)}: {error}") from error
     try:
         predict(model, example)
     except (RuntimeError, ValueError) as error:
@@ -79,10 +79,16 @@ def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.
         if not wide:
             raise
         raise ValueError(
-            f"inject_at={cfg.inject_at} with bottleneck.{trial.arm}.out_features gives {', '.join(wide)}, which the "
+            f"inject_at={','.join(at)} with bottleneck.{trial.arm}.out_features gives {', '.join(wide)}, which the "
             f"next layer does not take ({error}): leave out_features=null, or inject at {own} alone"
         ) from error
     return Regularized(model, draws=cfg.draws if is_stochastic(model) else 1)
+
+
+def places_of(cfg: DictConfig, arm: str) -> list[str]:
+    """Returns the modules behind which an arm has its bottleneck: its own in `places`, else `inject_at`."""
+    at = (cfg.get("places") or {}).get(arm, cfg.inject_at)
+    return [at] if isinstance(at, str) else list(at)
 
 
 def is_stochastic(model: nn.Module) -> bool:

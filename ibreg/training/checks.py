@@ -15,7 +15,7 @@ from ibreg.training.arms import SCHEDULES, build_bottleneck
 from ibreg.training.trials import CONTROLS, beta_grid, plan
 
 # Sections whose keys are names of arms, or options of another data set: checked where they are built, as groups are.
-OPEN = ("task_losses", "trainings", "settings", "learner", "unlabelled", "ood")
+OPEN = ("task_losses", "trainings", "places", "settings", "learner", "unlabelled", "ood")
 # A key of these that a recipe does not have is not checked.
 SWITCHES = (
     "control", "tune", "resume", "overwrite", "split_by_seed", "shuffle_classes", "balanced", "interventions.wrong",
@@ -25,13 +25,15 @@ SWITCHES = (
 NAMED = {"data": ("name",), "model": ("name", "inject_at"), "encoder": ("name",)}
 # The least value of each whole number.
 WHOLE_NUMBERS = {
-    "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "lr_every": 0, "sweep.epochs": 1,
-    "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1, "rows": 1, "interventions.rows": 1,
-    "interventions.orders": 5, "tuning_seeds": 1, "unlabelled.limit": 0, "initialise.epochs": 1,
+    "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "sweep.epochs": 1,
+    "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1, "attack.restarts": 1,
+    "adversarial.steps": 1, "corruption.rows": 0, "outliers.rows": 1, "sanity.rows": 1, "rows": 1,
+    "interventions.rows": 1, "interventions.orders": 5, "tuning_seeds": 1, "unlabelled.limit": 0,
+    "initialise.epochs": 1,
 }  # fmt: skip
 NUMBERS_ABOVE_0 = ("lr", "lr_factor")
 FRACTIONS = ("ema", "label_smoothing")
-LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps")
+LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps", "attack.eps_l2")
 CHOICES = {
     "selection": ("best", "last"),
     "device": ("auto", "cpu"),
@@ -186,6 +188,15 @@ def _check_values(cfg: DictConfig) -> None:
         raise ValueError(f"mixup is a number of at least 0 (none), got {cfg.mixup}")
     if "dropout" in cfg:
         _check_dropout(cfg)
+    listed = isinstance(cfg.lr_every, ListConfig)
+    every = list(cfg.lr_every) if listed else [cfg.lr_every]
+    if not every or not all(type(epoch) is int and epoch >= listed for epoch in every):
+        raise ValueError(
+            f"lr_every is a number of epochs, 0 for never, or a list of epochs such as [65,90], got {cfg.lr_every}"
+        )
+    decay = cfg.get("decayed_control", 0)
+    if not (_is_number(decay) and decay >= 0):
+        raise ValueError(f"decayed_control is a number of at least 0, got {decay}")
     if not (
         isinstance(cfg.adam_betas, ListConfig) and len(cfg.adam_betas) == 2 and all(map(_is_fraction, cfg.adam_betas))
     ):
@@ -201,7 +212,7 @@ def _check_values(cfg: DictConfig) -> None:
     rates = cfg.schedule.rate
     if isinstance(rates, DictConfig) and set(cfg.bottlenecks) - set(rates):
         raise ValueError(f"schedule.rate has no rate for {', '.join(set(cfg.bottlenecks) - set(rates))}")
-    for key, keyed in (("schedule.rate", rates), ("grid.betas", cfg.grid.betas)):
+    for key, keyed in (("schedule.rate", rates), ("grid.betas", cfg.grid.betas), ("places", cfg.get("places"))):
         unknown = set(keyed) - set(cfg.bottleneck) if isinstance(keyed, DictConfig) else set()
         if unknown:
             raise ValueError(f"{key} names {', '.join(sorted(unknown))}, but there are {', '.join(cfg.bottleneck)}")

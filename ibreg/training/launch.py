@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,16 @@ class Outcome:
         tested: per arm the test metrics of every seed.
         selected: what was chosen on validation data.
         headline: the columns of the table.
+        checks: outcomes of checks, a mapping each, for the summary.
+        doubts: per arm the metrics that failed checks make doubtful; tables mark them.
     """
 
     data: str
     tested: Mapping[str, Sequence[Mapping[str, float]]]
     selected: Mapping[str, Any]
     headline: Sequence[Column]
+    checks: Sequence[Mapping[str, Any]] = ()
+    doubts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def launch(cfg: DictConfig, accelerator: Accelerator, run: Callable[[Path], Outcome | None]) -> None:
@@ -51,6 +55,9 @@ def launch(cfg: DictConfig, accelerator: Accelerator, run: Callable[[Path], Outc
             outcome = run(folder)
             if outcome is not None:
                 results, paired = summarize(by_metric(outcome.tested))
+                for arm, metrics in outcome.doubts.items():
+                    for metric in metrics:
+                        results[arm][f"test/{metric}"]["doubtful"] = True
                 write_summary(
                     folder / SUMMARY,
                     recipe=cfg.recipe,
@@ -64,6 +71,7 @@ def launch(cfg: DictConfig, accelerator: Accelerator, run: Callable[[Path], Outc
                     device=accelerator.device,
                     command=command_of(cfg.recipe),
                     headline=outcome.headline,
+                    checks=outcome.checks,
                 )
         if accelerator.is_main_process:
             print_run(folder, "finished before" if finished else "finished")

@@ -28,6 +28,9 @@ DEFAULT_COLUMNS = (
     ("test/rate", "rate (nats)", 1, 2),
 )
 
+DOUBTFUL = "(!)"  # behind a figure
+DOUBT = f"{DOUBTFUL} not to be trusted: a sanity check failed, so that gradients may be masked."
+
 
 def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Table:
     """Makes the table of a run for the terminal.
@@ -57,6 +60,8 @@ def print_run(folder: Path, state: str) -> None:
     summary = read_summary(folder / SUMMARY)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(console_table(summary, summary["headline"]))
+    if is_doubtful(summary):
+        console.print(DOUBT, highlight=False)
     console.print(f"{state}: {folder}", highlight=False, soft_wrap=True)
     for path in sorted(path for path in folder.iterdir() if path.name not in (CHECKPOINTS, LOCK)):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
@@ -120,7 +125,8 @@ def spread_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> s
     if entry is None:
         return "-"
     mean, std = _formatted(entry["mean"], scale, digits), entry["std"]
-    return mean if mean == "nan" or std is None else f"{mean} ± {_formatted(std, scale, digits)}"
+    shown = mean if mean == "nan" or std is None else f"{mean} ± {_formatted(std, scale, digits)}"
+    return f"{shown} {DOUBTFUL}" if entry.get("doubtful") else shown
 
 
 def difference_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
@@ -177,7 +183,13 @@ def _readme_table(folder: Path, name: str) -> str:
     summary = read_summary(path)
     measured = {key for metrics in summary["results"].values() for key in metrics}
     columns = summary.get("headline") or [column for column in DEFAULT_COLUMNS if column[0] in measured]
-    return f"{markdown_table(summary, columns)}\n\n{_provenance(summary)}"
+    notes = [DOUBT] if is_doubtful(summary) else []
+    return "\n\n".join([markdown_table(summary, columns), *notes, _provenance(summary)])
+
+
+def is_doubtful(summary: Mapping[str, Any]) -> bool:
+    """Whether a figure of a summary is marked as not to be trusted."""
+    return any(entry.get("doubtful") for metrics in summary["results"].values() for entry in metrics.values())
 
 
 def _provenance(summary: Mapping[str, Any]) -> str:

@@ -14,11 +14,13 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ibreg.regularized import Penalized, Regularized
+from ibreg.training.adversarial import Adversary
 from ibreg.training.arms import beta_used, build_schedule
 from ibreg.training.checkpoint import load_checkpoint, next_state, save_checkpoint
 from ibreg.training.data import Rows, loader
@@ -56,6 +58,8 @@ class Task:
         quality: orders epochs and grid points by these metrics, larger is better.
         mix: turns a training batch into another one, such as mixtures of its rows; None: as it is.
         parameters: those of a model that are trained, or groups of them, as an optimizer takes them.
+        adversary: what takes the loss of a batch on attacked inputs instead, given model, criterion, the output of the
+            clean inputs, inputs and targets; None: nothing does.
     """
 
     data: Callable[[Trial], Data]
@@ -65,6 +69,7 @@ class Task:
     quality: Callable[[Mapping[str, float]], tuple[float, ...]]
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     parameters: Callable[[nn.Module], Iterable[Any]] = nn.Module.parameters
+    adversary: Callable[[Trial], Adversary | None] = lambda trial: None
 
 
 @dataclass(frozen=True)
@@ -198,12 +203,11 @@ def train(
     data, model = task.data(trial), task.model(trial)
     regularized = isinstance(model, Regularized)
     criterion = Penalized(task.loss(trial))
+    adversary = task.adversary(trial)
     optimizer = torch.optim.AdamW(
         task.parameters(model), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
     )
-    lr_schedule = torch.optim.lr_scheduler.StepLR(
-        optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0
-    )
+    lr_schedule = build_lr_schedule(cfg, optimizer, epochs)
     beta_schedule = build_schedule(cfg, trial.arm, model)
     sampler = EpochSampler(len(data.train), seed=trial.key[0] + 1_000_003 * trial.key[1])
     batches = loader(data.train, cfg.batch_size, sampler=sampler, drop_last=True)
@@ -232,6 +236,8 @@ def train(
                 batch = task.mix(*batch)
             with accelerator.accumulate(model):
                 loss, output = _loss_of(model, criterion, *batch, regularized=regularized)
+                if adversary is not None:
+                    loss = adversary(model, criterion, output, *batch)
                 if loss.requires_grad:  # not where all of a model is frozen: such a control stays as it was loaded
                     accelerator.backward(loss)
                 optimizer.step()
@@ -266,6 +272,13 @@ def train(
                 written = time.monotonic()
         lines.advance(f"{trial.name} epoch {epoch + 1}/{epochs}  {described(row)}")
     return state
+
+
+def build_lr_schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
+    """Builds what multiplies lr by `lr_factor`: after every `lr_every` epochs, or at each of a list of them."""
+    if isinstance(cfg.lr_every, ListConfig):
+        return MultiStepLR(optimizer, list(cfg.lr_every), cfg.lr_factor)
+    return StepLR(optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0)
 
 
 def _loss_of(

@@ -117,6 +117,7 @@ def write_summary(
     device: str | torch.device | None = None,
     command: str | None = None,
     headline: Sequence[Column] | None = None,
+    checks: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes the `summary.json` of a run, all of it or nothing, and notes versions and hardware in it.
 
@@ -135,6 +136,7 @@ def write_summary(
         device: Where it ran; by default the accelerator that torch finds, else the CPU.
         command: The command that repeats the run.
         headline: The columns of its table, (key, heading, scale, digits) each.
+        checks: Outcomes of checks, where there are some.
 
     Example:
         >>> import tempfile
@@ -163,6 +165,8 @@ def write_summary(
         summary["command"] = command
     if headline is not None:
         summary["headline"] = headline
+    if checks:
+        summary["checks"] = list(checks)
     path = Path(path)
     replace(path, (json.dumps(_without_nan(summary), indent=2, allow_nan=False) + "\n").encode())
     return path

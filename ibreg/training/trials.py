@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ibreg.training.configuration import build_bottleneck
 
-CONTROLS = ("none", "null", "dropout")
+CONTROLS = ("none", "null", "decayed", "dropout")
 FACTORS = (0.1, 1, 10)
 INFORMATION = ("I(X;Z)", "I(X;Z|Y)")
 
@@ -19,8 +19,8 @@ class Trial:
     """One training.
 
     Attributes:
-        arm: "none" (the control), "null" (the control from a second initialisation), "dropout" (the control with
-            dropout where the others have their bottleneck) or a bottleneck.
+        arm: "none" (the control), "null" (the control from a second initialisation), "decayed" (the control with weight
+            decay), "dropout" (the control with dropout where the others have their bottleneck) or a bottleneck.
         seed: of initialisation, order of the data, and noise.
         weight_decay: AdamW's.
         beta: of the bottleneck; None for the controls, and where a bottleneck keeps its configured one.
@@ -53,8 +53,9 @@ class Trial:
 
 
 def arms(cfg: DictConfig) -> list[str]:
-    """Lists what is compared: the control, its second initialisation, in some recipes dropout, and the bottlenecks."""
-    controls = [name for name in CONTROLS if name != "dropout" or name in cfg]
+    """Lists what is compared: the control, its second initialisation, in some recipes others, and the bottlenecks."""
+    further = {"decayed": bool(cfg.get("decayed_control")), "dropout": "dropout" in cfg}
+    controls = [name for name in CONTROLS if further.get(name, True)]
     return [*(controls if cfg.control else ()), *cfg.bottlenecks]
 
 
@@ -67,7 +68,7 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
         is_control = arm in CONTROLS
         for seed in cfg.seeds:
             trial = first_trial(cfg, arm, seed)
-            if not cfg.tune:
+            if not cfg.tune or arm == "decayed":
                 comparison.append(trial)
             elif arm == "dropout":
                 pairs = zip(cfg.grid.dropout, cfg.grid.weight_decay, strict=True)
@@ -77,7 +78,7 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
             else:
                 comparison += [replace(trial, beta=float(beta)) for beta in beta_grid(cfg, arm)]
         # Only a rate that means the same for any batch makes a curve.
-        swept = not is_control and "sweep" in cfg and cfg.schedule.name != "target_rate"
+        swept = arm not in CONTROLS and "sweep" in cfg and cfg.schedule.name != "target_rate"
         if swept and build_bottleneck(cfg, arm).rate_bounds in INFORMATION:
             first = Trial(arm, cfg.seeds[0], float(cfg.weight_decay), sweep=True)
             sweep += [replace(first, beta=float(beta)) for beta in cfg.sweep.betas]
@@ -86,7 +87,8 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
 
 def first_trial(cfg: DictConfig, arm: str, seed: int) -> Trial:
     """Returns the training of an arm as it is configured, before anything is tuned."""
-    return Trial(arm, seed, float(cfg.weight_decay), dropout=float(cfg.dropout) if arm == "dropout" else None)
+    decay = cfg.decayed_control if arm == "decayed" else cfg.weight_decay
+    return Trial(arm, seed, float(decay), dropout=float(cfg.dropout) if arm == "dropout" else None)
 
 
 def beta_grid(cfg: DictConfig, arm: str) -> Sequence[float]:

@@ -47,6 +47,7 @@ def test_a_number_is_the_bandwidth_and_a_list_will_do():
     assert bandwidth_of(x, 2) == 2
     assert bandwidth_of(x, 2).dtype == torch.float32
     assert bandwidth_of(x, ["rms", 0.25]) == bandwidth_of(x, ("rms", 0.25))
+    assert bandwidth_of(torch.randn(3, 4, 4), ["dimension", 5]) == 5 * 4
 
 
 def test_bandwidths_carry_no_gradient():

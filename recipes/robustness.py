@@ -1,0 +1,242 @@
+"""Robustness with and without a bottleneck: the same model, seeds and budget, one report.
+
+    python recipes/robustness.py                                          # digits, about a minute, offline
+    python recipes/robustness.py data=mnist model=lenet adversarial.name=pgd         # with adversarial training
+    python recipes/robustness.py checkpoint=outputs/classification/default epochs=30 ...   # models of a finished run
+    python recipes/robustness.py experiment=robust_mnist                  # a comparison of all bottlenecks
+    accelerate launch --num_processes 2 recipes/robustness.py ...         # trains on several GPUs
+
+Clean, corrupted and adversarial accuracy, calibration, and how well inputs of another kind are told apart. Four sanity
+checks say of every model whether its gradients may be masked; where one fails, the figures under attack are marked.
+`main` checks before anything is written; `run` reads top to bottom: train, measure, report. With `resume=true` a killed
+run goes on at its last epoch or at the model that it was measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from torch import nn
+
+from ibreg.evaluation.plots import arm_label, learning_curves, reliability_diagram, sort_arms
+from ibreg.evaluation.robustness_plots import (
+    accuracy_under_attack,
+    accuracy_under_corruption,
+    attacked_pictures,
+    outlier_histograms,
+)
+from ibreg.training import data as datasets
+from ibreg.training import models
+from ibreg.training.adopt import adopt, check_adoptable
+from ibreg.training.adversarial import build_adversary
+from ibreg.training.arms import build_arm
+from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
+from ibreg.training.checks import check_batch_size, check_configuration
+from ibreg.training.classification import classify
+from ibreg.training.configuration import register_with_hydra
+from ibreg.training.distillation import Distilled, check_distillation, load_teacher, prune_smallest
+from ibreg.training.folder import CHECKPOINTS
+from ibreg.training.launch import Outcome, launch
+from ibreg.training.loop import build_accelerator
+from ibreg.training.robustness import NORMS, check_robustness, measure_robustness, pixels_of, radii
+from ibreg.training.run import Task, Trained, rehearse, train_all
+from ibreg.training.trials import Trial
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy")
+ATTACKS = {"fgsm": "FGSM", "pgd": "PGD", "ensemble": "ensemble", "linf": "L-inf", "l2": "L2"}
+
+register_with_hydra()
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="robustness", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    check_configuration(cfg, CONFIGS / "robustness.yaml")
+    accelerator = build_accelerator(cfg)
+    data = datasets.load(**cfg.data)
+    check_robustness(cfg, data)
+    check_batch_size(cfg, rows=len(data.train), processes=accelerator.num_processes)
+    check_distillation(cfg, lambda: build_network(cfg, data))
+    adversary = build_adversary(cfg.adversarial, pixels_of(cfg, data))
+    task = Task(
+        data=lambda trial: data,
+        model=lambda trial: build_model(cfg, data, trial),
+        loss=lambda trial: build_loss(cfg, data, trial),
+        measure=lambda trial, model: classify(
+            model, data.validation, accelerator, draws=cfg.prediction_draws
+        ).metrics(),
+        quality=lambda validation: (validation["accuracy"], -validation["nll"]),
+        adversary=lambda trial: adversary,
+    )
+    rehearse(cfg, task)
+    if cfg.checkpoint is not None:
+        check_adoptable(cfg, task)
+    launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
+
+
+def run(
+    cfg: DictConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path
+) -> Outcome | None:
+    """Trains or adopts, measures every model, and draws."""
+    if cfg.checkpoint is not None and accelerator.is_main_process:
+        adopt(Path(cfg.checkpoint), folder)
+    accelerator.wait_for_everyone()
+    trained = train_all(cfg, task, accelerator, folder)
+    if not accelerator.is_main_process:
+        return None
+
+    def measured(trial: Trial) -> dict[str, Any]:
+        """Measures a model, or reads what was measured before the run was killed."""
+        path = folder / CHECKPOINTS / "measured" / f"{trial.name}.pt"
+        found = load_checkpoint(path)
+        if found is None:
+            model, surrogate = (
+                trained.model(task, each, accelerator.device) for each in (trial, surrogate_of(trained, trial))
+            )
+            found = measure_robustness(model, surrogate, data, cfg, accelerator.device)
+            path.parent.mkdir(exist_ok=True)
+            save_checkpoint(path, found)
+        print(
+            f"{trial.name} measured: accuracy {found['metrics']['accuracy']:.4f}",
+            *map(line_of, found["checks"]),
+            sep="\n  ",
+        )
+        return found
+
+    report = {arm: [measured(trial) for trial in trials] for arm, trials in trained.selected.items()}
+    draw(cfg, folder, data, trained, report)
+    return Outcome(
+        data=data.name,
+        tested={arm: [each["metrics"] for each in seeds] for arm, seeds in report.items()},
+        selected=trained.choices(cfg),
+        headline=columns(cfg, rows=len(data.test)),
+        checks=[
+            {"arm": arm, "seed": seed} | check
+            for arm, seeds in report.items()
+            for seed, each in zip(cfg.seeds, seeds, strict=True)
+            for check in each["checks"]
+        ],
+        doubts={
+            arm: [name for name in seeds[0]["metrics"] if name.startswith("attacked/")]
+            for arm, seeds in report.items()
+            if not all(check["passed"] for each in seeds for check in each["checks"])
+        },
+    )
+
+
+def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
+    """Builds the model of an arm, on the pruned weights of the teacher where there is one."""
+
+    def network(code_features: int | None) -> nn.Module:
+        built = build_network(cfg, data, code_features)
+        if cfg.distillation.teacher is None:
+            return built
+        return prune_smallest(load_teacher(built, cfg.distillation.teacher, trial.seed), cfg.distillation.prune)
+
+    return build_arm(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
+
+
+def build_network(cfg: DictConfig, data: datasets.ClassificationData, code_features: int | None = None) -> nn.Module:
+    """Builds the network that bottlenecks go into."""
+    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
+    return models.build(**options, input_shape=data.input_shape, classes=data.classes, code_features=code_features)
+
+
+def build_loss(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
+    """Builds the task loss: the cross-entropy, with what the teacher says where there is one."""
+    if cfg.distillation.teacher is None:
+        return nn.CrossEntropyLoss()
+    teacher = load_teacher(build_network(cfg, data), cfg.distillation.teacher, trial.seed)
+    return Distilled(teacher, temperature=cfg.distillation.temperature, weight=cfg.distillation.weight)
+
+
+def surrogate_of(trained: Trained, trial: Trial) -> Trial:
+    """Chooses the model that transferred attacks are made on, a control of another initialisation if there is one."""
+    trainings = [other for trials in trained.selected.values() for other in trials if other != trial]
+    return min(trainings, key=lambda other: ({"null": 0, "none": 1}.get(other.arm, 2), other.seed != trial.seed))
+
+
+def line_of(check: Mapping[str, Any]) -> str:
+    """Says how a sanity check ended."""
+    figures = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in check["figures"].items())
+    return f"{'passed' if check['passed'] else 'FAILED'}: {check['name']} ({figures})"
+
+
+def draw(
+    cfg: DictConfig,
+    folder: Path,
+    data: datasets.ClassificationData,
+    trained: Trained,
+    report: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Draws learning curves, accuracies, reliability, outlier scores and attacked pictures."""
+    learning_curves(trained.curves(CURVES), folder / "learning_curves.png")
+    pooled = {
+        arm: tuple(torch.cat([each[key] for each in seeds]) for key in ("probabilities", "targets"))
+        for arm, seeds in report.items()
+    }
+    reliability_diagram(pooled, folder / "reliability.png")
+    attacked, corrupted = [], []
+    for arm, seeds in report.items():
+        for seed, each in zip(cfg.seeds, seeds, strict=True):
+            for name, accuracy in each["metrics"].items():
+                point = {"arm": arm, "seed": seed, "accuracy": accuracy}
+                match name.split("/"):
+                    case ["attacked", attack, norm, eps]:
+                        attacked.append(point | {"attack": f"{ATTACKS[attack]}, {ATTACKS[norm]}", "eps": float(eps)})
+                    case ["corrupted", kind, severity]:
+                        corrupted.append(point | {"kind": kind, "severity": int(severity)})
+    samples = len(data.test)
+    accuracy_under_attack(attacked, folder / "attacks.png", samples=min(cfg.attack.rows, samples))
+    if corrupted:
+        rows = min(cfg.corruption.rows, samples)
+        accuracy_under_corruption(corrupted, folder / "corruptions.png", samples=rows)
+    if cfg.outliers.data is not None:
+        scores = {
+            arm: {
+                name: tuple(torch.cat([each["outliers"][name][side] for each in seeds]) for side in (0, 1))
+                for name in seeds[0]["outliers"]
+            }
+            for arm, seeds in report.items()
+        }
+        outlier_histograms(scores, folder / "outliers.png", inside=data.name, outside=cfg.outliers.data)
+    firsts = {arm: report[arm][0]["examples"] for arm in sort_arms(report) if report[arm][0]["examples"]}
+    if firsts and data.input_shape[0] in (1, 3):
+        first = next(iter(firsts.values()))
+        names = data.class_names
+        said = {"clean": first["said_of_clean"]} | {
+            arm_label(arm): each["said_of_attacked"] for arm, each in firsts.items()
+        }
+        attacked_pictures(
+            first["clean"],
+            {arm_label(arm): each["attacked"] for arm, each in firsts.items()},
+            {name: [names[label] for label in labels] for name, labels in said.items()},
+            [names[int(label)] for label in report[next(iter(firsts))][0]["targets"][: len(first["clean"])]],
+            folder / "attacked_pictures.png",
+        )
+
+
+def columns(cfg: DictConfig, *, rows: int) -> list[tuple[str, str, int, int]]:
+    """Lists the columns of the table; those of a part of the test rows say of how many."""
+    shown = [("test/accuracy", "clean accuracy (%)", 100, 2)]
+    for norm, eps in radii(cfg).items():
+        heading = f"PGD-{cfg.attack.steps} {ATTACKS[NORMS[norm]]}"
+        unit = f"(%, {min(cfg.attack.rows, rows)} rows)"
+        shown += [(f"test/attacked/pgd/{NORMS[norm]}/{each:g}", f"{heading} {each:g} {unit}", 100, 1) for each in eps]
+    if cfg.corruption.rows:
+        shown.append(("test/corrupted_accuracy", f"corrupted (%, {min(cfg.corruption.rows, rows)} rows)", 100, 1))
+    shown.append(("test/ece", "ECE (%)", 100, 2))
+    if cfg.outliers.data is not None:
+        shown.append(("test/auroc_maximum_softmax", f"AUROC against {cfg.outliers.data} (%)", 100, 1))
+    return [*shown, ("test/checks_passed", "checks passed, of 4", 1, 1)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The robustness recipe as a user runs it: from the command line, with wrong input, killed and resumed."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from folders import assert_equal_runs, rows_of, summary_of
+from hydra import compose, initialize_config_dir
+
+from ibreg.evaluation.attacks import pgd
+from ibreg.evaluation.sanity import Check
+from ibreg.training import data as datasets
+from ibreg.training import models, robustness
+from ibreg.training.checkpoint import load_checkpoint
+from ibreg.training.configuration import experiments_of
+from ibreg.training.folder import CHECKPOINTS, SUMMARY
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RECIPE = "robustness"
+SMALL = [
+    "model.hidden=[16]", "lr=1e-2", "device=cpu", "attack.eps=[0.1,0.3]", "attack.steps=2", "attack.rows=40",
+    "attack.draws=2", "corruption.rows=40", "corruption.kinds=[jpeg,contrast]", "corruption.severities=[2,4]",
+    "outliers.rows=30", "sanity.rows=40", "sanity.steps=[1,3]",
+]  # fmt: skip
+QUICK = [
+    *SMALL, "bottlenecks=[variational,hsic]", "seeds=[0,1]", "epochs=2", "decayed_control=1", "attack.eps_l2=[0.5]",
+    "prediction_draws=2",
+]  # fmt: skip
+ARMS = ["none", "null", "decayed", "variational", "hsic"]
+ONE = [*SMALL, "seeds=[0]", "epochs=1", "decayed_control=0"]
+CHECKS = [
+    "accuracy never rises with steps or eps", "accuracy is about 0 at a large eps",
+    "inputs made on another model are not stronger than those made on this one", "noise alone is weaker than PGD",
+]  # fmt: skip
+
+
+def test_a_run_leaves_table_summary_plots_and_the_checks_of_every_model(finished):
+    folder, printed = finished
+    flat = re.sub(r"[\s┃│]+", " ", printed)
+    for word in ("none, weight decay", "hsic", SUMMARY, "attacked_pictures.png"):
+        assert word in flat
+    summary = summary_of(folder)
+    assert (summary["recipe"], summary["data"], summary["seeds"]) == ("robustness", "digits", [0, 1])
+    assert list(summary["results"]) == ARMS
+    assert {path.name for path in folder.glob("*.png")} == {
+        "attacks.png", "attacked_pictures.png", "corruptions.png", "learning_curves.png", "outliers.png",
+        "reliability.png",
+    }  # fmt: skip
+    for arm, metrics in summary["results"].items():
+        for metric in (
+            "accuracy", "ece", "nll", "brier", "accuracy_at_90", "corrupted_accuracy", "corrupted_ece",
+            "corrupted/jpeg/4", "auroc_maximum_softmax", "fpr95_energy", "checks_passed", "attacked/fgsm/linf/0.1",
+            "attacked/pgd/linf/0", "attacked/pgd/linf/0.3", "attacked/pgd/l2/0.5",
+        ):  # fmt: skip
+            assert len(metrics[f"test/{metric}"]["values"]) == 2
+        assert ("test/auroc_rate" in metrics) == (arm == "variational")
+    assert [(check["arm"], check["seed"], check["name"]) for check in summary["checks"]] == [
+        (arm, seed, name) for arm in ARMS for seed in (0, 1) for name in CHECKS
+    ]
+    for check in summary["checks"]:
+        assert f"{'passed' if check['passed'] else 'FAILED'}: {check['name']}" in printed
+    assert {row["weight_decay"] for row in rows_of(folder) if row["arm"] == "decayed"} == {"1.0"}
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_accuracies_fall_and_pgd_is_the_stronger_where_nothing_is_drawn(finished):
+    for arm, metrics in summary_of(finished[0])["results"].items():
+        of = {
+            name.removeprefix("test/attacked/"): entry["values"]
+            for name, entry in metrics.items()
+            if "attacked" in name
+        }
+        for seed in (0, 1):
+            assert of["pgd/linf/0"][seed] >= of["pgd/linf/0.1"][seed] >= of["pgd/linf/0.3"][seed]
+            assert of["fgsm/linf/0.1"][seed] <= of["fgsm/linf/0"][seed]
+            if arm != "variational":
+                assert of["pgd/linf/0.1"][seed] <= of["fgsm/linf/0.1"][seed]
+
+
+def test_the_figures_are_those_of_the_checkpoint_with_a_bare_network_and_a_bare_attack(launch):
+    """Independent of the recipe's own measuring: pixels, the attack's box and the rows are taken apart here."""
+    folder = launch(*ONE, "bottlenecks=[]", "data.mean=0.3", "data.std=0.4", "attack.eps=[0.1]")
+    results = summary_of(folder)["results"]["none"]
+    data = datasets.load("digits", mean=0.0, std=1.0)
+    network = models.build("mlp", input_shape=(1, 8, 8), classes=10, hidden=[16])
+    network.load_state_dict(load_checkpoint(folder / CHECKPOINTS / "none-decay0-seed0.pt")["weights"])
+    x, y = data.test.inputs, data.test.targets
+
+    class OfPixels(torch.nn.Module):
+        def forward(self, pixels):
+            return network((pixels - 0.3) / 0.4)
+
+    right = OfPixels()(x).argmax(1) == y
+    assert results["test/accuracy"]["mean"] == pytest.approx(right.double().mean().item(), abs=0.003)
+    found = pgd(OfPixels(), x[:40], y[:40], eps=0.1, steps=2, clamp=(0, 1), early_stop=True)
+    by_cross_entropy = (OfPixels()(found).argmax(1) == y[:40]).double().mean().item()
+    # The margin may find what the cross-entropy does not; it cannot give anything back.
+    assert by_cross_entropy - 0.1 <= results["test/attacked/pgd/linf/0.1"]["mean"] <= by_cross_entropy
+
+
+def test_a_failed_check_marks_the_figures_under_attack(launch, capsys, monkeypatch):
+    masked = [Check(name, place != 2, {"own": 0.5}) for place, name in enumerate(CHECKS)]
+    monkeypatch.setattr(robustness, "sanity_checks", lambda *args, **kwargs: masked)
+    folder = launch(*ONE, "bottlenecks=[hsic]", "corruption.rows=0", "outliers.data=null")
+    printed = capsys.readouterr().out
+    assert printed.count(f"FAILED: {CHECKS[2]}") == 3
+    assert "(!) not to be trusted" in printed
+    results = summary_of(folder)["results"]["hsic"]
+    assert results["test/attacked/pgd/linf/0.1"]["doubtful"] is True
+    assert "doubtful" not in results["test/accuracy"]
+    assert results["test/checks_passed"]["mean"] == 3
+    assert not (folder / "corruptions.png").exists()
+    assert not (folder / "outliers.png").exists()
+
+
+def test_a_killed_run_resumes_bit_identically_and_keeps_what_was_measured(run, command, finished, tmp_path):
+    whole, _ = finished
+    overrides = [*QUICK, "output_dir=run"]
+    generator = random.Random(torch.randint(2**31, ()).item())
+    kills = [generator.randint(1, 19), 23]  # while it trains, and after the third model was measured
+    for kill_after in kills:
+        process = subprocess.Popen(command(*overrides, "resume=true"), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        done = 0
+        for line in process.stdout:
+            done += 2 if "done before" in line else "epoch" in line or "measured" in line
+            if done >= kill_after:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert not (tmp_path / "run" / SUMMARY).exists()
+    measured = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / CHECKPOINTS / "measured").glob("*.pt")}
+    assert len(measured) >= 3
+    result = run(*overrides, "resume=true", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert_equal_runs(whole, tmp_path / "run")
+    assert all(path.stat().st_mtime_ns == time for path, time in measured.items())
+    assert summary_of(whole)["checks"] == summary_of(tmp_path / "run")["checks"]
+
+
+def test_models_of_a_finished_run_are_measured_as_they_are(finished, launch):
+    whole, _ = finished
+    folder = launch(*QUICK, f"checkpoint={whole}")
+    assert summary_of(folder)["results"] == summary_of(whole)["results"]
+
+
+def test_models_of_a_classification_run_are_measured(launch, tmp_path):
+    common = ["bottlenecks=[variational]", "model.hidden=[16]", "seeds=[0]", "epochs=1", "lr=1e-2", "device=cpu"]
+    trained = tmp_path / "trained"
+    script = [sys.executable, str(ROOT / "recipes" / "classification.py"), *common, "sweep.betas=[]"]
+    subprocess.run([*script, f"output_dir={trained}"], check=True, capture_output=True, timeout=300)
+    folder = launch(*SMALL, *common, f"checkpoint={trained}", "decayed_control=0")
+    results = summary_of(folder)["results"]
+    for arm in ("none", "null", "variational"):
+        expected = summary_of(trained)["results"][arm]["test/error"]["mean"]
+        assert results[arm]["test/error"]["mean"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_with_what_to_give(finished, launch, tmp_path):
+    whole, _ = finished
+    with pytest.raises(ValueError, match=r"built and trained otherwise, give as well: model.hidden=\[16\]$"):
+        launch(*QUICK, "model.hidden=[20]", f"checkpoint={whole}")
+    with pytest.raises(ValueError, match=r"give as well: .*model.name=mlp"):
+        launch(*[each for each in QUICK if "hidden" not in each], "model=lenet", f"checkpoint={whole}")
+    with pytest.raises(FileNotFoundError, match="is no finished run"):
+        launch(*QUICK, f"checkpoint={tmp_path}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_adversarial_training_and_a_pruned_student_of_its_control(launch, tmp_path):
+    short = ["corruption.rows=0", "outliers.data=null", "bottlenecks=[hsic]"]
+    trained = launch(*ONE, *short, "adversarial.name=pgd", "adversarial.steps=2")
+    teacher = trained.rename(tmp_path / "teacher")
+    folder = launch(*ONE, *short, f"distillation.teacher={teacher}", "distillation.prune=0.8")
+    results = summary_of(folder)["results"]
+    assert all(metrics["test/sparsity"]["mean"] == pytest.approx(0.8, abs=1e-3) for metrics in results.values())
+    with pytest.raises(FileNotFoundError, match="0 controls of seed 5"):
+        launch(*ONE, *short, f"distillation.teacher={teacher}", "seeds=[5]", "overwrite=true")
+
+
+def test_a_table_is_attacked_in_its_own_units(launch, tmp_path):
+    generator = random.Random(0)
+    rows = [(generator.gauss(0, 1), generator.gauss(0, 1)) for _ in range(300)]
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,kind\n" + "".join(f"{a},{b},{'up' if a + b > 0 else 'down'}\n" for a, b in rows))
+    table = [each for each in ONE if "corruption.kinds" not in each]
+    folder = launch(*table, "bottlenecks=[]", "data=csv", f"data.path={path}", "data.target=kind", "epochs=5")
+    results = summary_of(folder)["results"]["none"]
+    assert results["test/accuracy"]["mean"] > results["test/attacked/pgd/linf/0.3"]["mean"]
+    assert "test/corrupted/missing_features/4" in results
+    assert not (folder / "attacked_pictures.png").exists()
+
+
+def test_help_shows_the_choices(run, tmp_path):
+    result = run("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for word in ("hbar_mnist", "pwoa_mnist", "robust_fashion_mnist", "trades", "eps_l2", *datasets.names()):
+        assert word in result.stdout
+    assert "cs_ib_housing" not in result.stdout
+
+
+@pytest.mark.parametrize("experiment", experiments_of("robustness"))
+def test_an_experiment_trains_a_step_and_is_measured(launch, data_root, experiment, tmp_path):
+    overrides = [f"experiment={experiment}", "data.limit=300", "seeds=[0]", "epochs=1", "decayed_control=0"]
+    overrides += [each for each in SMALL if "hidden" not in each and "attack.eps=" not in each]
+    overrides += ["sanity.rows=10", "attack.rows=10", "corruption.rows=10", "outliers.rows=10"]
+    if "cifar" in experiment:
+        pytest.skip("a ResNet-18 takes minutes")
+    if experiment == "pwoa_mnist":
+        teacher = launch(*overrides, "distillation.teacher=null").rename(tmp_path / "teacher")
+        overrides += [f"distillation.teacher={teacher}"]
+    results = summary_of(launch(*overrides))["results"]
+    assert all(torch.isfinite(torch.tensor(each["mean"])) for metrics in results.values() for each in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["attack.eps=[-0.1]"], "attack.eps is a list of numbers of at least 0"),
+        (["attack.eps=[]"], "no radius above 0"),
+        (["attack.eps_l2=[a]"], "attack.eps_l2 is a list of numbers"),
+        (["attack.step_size=0"], "attack.step_size is a number greater than 0"),
+        (["attack.restarts=0"], "attack.restarts is a whole number of at least 1"),
+        (["attack.ensemble=[apgd]"], "attack.ensemble has some of apgd_ce, .*, got apgd"),
+        (["corruption.kinds=[fog]"], "corruptions are brightness, .*got 'fog'"),
+        (["corruption.severities=[6]"], "severity is 1, 2, 3, 4 or 5"),
+        (["corruption.severities=[]"], "name some, or corruption.rows=0"),
+        (["sanity.steps=[0]"], "sanity.steps are whole numbers of at least 1"),
+        (["outliers.data=fashion"], "no data set 'fashion'"),
+        (["control=false", "bottlenecks=[hsic]", "seeds=[0]"], "the sanity checks need a second model"),
+        (["adversarial.name=fgsm"], "adversarial.name is one of none, pgd, trades"),
+        (["adversarial.name=pgd", "adversarial.eps=-1"], "adversarial.eps is a finite number greater than 0"),
+        (["decayed_control=-1"], "decayed_control is a number of at least 0"),
+        (["bottlenecks=[decayed]"], "none, null and decayed are the controls"),
+        (["+places.hsic=[trunk.9]"], "inject_at=trunk.9: .*no module"),
+        (["+places.hsik=trunk"], "places names hsik"),
+        (["distillation.teacher=/nowhere"], "0 controls of seed 0"),
+        (["distillation.teacher=/nowhere", "ema=0.9"], "distillation prunes.*give ema=0"),
+        (["+attack.norm=2"], "attack has no key 'norm'"),
+        (["checkpoint=/nowhere"], "is no finished run"),
+        (["experiment=vib_mnist"], "the experiment is one of another recipe: python recipes/classification.py"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, overrides, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        launch(*overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_too_small_for_a_corruption_are_refused(recipe):
+    data = datasets.load("digits")
+    parts = [datasets.Rows(part.inputs[..., :4, :4], part.targets) for part in (data.train, data.validation, data.test)]
+    small = datasets.ClassificationData("small", *parts, (1, 4, 4), data.class_names)
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("robustness", ["output_dir=unused"])
+    with pytest.raises(ValueError, match="needs pictures of 8 x 8 pixels or more, these have 4 x 4"):
+        robustness.check_robustness(cfg, small)
+
+
+def test_committed_summaries_keep_their_checks():
+    for path in (ROOT / "recipes" / "results").glob("*.json"):
+        summary = json.loads(path.read_text())
+        if summary["recipe"] == "robustness":
+            assert {check["name"] for check in summary["checks"]} == set(CHECKS)
