@@ -64,7 +64,7 @@ def check_common(cfg: DictConfig, recipe_yaml: Path) -> None:
         raise ValueError(f"bottlenecks is a list such as [variational], got {cfg.bottlenecks}")
     names = list(cfg.bottlenecks)
     if len(set(names)) < len(names) or set(CONTROLS) & set(names):
-        raise ValueError(f"bottlenecks are named once each, and none and null are the controls, got {names}")
+        raise ValueError(f"bottlenecks are named once each, and {', '.join(CONTROLS)} are the controls, got {names}")
     seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else []
     if len(set(seeds)) < max(len(seeds), 1) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise ValueError(

@@ -157,7 +157,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["bottlenecks=[variatonal]"], "'variatonal' is not configured: choose from .*variational"),
         (["+bottleneck.variational.betta=1"], "no option 'betta': choose from .*beta"),
         (["bottleneck.variational.prior=flat"], "prior is one of 'standard', 'learned', 'conditional'"),
-        (["bottlenecks=[none]"], "none and null are the controls"),
+        (["bottlenecks=[none]"], "none, null, decayed, dropout are the controls"),
         (["bottlenecks=[]", "control=false"], "nothing to train"),
         (["seeds=[]"], "seeds are"),
         (["seeds=[1,1]"], "seeds are"),
