@@ -1,8 +1,9 @@
 """What a run trains, and what is chosen of it."""
 
 import pytest
+from omegaconf import OmegaConf
 
-from ibreg.training.trials import Trial, as_good_as, epochs_in_all, epochs_of, plan, select
+from ibreg.training.trials import Trial, arms, as_good_as, epochs_in_all, epochs_of, plan, select
 
 
 def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
@@ -70,3 +71,12 @@ def test_a_control_stops_at_the_first_epoch_that_is_as_good_as_the_other_arm(con
     assert [epochs_of(configured("epochs=7"), trial) for trial in stopped] == [2, 7, 7, 1]
     assert len({trial.name for trial in stopped}) == 4
     assert {trial.key for trial in stopped} == {trial.key for trial in control}
+
+
+def test_a_control_with_weight_decay_is_an_arm_of_its_own(configured):
+    cfg = OmegaConf.merge({"decayed_control": 0.5}, configured("bottlenecks=[hsic]", "seeds=[0,1]", "tune=true"))
+    assert arms(cfg) == ["none", "null", "decayed", "hsic"]
+    decayed = [trial for trial in plan(cfg)[0] if trial.arm == "decayed"]
+    assert [(trial.seed, trial.weight_decay) for trial in decayed] == [(0, 0.5), (1, 0.5)]
+    chosen = select(cfg, plan(cfg)[0], lambda trial: (-trial.weight_decay,))
+    assert chosen["decayed"] == decayed
