@@ -1,5 +1,6 @@
 """Tables as a reader sees them, on the terminal and in a text."""
 
+import json
 import math
 from importlib.metadata import version
 
@@ -161,10 +162,10 @@ def test_doubtful_figures_are_marked_and_explained_under_the_table(write, tmp_pa
     text = "<!-- table: doubted -->\n<!-- end table -->"
     summary["headline"] = [["a", "accuracy", 1, 1]]
     path.write_text(json.dumps(summary))
-    assert "(!)" not in render_readme(text, tmp_path)
+    assert "(!)" not in report.render_readme(text, tmp_path)
     summary["results"]["hsic"]["a"]["doubtful"] = True
     path.write_text(json.dumps(summary))
-    rendered = render_readme(text, tmp_path)
+    rendered = report.render_readme(text, tmp_path)
     assert "2.0 ± 0.0 (!)" in rendered
     assert "(!) not to be trusted: a sanity check failed" in rendered
     assert "3.0 ± 1.6 |" in rendered
