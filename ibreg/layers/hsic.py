@@ -39,8 +39,8 @@ class HSICBottleneck(KernelBottleneck):
             normalized estimator.
         estimator: "unbiased", "biased", "cka", "normalized" or "debiased" (normalized, less its value for independent
             variables), see `functional.hsic`; the last two invert whole Gram matrices: no `block_size`, no `gather`.
-        bandwidth_x: of the input's Gaussian kernel: a length, ("rms", s) or "median", see `functional.hsic`; a sigma
-            of 5 in the papers is a length of 5 sqrt(features).
+        bandwidth_x: of the input's Gaussian kernel: a length, ("rms", s), ("dimension", s) or "median", see
+            `functional.hsic`; a sigma of 5 in the papers is ("dimension", 5), a length of 5 sqrt(features).
         bandwidth_t: of the code's Gaussian kernel. A length invites the code to change its size instead of what it
             knows; the other two follow its size.
         bandwidth_y: of the target's kernel, where that has one.

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before groups are read
 def pytest_collection_modifyitems(items):
     """Keeps the tests of a recipe in one process, as they look at one finished run."""
     for item in items:

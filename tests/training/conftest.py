@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_dir
 
 from ibreg.training.configuration import register_with_hydra
@@ -31,3 +33,10 @@ def configured():
             return compose("classification", [*overrides, "output_dir=unused"])
 
     return composed
+
+
+@pytest.fixture(autouse=True)
+def _accelerator():
+    """Gives back the state that accelerators share, where a recipe in this process has reset it."""
+    if not AcceleratorState._shared_state:
+        Accelerator(cpu=True)

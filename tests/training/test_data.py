@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import RandomSampler, Subset
 
-from ibreg.training import continual_data, data, regression_data
+from ibreg.training import concept_data, continual_data, data, regression_data
 from ibreg.training.data import Rows, load, loader, names
 from ibreg.training.images import crop_and_flip
 from ibreg.training.loop import seed_all
@@ -153,7 +153,7 @@ def test_the_yaml_has_every_option_with_its_default_and_no_other(name):
 
 
 def test_every_yaml_belongs_to_a_set():
-    known = {*names(), *regression_data.names(), *continual_data.names()}
+    known = {*names(), *regression_data.names(), *continual_data.names(), *concept_data.names()}
     assert {file.stem for file in CONFIGS.glob("*.yaml")} == known
 
 

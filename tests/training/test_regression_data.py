@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression
 
-from ibreg.training import concept_data, data, regression_data
+from ibreg.training import data, regression_data
 from ibreg.training.data import loader
 from ibreg.training.regression_data import load, names
 
@@ -140,11 +140,6 @@ def test_tables_of_classification_and_regression_are_asked_for_alike():
     common = [p.name for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert set(written) == {"name", *common, *signatures[1]} - set(OF_REGRESSION)
     assert {option: written[option] for option in ("drop", "test")} == {"drop": [], "test": 0.2}
-
-
-def test_every_yaml_belongs_to_a_set():
-    known = {*names(), *data.names(), *concept_data.names()}
-    assert sorted(file.stem for file in CONFIGS.glob("*.yaml")) == sorted(known)
 
 
 def test_options_may_come_from_a_hydra_configuration(tmp_path):

@@ -1,5 +1,6 @@
 """Tables as a reader sees them, on the terminal and in a text."""
 
+import json
 import math
 from importlib.metadata import version
 
@@ -153,3 +154,18 @@ def test_command_line_names_what_is_wrong(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             report.main([str(file), "--results", str(tmp_path)])
         assert message in capsys.readouterr().err
+
+
+def test_doubtful_figures_are_marked_and_explained_under_the_table(write, tmp_path):
+    path = write(tmp_path / "doubted.json", {"none": {"a": [1.0, 2.0, 3.0, 4.0, 5.0]}, "hsic": {"a": [2.0] * 5}})
+    summary = json.loads(path.read_text())
+    text = "<!-- table: doubted -->\n<!-- end table -->"
+    summary["headline"] = [["a", "accuracy", 1, 1]]
+    path.write_text(json.dumps(summary))
+    assert "(!)" not in report.render_readme(text, tmp_path)
+    summary["results"]["hsic"]["a"]["doubtful"] = True
+    path.write_text(json.dumps(summary))
+    rendered = report.render_readme(text, tmp_path)
+    assert "2.0 ± 0.0 (!)" in rendered
+    assert "(!) not to be trusted: a sanity check failed" in rendered
+    assert "3.0 ± 1.6 |" in rendered

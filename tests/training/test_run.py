@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import ibreg
+from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.training.data import Rows
-from ibreg.training.run import Task, rehearse
+from ibreg.training.run import Task, build_lr_schedule, rehearse
 
 
 class Made:
@@ -57,3 +58,28 @@ def test_a_batch_below_the_minimum_of_an_estimator_is_found(configured, batch, f
 def test_a_loss_that_does_not_fit_the_targets_is_found(configured):
     with pytest.raises(ValueError, match="must be the same as input size"):
         rehearse(configured(), task(lambda trial: nn.Linear(4, 3), nn.BCEWithLogitsLoss()))
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [("0", [1] * 6), ("2", [1, 1, 0.5, 0.5, 0.25, 0.25]), ("[1,4]", [1, 0.5, 0.5, 0.5, 0.25, 0.25])],
+)
+def test_the_learning_rate_falls_where_it_should_and_after_a_checkpoint_too(configured, tmp_path, every, expected):
+    cfg = configured(f"lr_every={every}", "lr_factor=0.5", "lr=1")
+
+    def build():
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        return optimizer, build_lr_schedule(cfg, optimizer, 6)
+
+    optimizer, schedule = build()
+    rates = []
+    for epoch in range(6):
+        if epoch == 3:
+            save_checkpoint(tmp_path / "a.pt", {"schedule": schedule.state_dict(), "optimizer": optimizer.state_dict()})
+            state, (optimizer, schedule) = load_checkpoint(tmp_path / "a.pt"), build()
+            schedule.load_state_dict(state["schedule"])
+            optimizer.load_state_dict(state["optimizer"])
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == expected

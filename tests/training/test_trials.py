@@ -3,7 +3,16 @@
 import pytest
 from omegaconf import OmegaConf
 
-from ibreg.training.trials import Trial, as_good_as, epochs_in_all, epochs_of, first_trial, plan, select
+from ibreg.training.trials import (
+    Trial,
+    arms,
+    as_good_as,
+    epochs_in_all,
+    epochs_of,
+    first_trial,
+    plan,
+    select,
+)
 
 
 def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
@@ -85,3 +94,12 @@ def test_dropout_is_a_control_that_is_tuned_in_pairs_with_weight_decay(configure
     assert selected["dropout"] == [Trial("dropout", 3, 0.01, dropout=0.2)]
     assert first_trial(cfg, "dropout", 3) == Trial("dropout", 3, 0.0, dropout=0.5)
     assert "dropout" not in {trial.arm for trial in plan(configured("tune=true"))[0]}
+
+
+def test_a_control_with_weight_decay_is_an_arm_of_its_own(configured):
+    cfg = OmegaConf.merge({"decayed_control": 0.5}, configured("bottlenecks=[hsic]", "seeds=[0,1]", "tune=true"))
+    assert arms(cfg) == ["none", "null", "decayed", "hsic"]
+    decayed = [trial for trial in plan(cfg)[0] if trial.arm == "decayed"]
+    assert [(trial.seed, trial.weight_decay) for trial in decayed] == [(0, 0.5), (1, 0.5)]
+    chosen = select(cfg, plan(cfg)[0], lambda trial: (-trial.weight_decay,))
+    assert chosen["decayed"] == decayed
