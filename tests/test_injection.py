@@ -702,7 +702,7 @@ REFUSALS = {
     ),
     "dim out of range": (mlp, {"stem": VariationalBottleneck(8, dim=2)}, X, ValueError, "dim=2"),
     "dim out of range, no size": (mlp, {"stem": VariationalBottleneck(dim=2)}, X, ValueError, "dim=2"),
-    "dim is the batch, no size": (mlp, {"stem": VariationalBottleneck(dim=0)}, X, ValueError, "dim=0"),
+    "dim is the batch, no size": (mlp, {"stem": VariationalBottleneck(dim=-2)}, X, ValueError, "dim=-2"),
     "packed sequence": (
         hosting(lambda module, x: pack_padded_sequence(x.unsqueeze(-1), [4, 4], batch_first=True)),
         {"host": VariationalBottleneck(1)},

@@ -1,10 +1,13 @@
 """Which parameters an optimizer decays."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
 
 import ibreg
+from ibreg import registry
 
 
 def model_with(**options):
@@ -48,7 +51,8 @@ def test_a_step_without_gradient_shrinks_the_decayed_alone():
 
 @pytest.mark.parametrize("name", ibreg.names())
 def test_every_parameter_of_every_bottleneck_is_in_one_group(name):
-    layer = ibreg.build(name, in_features=6)
+    options = {"concepts": 3} if "concepts" in inspect.signature(registry.find(name)).parameters else {}
+    layer = ibreg.build(name, in_features=6, **options)
     model = nn.Sequential(nn.Linear(6, 6, bias=False), layer)
     groups = ibreg.parameter_groups(model, weight_decay=0.1)
     given = [parameter for group in groups for parameter in group["params"]]

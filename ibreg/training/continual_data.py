@@ -76,7 +76,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['cifar10', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist', 'toy_gaussians']
+        ['cifar10', 'coloured_mnist', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist', 'toy_gaussians']
     """
     return sorted([*_SETS, *datasets.names()])
 
