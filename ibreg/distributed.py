@@ -17,9 +17,17 @@ def mean_over_ranks(value: Tensor) -> Tensor:
         >>> mean_over_ranks(torch.tensor(2.0))
         tensor(2.)
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return value
-    return sum_over_ranks(value) / distributed.get_world_size()
+    return sum_over_ranks(value) / distributed.get_world_size() if several_ranks() else value
+
+
+def over_ranks(value: Tensor) -> Tensor:
+    """Returns the sum of a tensor over ranks, or the tensor itself where there is one; every rank has to call it."""
+    return sum_over_ranks(value) if several_ranks() else value
+
+
+def several_ranks() -> bool:
+    """Whether there are other processes, asked at each call: a layer may be older than its process group."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

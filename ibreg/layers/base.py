@@ -297,11 +297,14 @@ def can_assert(x: Tensor) -> bool:
     On CUDA a failed assertion would end the process: there a NaN shows in the logged penalty instead. Neither
     torch.func's transformations nor exported programs know the operation.
     """
-    if x.device.type != "cpu" or torch.compiler.is_exporting():
-        return False
+    return x.device.type == "cpu" and not torch.compiler.is_exporting() and not inside_transformation(x)
+
+
+def inside_transformation(x: Tensor) -> bool:
+    """Whether this runs inside torch.func, which must not move what lies outside of it."""
     if torch.compiler.is_compiling():
-        return not torch._C._functorch.is_batchedtensor(x)
-    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        return torch._C._functorch.is_batchedtensor(x)
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def assert_finite(x: Tensor, message: str) -> None:
@@ -317,6 +320,23 @@ def check_mask(mask: Tensor, positions: torch.Size) -> None:
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(positions)}"
         )
+
+
+def mean_over_positions(features: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Returns the mean over tokens or positions, padding left out; of a sample that is all padding, 0.
+
+    Args:
+        features: `(batch, *positions, features)`.
+        mask: `(batch, *positions)`, True or 1 where a position counts.
+
+    Raises:
+        ValueError: a mask whose shape is not that of the positions.
+    """
+    if mask is None:
+        return features.flatten(1, -2).mean(1)
+    check_mask(mask, features.shape[:-1])
+    kept = mask.bool().unsqueeze(-1)
+    return torch.where(kept, features, 0).flatten(1, -2).sum(1) / kept.flatten(1, -2).sum(1).clamp(min=1)
 
 
 def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ibreg.concepts import Concepts, Description
-from ibreg.layers.base import Bottleneck, assert_finite, batch_mean, can_assert, check_mask
+from ibreg.layers.base import Bottleneck, assert_finite, batch_mean, can_assert, mean_over_positions
 from ibreg.layers.concept_head import build_head, check_head
 from ibreg.layers.intervention import intervention_on
 from ibreg.layers.options import check_choice, check_number
@@ -169,12 +169,7 @@ class ConceptLayer(Bottleneck):
         features = self.features_last(x)
         if features.dim() == 2:
             return features
-        mask = scope.repeated(scope.repeats).mask if scope is not None else None
-        if mask is None:
-            return features.flatten(1, -2).mean(1)
-        check_mask(mask, features.shape[:-1])
-        kept = mask.bool().unsqueeze(-1)
-        return torch.where(kept, features, 0).flatten(1, -2).sum(1) / kept.flatten(1, -2).sum(1).clamp(min=1)
+        return mean_over_positions(features, scope.repeated(scope.repeats).mask if scope is not None else None)
 
     def penalty(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the concept loss, and it and the concept accuracy as logs."""

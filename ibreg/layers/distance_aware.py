@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ibreg.distributed import over_ranks
 from ibreg.functional.gaussian import gaussian_kl
-from ibreg.layers.base import Bottleneck, batch_mean
+from ibreg.layers.base import Bottleneck, batch_mean, inside_transformation
 from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
-from ibreg.layers.moving_codebooks import WideBuffers, inside_transformation, over_ranks
+from ibreg.layers.moving_codebooks import WideBuffers
 from ibreg.layers.options import check_count, check_number
 from ibreg.layers.scope import Scope
 from ibreg.registry import register

@@ -14,7 +14,7 @@ from torch import Tensor
 from ibreg.distributed import sum_over_ranks
 from ibreg.functional.kernels import Bandwidth, bandwidth_of
 from ibreg.functional.pairs import Gram, gram
-from ibreg.layers.base import Bottleneck, assert_finite, check_mask
+from ibreg.layers.base import Bottleneck, assert_finite, check_mask, mean_over_positions
 from ibreg.layers.options import check_choice, check_count, check_switch
 from ibreg.layers.scope import Scope
 
@@ -78,13 +78,12 @@ class KernelBottleneck(Bottleneck):
         """Returns one row for each sample of a code with its features last, padding left out."""
         if code.dim() == 2:
             return code
-        if mask is None:
-            return code.flatten(1) if self.positions == "flatten" else code.flatten(1, -2).mean(1)
-        check_mask(mask, code.shape[:-1])
-        code = torch.where(mask.bool().unsqueeze(-1), code, 0).flatten(1, -2)
-        if self.positions == "flatten":
-            return code.flatten(1)
-        return code.sum(1) / mask.bool().flatten(1).sum(1, keepdim=True).clamp(min=1)
+        if self.positions == "mean":
+            return mean_over_positions(code, mask)
+        if mask is not None:
+            check_mask(mask, code.shape[:-1])
+            code = torch.where(mask.bool().unsqueeze(-1), code, 0)
+        return code.flatten(1)
 
     def inputs_of(self, scope: Scope) -> Tensor:
         """Returns the inputs that a scope knows.

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from ibreg.distributed import gather_rows
+from ibreg.distributed import gather_rows, over_ranks, several_ranks
 from ibreg.functional.lookup import picked
-from ibreg.layers.moving_codebooks import MovingCodebooks, over_ranks, several_ranks
+from ibreg.layers.moving_codebooks import MovingCodebooks
 from ibreg.layers.options import check_choice, check_count
 
 SAMPLES_AT_ONCE = 256  # where the data are one tensor

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from ibreg.distributed import sum_over_ranks
+from ibreg.distributed import over_ranks
 from ibreg.functional.lookup import nearest, squared_distances_to
 from ibreg.functional.product_lookup import product_nearest
 
@@ -160,23 +160,6 @@ class MovingCodebooks(WideBuffers):
         return self
 
 
-def over_ranks(value: Tensor) -> Tensor:
-    """Returns the sum of a tensor over ranks, or the tensor itself where there is one; every rank has to call it."""
-    return sum_over_ranks(value) if several_ranks() else value
-
-
-def several_ranks() -> bool:
-    """Whether there are other processes, asked at each call: a layer may be older than its process group."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
 def known_false(flag: Tensor) -> bool:
     """Whether a flag is false, where that can be read without waiting for a device or breaking a graph."""
     return flag.device.type == "cpu" and not torch.compiler.is_compiling() and not flag
-
-
-def inside_transformation(tensor: Tensor) -> bool:
-    """Whether this runs inside torch.func, which must not move what lies outside of it."""
-    if torch.compiler.is_compiling():
-        return torch._C._functorch.is_batchedtensor(tensor)
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

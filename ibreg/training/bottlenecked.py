@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, distributed, nn
 
+from ibreg.distributed import several_ranks
 from ibreg.injection import bottlenecks
 from ibreg.layers import Bottleneck
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.key_value import KeyValueBottleneck
-from ibreg.layers.moving_codebooks import several_ranks
 from ibreg.regularized import Penalized, Regularized
 from ibreg.training.features import cached, digest
 from ibreg.training.learners import Learner
