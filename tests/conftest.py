@@ -4,6 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# They hold no doctests, and pytest would take them all for one module of that name.
+collect_ignore_glob = ["*conftest.py"]
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start share two cores with the tests themselves
 
 
