@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import runpy
 import sys
+from collections.abc import Mapping
 
 import ibreg
-from ibreg.training.installed import described, recipes
+from ibreg.training.installed import RECIPES, described, recipes
 
 USAGE = """\
 ibreg list                        every recipe, bottleneck, data set, model and experiment, a line each
@@ -28,14 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     scripts = recipes()
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{USAGE}\n{listing('recipes')}")
+        print(f"{USAGE}\n{listing({RECIPES: described()[RECIPES]})}")
         return 0
     name, *rest = arguments
     if name == "--version":
         print(f"ibreg {ibreg.__version__}")
         return 0
     if name == "list":
-        print(listing(*described()))
+        print(listing(described()))
         return 0
     if name not in scripts:
         print(f"ibreg has no recipe {name!r}: choose one of {', '.join(scripts)}, or list", file=sys.stderr)
@@ -51,16 +52,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def listing(*groups: str) -> str:
+def listing(groups: Mapping[str, Mapping[str, str]]) -> str:
     """Returns what the recipes can be told, a line for each, group by group.
 
     Args:
-        *groups: keys of `installed.described`.
+        groups: as `installed.described` returns them, all or some.
     """
-    entries = described()
-    width = max(len(name) for group in groups for name in entries[group])
+    width = max(len(name) for entries in groups.values() for name in entries)
     blocks = [
-        "\n".join([group, *(f"  {name:<{width}}  {line}" for name, line in entries[group].items())]) for group in groups
+        "\n".join([group, *(f"  {name:<{width}}  {line}" for name, line in entries.items())])
+        for group, entries in groups.items()
     ]
     return "\n\n".join(blocks)
 

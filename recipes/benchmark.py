@@ -13,11 +13,7 @@ the peak of the process above what it held before (Linux).
 
 from __future__ import annotations
 
-import ctypes
 import math
-import re
-import statistics
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +22,6 @@ import hydra
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,10 +30,9 @@ import ibreg
 from ibreg.evaluation.attacks import pgd
 from ibreg.functional import cs_qmi, hsic, nearest, product_nearest
 from ibreg.training import models, textbook
+from ibreg.training.stopwatch import Step, alternate, in_turns, kept_for_backward, peak_memory
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-Step = Callable[[], object]
 
 ADAM = partial(torch.optim.AdamW, lr=1e-6, fused=True)
 
@@ -133,55 +127,6 @@ def multiplications_per_second() -> float:
     a = torch.randn(2048, 2048)
     seconds, _ = alternate(lambda: a @ a, lambda: None, 5, "matrix products")
     return 2 * 2048**3 / seconds
-
-
-def peak_memory(step: Step) -> int | None:
-    """Returns the most bytes that a step holds beyond what was held before; None where the system does not tell."""
-    status = Path("/proc/self/status")
-
-    def kilobytes(field: str) -> int:
-        return int(re.search(rf"{field}:\s*(\d+)", status.read_text())[1])
-
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed, but is kept at hand, would hide what a step needs
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is held now
-        before = kilobytes("VmRSS")
-        step()
-        return 1024 * (kilobytes("VmHWM") - before)
-    except (OSError, AttributeError):
-        return None
-
-
-def alternate(first: Step, second: Step, repeats: int, label: str) -> tuple[float, float]:
-    """Returns the median seconds of two steps that run in turns, each leading every other time."""
-    for _ in range(2):
-        first(), second()
-    return tuple(in_turns([first, second], repeats, label))
-
-
-def in_turns(steps: list[Step], repeats: int, label: str) -> list[float]:
-    """Returns the median seconds of steps that run in turns, forwards and backwards, after one round that warms up."""
-    times: dict[Step, list[float]] = {step: [] for step in steps}
-    for repeat in track(range(repeats + 1), description=label, transient=True):
-        for step in steps if repeat % 2 else reversed(steps):
-            start = time.perf_counter()
-            step()
-            if repeat:
-                times[step].append(time.perf_counter() - start)
-    return [statistics.median(times[step]) for step in steps]
-
-
-def kept_for_backward(step: Step) -> int:
-    """Counts the bytes of distinct tensors that a step's graph keeps."""
-    kept: dict[int, int] = {}
-
-    def remember(tensor: Tensor) -> Tensor:
-        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        step()
-    return sum(kept.values())
 
 
 def training(

@@ -25,8 +25,7 @@ from torch import nn
 from ibreg.evaluation.metrics import label_entropy
 from ibreg.evaluation.plots import information_curve, learning_curves, reliability_diagram
 from ibreg.training import data as datasets
-from ibreg.training import models
-from ibreg.training.arms import build_arm, build_bottleneck
+from ibreg.training.arms import build_bottleneck, build_model
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import Classified, classify, mixup
 from ibreg.training.configuration import register_with_hydra
@@ -50,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     check_batch_size(cfg, rows=len(data.train), processes=accelerator.num_processes)
     task = Task(
         data=lambda trial: data,
-        model=lambda trial: build_model(cfg, data, trial),
+        model=lambda trial: build_model(cfg, trial, data.input_shape, data.classes),
         loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
         measure=lambda trial, model: classify(
             model, data.validation, accelerator, draws=cfg.prediction_draws
@@ -87,16 +86,6 @@ def run(
         selected=trained.choices(cfg),
         headline=columns(cfg),
     )
-
-
-def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
-    """Builds the model of an arm: the control as it is, the others with their bottleneck in it."""
-    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
-
-    def network(code_features: int | None) -> nn.Module:
-        return models.build(**options, input_shape=data.input_shape, classes=data.classes, code_features=code_features)
-
-    return build_arm(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
 
 
 def quality(validation: Mapping[str, float]) -> tuple[float, float]:

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hydra
-import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
@@ -28,14 +27,15 @@ from ibreg.evaluation.interventions import find_concepts
 from ibreg.evaluation.plots import learning_curves
 from ibreg.layers.concept_layer import ConceptLayer
 from ibreg.regularized import Regularized
-from ibreg.training import concept_data, models
-from ibreg.training.arms import build_arm
+from ibreg.training import concept_data
+from ibreg.training.arms import build_model
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import classify
 from ibreg.training.concept_data import ConceptData
 from ibreg.training.concept_report import Examined, check_interventions, examine, first_rows
 from ibreg.training.concept_training import apart, training_of, with_concepts
 from ibreg.training.configuration import register_with_hydra
+from ibreg.training.cuts import load_cuts
 from ibreg.training.folder import write_rows
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
@@ -75,7 +75,7 @@ def main(cfg: DictConfig) -> None:
     for arm in cfg.bottlenecks:
         training_of(cfg, arm)
     accelerator = build_accelerator(cfg)
-    data = load(cfg)
+    data = load_cuts(cfg, concept_data.load)
     first = data[cfg.seeds[0]]
     check_interventions(cfg, first)
     for of_seed in data.values():
@@ -83,20 +83,13 @@ def main(cfg: DictConfig) -> None:
     cfg = with_concepts(cfg, first)
     task = Task(
         data=lambda trial: data[trial.seed],
-        model=lambda trial: build_model(cfg, data[trial.seed], trial),
+        model=lambda trial: build_concept_model(cfg, data[trial.seed], trial),
         loss=lambda trial: nn.CrossEntropyLoss(),
         measure=lambda trial, model: measure(cfg, model, data[trial.seed], accelerator),
         quality=quality,
     )
     rehearse(cfg, task)
     launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
-
-
-def load(cfg: DictConfig) -> dict[int, ConceptData]:
-    """Loads the data of every seed: each with a cut of its own, or all with the same."""
-    cuts = {seed: cfg.data.get("split_seed", 0) + (seed if cfg.split_by_seed else 0) for seed in cfg.seeds}
-    loaded = {cut: concept_data.load(**{**cfg.data, "split_seed": cut}) for cut in set(cuts.values())}
-    return {seed: loaded[cut] for seed, cut in cuts.items()}
 
 
 def run(
@@ -134,14 +127,9 @@ def run(
     )
 
 
-def build_model(cfg: DictConfig, data: ConceptData, trial: Trial) -> nn.Module:
-    """Builds the model of an arm: the control as it is, the others with their bottleneck in it."""
-    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
-
-    def network(code_features: int | None) -> nn.Module:
-        return models.build(**options, input_shape=data.input_shape, classes=data.classes, code_features=code_features)
-
-    model = build_arm(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
+def build_concept_model(cfg: DictConfig, data: ConceptData, trial: Trial) -> nn.Module:
+    """Builds the model of an arm; concepts and head of a concept model are trained as configured."""
+    model = build_model(cfg, trial, data.input_shape, data.classes)
     return apart(model, training_of(cfg, trial.arm)) if has_concepts(model) else model
 
 

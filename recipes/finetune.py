@@ -35,7 +35,7 @@ from ibreg.training.data import ClassificationData
 from ibreg.training.few_shot import few_shot
 from ibreg.training.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
 from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
-from ibreg.training.freezing import parameter_groups
+from ibreg.training.freezing import learning_rate_groups
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
 from ibreg.training.run import Task, Trained, rehearse, train_all
@@ -113,7 +113,7 @@ def part_of(
             model, few[trial.seed].validation, accelerator, draws=cfg.prediction_draws
         ).metrics(),
         quality=lambda validation: (-validation["nll"],),  # accuracy on a handful of images says little
-        parameters=lambda model: parameter_groups(model, lr=cfg.lr, lr_backbone=cfg.lr_backbone),
+        parameters=lambda model: learning_rate_groups(model, lr=cfg.lr, lr_backbone=cfg.lr_backbone),
     )
     images = shots or len(data.train) / data.classes
     return Part(f"{shots}_per_class" if shots else "all", images, own, task)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -25,10 +26,11 @@ from torch import nn
 
 from ibreg.evaluation.plots import learning_curves
 from ibreg.evaluation.regression_plots import attack_curves, information_plane, prediction_plot, residual_plot
-from ibreg.training import models, regression_data
-from ibreg.training.arms import build_arm
+from ibreg.training import regression_data
+from ibreg.training.arms import build_model
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.configuration import register_with_hydra
+from ibreg.training.cuts import load_cuts
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
 from ibreg.training.regression import (
@@ -56,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     check_configuration(cfg, CONFIGS / "regression.yaml")
     check_task_losses(cfg)
     accelerator = build_accelerator(cfg)
-    data = load(cfg)
+    data = load_cuts(cfg, regression_data.load)
     for of_seed in data.values():
         check_data(of_seed)
         check_batch_size(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
@@ -66,20 +68,13 @@ def main(cfg: DictConfig) -> None:
 
     task = Task(
         data=lambda trial: data[trial.seed],
-        model=lambda trial: build_model(cfg, data[trial.seed], trial),
+        model=lambda trial: build_model(cfg, trial, data[trial.seed].input_shape, classes=1),
         loss=lambda trial: build_task_loss(cfg, trial.arm),
         measure=measure,
         quality=quality,
     )
     rehearse(cfg, task)
     launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
-
-
-def load(cfg: DictConfig) -> dict[int, RegressionData]:
-    """Loads the data of every seed: each with a cut of its own, or all with the same."""
-    cuts = {seed: cfg.data.get("split_seed", 0) + (seed if cfg.split_by_seed else 0) for seed in cfg.seeds}
-    loaded = {cut: regression_data.load(**{**cfg.data, "split_seed": cut}) for cut in set(cuts.values())}
-    return {seed: loaded[cut] for seed, cut in cuts.items()}
 
 
 def run(
@@ -89,28 +84,23 @@ def run(
     trained = train_all(cfg, task, accelerator, folder)
     matched = train_matched(trained, cfg, task, accelerator, folder, error="rmse") if cfg.attack.eps else {}
 
-    def models_of(arms: Mapping[str, Sequence[Trial]]) -> dict[str, list[tuple[nn.Module, RegressionData]]]:
-        return {
-            arm: [(trained.model(task, trial, accelerator.device), data[trial.seed]) for trial in trials]
-            for arm, trials in arms.items()
-        }
+    def model_of(trial: Trial) -> nn.Module:
+        return trained.model(task, trial, accelerator.device)
 
-    selected = models_of(trained.selected)
     tested = {
-        arm: [evaluate(cfg, model, of_seed, accelerator, "test") for model, of_seed in seeds]
-        for arm, seeds in selected.items()
+        arm: [evaluate(cfg, model_of(trial), data[trial.seed], accelerator, "test") for trial in trials]
+        for arm, trials in trained.selected.items()
     }
     if not accelerator.is_main_process:
         return None
 
-    def attack(models: Sequence[tuple[nn.Module, RegressionData]]) -> list[dict[str, float]]:
-        return [
-            errors_under_attack(model, of_seed, cfg.attack, accelerator.device, draws=cfg.prediction_draws)
-            for model, of_seed in models
-        ]
+    @cache  # several arms may share a matched control, and that may be the control itself
+    def attack(trial: Trial) -> dict[str, float]:
+        model, of_seed = model_of(trial), data[trial.seed]
+        return errors_under_attack(model, of_seed, cfg.attack, accelerator.device, draws=cfg.prediction_draws)
 
-    attacked = {arm: attack(seeds) for arm, seeds in selected.items()}
-    beyond = {arm: beyond_control(attacked[arm], attack(seeds)) for arm, seeds in models_of(matched).items()}
+    attacked = {arm: list(map(attack, trials)) for arm, trials in trained.selected.items()}
+    beyond = {arm: beyond_control(attacked[arm], list(map(attack, trials))) for arm, trials in matched.items()}
     draw(cfg, folder, data[cfg.seeds[0]].quantity, trained, tested, attacked)
     return Outcome(
         data=data[cfg.seeds[0]].name,
@@ -126,16 +116,6 @@ def run(
         selected=trained.choices(cfg),
         headline=columns(cfg, data[cfg.seeds[0]]),
     )
-
-
-def build_model(cfg: DictConfig, data: RegressionData, trial: Trial) -> nn.Module:
-    """Builds the model of an arm: the control as it is, the others with their bottleneck in it."""
-    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
-
-    def network(code_features: int | None) -> nn.Module:
-        return models.build(**options, input_shape=data.input_shape, classes=1, code_features=code_features)
-
-    return build_arm(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
 
 
 def evaluate(cfg: DictConfig, model: nn.Module, data: RegressionData, accelerator: Accelerator, part: str) -> Regressed:

@@ -32,10 +32,9 @@ from ibreg.evaluation.robustness_plots import (
     outlier_histograms,
 )
 from ibreg.training import data as datasets
-from ibreg.training import models
 from ibreg.training.adopt import adopt, check_adoptable
 from ibreg.training.adversarial import build_adversary
-from ibreg.training.arms import build_arm
+from ibreg.training.arms import build_arm, build_network
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import classify
@@ -63,7 +62,7 @@ def main(cfg: DictConfig) -> None:
     data = datasets.load(**cfg.data)
     check_robustness(cfg, data)
     check_batch_size(cfg, rows=len(data.train), processes=accelerator.num_processes)
-    check_distillation(cfg, lambda: build_network(cfg, data))
+    check_distillation(cfg, lambda: build_network(cfg, data.input_shape, data.classes))
     adversary = build_adversary(cfg.adversarial, pixels_of(cfg, data))
     task = Task(
         data=lambda trial: data,
@@ -135,7 +134,7 @@ def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial
     """Builds the model of an arm, on the pruned weights of the teacher where there is one."""
 
     def network(code_features: int | None) -> nn.Module:
-        built = build_network(cfg, data, code_features)
+        built = build_network(cfg, data.input_shape, data.classes, code_features)
         if cfg.distillation.teacher is None:
             return built
         return prune_smallest(load_teacher(built, cfg.distillation.teacher, trial.seed), cfg.distillation.prune)
@@ -143,17 +142,11 @@ def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial
     return build_arm(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
 
 
-def build_network(cfg: DictConfig, data: datasets.ClassificationData, code_features: int | None = None) -> nn.Module:
-    """Builds the network that bottlenecks go into."""
-    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
-    return models.build(**options, input_shape=data.input_shape, classes=data.classes, code_features=code_features)
-
-
 def build_loss(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
     """Builds the task loss: the cross-entropy, with what the teacher says where there is one."""
     if cfg.distillation.teacher is None:
         return nn.CrossEntropyLoss()
-    teacher = load_teacher(build_network(cfg, data), cfg.distillation.teacher, trial.seed)
+    teacher = load_teacher(build_network(cfg, data.input_shape, data.classes), cfg.distillation.teacher, trial.seed)
     return Distilled(teacher, temperature=cfg.distillation.temperature, weight=cfg.distillation.weight)
 
 

@@ -19,7 +19,7 @@ def test_a_line_for_each_recipe_bottleneck_data_set_model_and_experiment(capsys)
     lines = capsys.readouterr().out.splitlines()
     groups = described()
     names = [name for entries in groups.values() for name in entries]
-    assert lines == cli.listing(*groups).splitlines()
+    assert lines == cli.listing(groups).splitlines()
     assert len(lines) == len(names) + 2 * len(groups) - 1
     yamls = [path.stem for path in (ROOT / "configs").glob("*/*.yaml")]
     assert sorted(names) == sorted([*yamls, *(path.stem for path in (ROOT / "recipes").glob("*.py"))])

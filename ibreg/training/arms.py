@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +16,7 @@ from ibreg import schedules
 from ibreg.injection import CHILD, bottlenecks, inject
 from ibreg.layers import Bottleneck
 from ibreg.regularized import Regularized, predict
+from ibreg.training import models
 from ibreg.training.configuration import build_bottleneck
 from ibreg.training.trials import CONTROLS, Trial
 
@@ -83,6 +85,20 @@ def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.
             f"next layer does not take ({error}): leave out_features=null, or inject at {own} alone"
         ) from error
     return Regularized(model, draws=cfg.draws if is_stochastic(model) else 1)
+
+
+def build_model(cfg: DictConfig, trial: Trial, input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Builds the model of an arm, with its bottleneck in the network that `model` names, see `build_arm`."""
+    network = partial(build_network, cfg, input_shape, classes)
+    return build_arm(cfg, trial, network, example=torch.zeros(1, *input_shape))
+
+
+def build_network(
+    cfg: DictConfig, input_shape: Sequence[int], classes: int, code_features: int | None = None
+) -> nn.Module:
+    """Builds the network that bottlenecks go into, for a code of another width if asked."""
+    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
+    return models.build(**options, input_shape=input_shape, classes=classes, code_features=code_features)
 
 
 def places_of(cfg: DictConfig, arm: str) -> list[str]:

@@ -93,7 +93,7 @@ def training_mode(model: nn.Module) -> nn.Module:
     return model
 
 
-def parameter_groups(model: nn.Module, *, lr: float, lr_backbone: float) -> list[dict[str, Any]]:
+def learning_rate_groups(model: nn.Module, *, lr: float, lr_backbone: float) -> list[dict[str, Any]]:
     """Groups the parameters that are trained: the backbone's, and those of bottlenecks and head.
 
     Args:
@@ -106,7 +106,7 @@ def parameter_groups(model: nn.Module, *, lr: float, lr_backbone: float) -> list
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> [(len(group["params"]), group["lr"]) for group in parameter_groups(net, lr=0.1, lr_backbone=0.01)]
+        >>> [(len(group["params"]), group["lr"]) for group in learning_rate_groups(net, lr=0.1, lr_backbone=0.01)]
         [(2, 0.1), (2, 0.01)]
     """
     network = unwrap(model)

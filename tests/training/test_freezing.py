@@ -6,7 +6,7 @@ from torch import nn
 
 import ibreg
 from ibreg.training import models
-from ibreg.training.freezing import freeze, head_of, parameter_groups, training_mode
+from ibreg.training.freezing import freeze, head_of, learning_rate_groups, training_mode
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_bottleneck_and_head_have_one_rate_and_the_backbone_another(network, wra
     if wrapped:
         ibreg.inject(network, {"avgpool": ibreg.VariationalBottleneck(64)})
         network = ibreg.Regularized(network)
-    groups = parameter_groups(network, lr=0.1, lr_backbone=0.01)
+    groups = learning_rate_groups(network, lr=0.1, lr_backbone=0.01)
     rates = {id(value): group["lr"] for group in groups for value in group["params"]}
     for name, value in network.named_parameters():
         assert rates[id(value)] == (0.1 if "bottleneck" in name or "linear" in name else 0.01), name
@@ -89,7 +89,7 @@ def test_bottleneck_and_head_have_one_rate_and_the_backbone_another(network, wra
 def test_nothing_frozen_moves_under_weight_decay(network):
     freeze(network, "head")
     before = {name: value.clone() for name, value in network.named_parameters()}
-    optimizer = torch.optim.AdamW(parameter_groups(network, lr=0.1, lr_backbone=0.1), weight_decay=0.5)
+    optimizer = torch.optim.AdamW(learning_rate_groups(network, lr=0.1, lr_backbone=0.1), weight_decay=0.5)
     training_mode(network)(torch.randn(4, 3, 8, 8)).square().sum().backward()
     optimizer.step()
     moved = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
