@@ -84,17 +84,21 @@ def bandwidth_of(x: Tensor, bandwidth: Bandwidth, *, rows: int | None = None) ->
         >>> bandwidth_of(x, "median"), bandwidth_of(x, ("rms", 0.5)), bandwidth_of(x, 2.0)
         (tensor(3.), tensor(1.4720), tensor(2.))
     """
-    x = as_rows(x.detach())
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        return _bandwidth(_centred(as_rows(x)), bandwidth, rows)
+
+
+def _bandwidth(centred: Tensor, bandwidth: Bandwidth, rows: int | None) -> Tensor:
     if isinstance(bandwidth, Real) and not isinstance(bandwidth, bool):
-        return x.new_tensor(_positive(bandwidth, bandwidth))
+        return centred.new_tensor(_positive(bandwidth, bandwidth))
     if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "rms":
-        return _root_mean_square(x) * _positive(bandwidth[1], bandwidth)
+        return _root_mean_square(centred) * _positive(bandwidth[1], bandwidth)
     if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "dimension":
-        return x.new_tensor(math.sqrt(x.shape[1]) * _positive(bandwidth[1], bandwidth))
+        return centred.new_tensor(math.sqrt(centred.shape[1]) * _positive(bandwidth[1], bandwidth))
     if isinstance(bandwidth, str) and bandwidth == "median":
-        step = 1 if rows is None else -(-x.shape[0] // rows)
-        unit = _root_mean_square(x)
-        return _median((x[::step] - origin_of(x)) / unit).clamp(min=1e-3) * unit
+        step = 1 if rows is None else -(-centred.shape[0] // rows)
+        unit = _root_mean_square(centred)
+        return _median(centred[::step] / unit).clamp_(min=1e-3) * unit
     raise ValueError(f'a bandwidth is a length above 0, ("rms", s), ("dimension", s) or "median", got {bandwidth!r}')
 
 
@@ -273,10 +277,10 @@ class Kernel(NamedTuple):
         """Returns rows around 0 and divided by the bandwidth, and the derivative of a point by its row (0-dim)."""
         if self.labels:
             return rows, torch.ones((), device=rows.device)
-        points = rows - origin_of(rows)
+        points = _centred(rows)
         if not self.reach:
             return points, rows.new_ones(())
-        unit = self.reach * bandwidth_of(rows, bandwidth, rows=MEDIAN_ROWS)
+        unit = self.reach * _bandwidth(points, bandwidth, MEDIAN_ROWS)
         return points / unit, 1 / unit
 
     def tile(self, points: Tensor, rows: slice, columns: slice) -> Tensor:
@@ -365,25 +369,31 @@ def _positive(value: Any, bandwidth: Bandwidth) -> float:
     return number
 
 
-def _root_mean_square(x: Tensor) -> Tensor:
+def _centred(x: Tensor) -> Tensor:
+    """Returns rows around 0, without gradient; exactly 0 where all are equal, see `origin_of`."""
+    x = x.detach()
+    x = x - x[:1]
+    return x - x.mean(0, keepdim=True)
+
+
+def _root_mean_square(centred: Tensor) -> Tensor:
     """Root mean squared distance of two different rows; 1 where all are equal, so that it can divide."""
-    x = x - origin_of(x)
-    # The largest entry is taken out first, as squares of very small features would underflow.
-    largest = x.abs().amax() if x.numel() else x.new_zeros(())
-    x = x / torch.where(largest == 0, 1, largest)
-    square = 2 * (x - x.mean(0)).square().sum() / max(x.shape[0] - 1, 1)
-    return torch.where(largest == 0, 1, square.sqrt() * largest)
+    # Totals are wide, as squares of very small features would underflow.
+    total = torch.linalg.vector_norm(centred, dtype=wide_dtype(centred))
+    size = (total * math.sqrt(2 / max(centred.shape[0] - 1, 1))).to(centred.dtype)
+    return torch.where(size == 0, 1, size)
 
 
-def _median(x: Tensor) -> Tensor:
+def _median(points: Tensor) -> Tensor:
     """Median distance of two different rows, the mean of the middle two where there are two; 0 where there is one."""
-    batch = x.shape[0]
+    batch = points.shape[0]
     if batch < 2:
-        return x.new_zeros(())
+        return points.new_zeros(())
     # Half of the diagonal is sorted below all pairs and half above: the matrix then has the median of the pairs.
     pairs = batch * (batch - 1) // 2
-    outside = torch.where(torch.arange(batch, device=x.device) < (batch + 1) // 2, -math.inf, math.inf)
-    squares = torch.where(_diagonal(x), outside.to(x.dtype), squared_distances(x))
+    squares = _minus_squared_distances(points, points).neg_()
+    squares.diagonal()[: (batch + 1) // 2].fill_(-math.inf)
+    squares.diagonal()[(batch + 1) // 2 :].fill_(math.inf)
     lower = squares.median()
     if pairs % 2:
         return lower.sqrt()

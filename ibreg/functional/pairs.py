@@ -172,7 +172,7 @@ class Side(NamedTuple):
     Attributes:
         kernel, points: what its tiles are made of.
         row, column: `(total,)`, what to subtract from the rows and the columns of its Gram matrix to centre it.
-        rest: the same two in float64, less `row` and `column`: what their rounding leaves.
+        centres: the same two in float64.
         kept: its tiles, if they were kept.
     """
 
@@ -180,8 +180,13 @@ class Side(NamedTuple):
     points: Tensor
     row: Tensor
     column: Tensor
-    rest: tuple[Tensor, Tensor]
+    centres: tuple[Tensor, Tensor]
     kept: tuple[Tensor, ...]
+
+    @property
+    def rest(self) -> tuple[Tensor, Tensor]:
+        """What the rounding of `row` and `column` leaves, in float64."""
+        return self.centres[0] - self.row, self.centres[1] - self.column
 
     def tile(self, index: int, rows: slice, columns: slice) -> Tensor:
         """Returns a tile of the walk, kept or made again."""
@@ -208,8 +213,7 @@ class Plan(NamedTuple):
 
     def _side(self, index: int, points: Tensor, centres: tuple[Tensor, Tensor], kept: tuple[Tensor, ...]) -> Side:
         row, column = (centre.to(self.dtype) for centre in centres)
-        rest = (centres[0] - row, centres[1] - column)
-        return Side(kernel_named(self.kernels[index]), points, row, column, rest, kept)
+        return Side(kernel_named(self.kernels[index]), points, row, column, centres, kept)
 
     def centred(self, side: Side, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         """Returns a tile less its row and column means, as a new tensor."""
@@ -246,18 +250,21 @@ class _PairSums(torch.autograd.Function):
             torch.zeros_like(side.points[walk.start : walk.stop]) if needed else None
             for side, needed in zip(sides, ctx.needs_input_grad, strict=False)
         ]
-        shifts = [_shifts(plan, sides, this, grad_sums, grad_means[this]) for this in (0, 1)]
+        shifts = [
+            None if gradient is None else _shifts(plan, sides, this, grad_sums, grad_means[this])
+            for this, gradient in enumerate(gradients)
+        ]
         for index, (rows, columns, mirrored) in enumerate(walk.visits()):
             tiles = [side.tile(index, rows, columns) for side in sides]
             centred = [plan.centred(side, tile, rows, columns) for side, tile in zip(sides, tiles, strict=True)]
-            for this, gradient in enumerate(gradients):
-                if gradient is None:
+            for this, (gradient, shift) in enumerate(zip(gradients, shifts, strict=True)):
+                if gradient is None or shift is None:
                     continue
                 kernel, points = sides[this].kernel, sides[this].points
                 weights = centred[1 - this] * grad_sums[0]
                 if plan.own:
                     weights.add_(centred[this] * (2 * grad_sums[1 + this]))
-                row, column = shifts[this]
+                row, column = shift
                 weights.add_(row[rows, None]).add_(column[columns])
                 if kernel.slope is not None:
                     weights.mul_(kernel.slope(tiles[this]))
@@ -301,9 +308,9 @@ def _first_pass(points: Tensor, kernel: Kernel, walk: Walk, keep: bool) -> tuple
     tiles = []
     for rows, columns, mirrored in walk.visits():
         tile = kernel.tile(points, rows, columns)
-        sums[rows] += tile.sum(1, dtype=wide)
+        sums[rows].add_(tile.sum(1, dtype=wide))
         if mirrored:
-            sums[columns] += tile.sum(0, dtype=wide)
+            sums[columns].add_(tile.sum(0, dtype=wide))
         if keep:
             tiles.append(tile)
     if walk.ranks > 1:
