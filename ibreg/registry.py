@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 _Class = TypeVar("_Class", bound=type)
 _classes: dict[str, type[Bottleneck]] = {}
+_OPTIONAL = {"quantizer": "ibreg.layers.quantizer"}  # need further packages: registered when first asked for
 
 
 def register(name: str):
@@ -38,14 +40,14 @@ def register(name: str):
 
 
 def names() -> list[str]:
-    """Lists the registered bottlenecks, sorted.
+    """Lists the registered bottlenecks, sorted; adapters of other packages are not among them.
 
     Example:
         >>> import ibreg
         >>> "variational" in ibreg.names()
         True
     """
-    return sorted(_classes)
+    return sorted(_classes.keys() - _OPTIONAL.keys())
 
 
 def find(name: str) -> type[Bottleneck]:
@@ -54,6 +56,8 @@ def find(name: str) -> type[Bottleneck]:
     Raises:
         ValueError: no such name; the message lists the valid ones.
     """
+    if name in _OPTIONAL:
+        importlib.import_module(_OPTIONAL[name])
     if name not in _classes:
         close = difflib.get_close_matches(str(name), _classes, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import ibreg
 from ibreg.injection import CHILD, bottlenecks, inject
 from ibreg.layers.base import Bottleneck, without_wrappers
-from ibreg.registry import build, names
+from ibreg.registry import build
 from ibreg.regularized import unwrap
 
 METADATA = "ibreg"
@@ -43,7 +43,7 @@ def save_bottlenecks(model: nn.Module, path: str | os.PathLike) -> None:
     if not layers:
         raise ValueError("there is no bottleneck in the model, so there is nothing to save")
     for name, layer in layers.items():
-        if getattr(layer, "registry_name", None) not in names():
+        if getattr(layer, "registry_name", None) is None:
             raise ValueError(
                 f"{name!r} is a {type(layer).__name__}, which has no name to load it by: "
                 "decorate it with @ibreg.register"

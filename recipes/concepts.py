@@ -55,6 +55,7 @@ COLUMNS = (
     ("test/accuracy", "test accuracy (%)", 100, 2),
     ("test/concept_auroc", "concept AUROC (%)", 100, 2),
     ("test/truth_accuracy", "all concepts true (%)", 100, 2),
+    ("test/certain_accuracy", "all certain (%)", 100, 2),
     ("test/ablated_accuracy", "all wiped out (%)", 100, 2),
     ("test/ctl", "CTL", 1, 3),
     ("test/icl", "ICL", 1, 3),

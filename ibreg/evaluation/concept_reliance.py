@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ibreg.evaluation.intervention_curves import corrections
 from ibreg.evaluation.interventions import (
+    ROWS_AT_ONCE,
     class_probabilities,
     concept_layer,
     find_concepts,
@@ -43,10 +44,11 @@ def concept_reliance(
 
     Returns:
         `truth_accuracy`: all concepts set to the truth. Where it is lower than the plain accuracy, the head reads
-        something else from them. `ablated_accuracy`: all set to their training mean, so that what is above its control
-        goes past the concepts. `sign`: of single concepts, the share of samples where the true class is more probable
-        with the true value than with a wrong one, ties half; 1: corrections help always, 0.5: they do nothing. Each
-        with `<name>_control`.
+        something else from them. `certain_accuracy`: the same with a code of logits set to those of probabilities 0 and
+        1 (`Concepts.logits`) in place of percentiles; equal for codes of probabilities. `ablated_accuracy`: all set to
+        their training mean, so that what is above its control goes past the concepts. `sign`: of single concepts, the
+        share of samples where the true class is more probable with the true value than with a wrong one, ties half; 1:
+        corrections help always, 0.5: they do nothing. Each with `<name>_control`.
 
     Raises:
         ValueError: not one concept layer, shapes that do not fit.
@@ -55,6 +57,7 @@ def concept_reliance(
     shuffled = target[torch.from_numpy(np.random.default_rng(seed).permutation(len(target))).to(target.device)]
     everything = torch.ones_like(labels, dtype=torch.bool)
     set_to_truth = find_concepts(model, x, mask=everything, labels=labels, training_logits=training_logits).output
+    set_to_certain = _set_to(model, x, ~labels.isnan(), labels.nan_to_num(), "probability")
     wiped = silenced(model, x, layer.concepts.names, training_logits)
     wrong = wrong_labels(layer.concepts, labels, seed=seed)
     binary_or_categorical = [
@@ -79,6 +82,7 @@ def concept_reliance(
     found = {}
     for ending, true, shares in (("", target, better), ("_control", shuffled, better_shuffled)):
         found[f"truth_accuracy{ending}"] = _accuracy(set_to_truth, true)
+        found[f"certain_accuracy{ending}"] = _accuracy(set_to_certain, true)
         found[f"ablated_accuracy{ending}"] = _accuracy(wiped, true)
         if shares:
             found[f"sign{ending}"] = float(torch.stack(shares).mean())
@@ -152,9 +156,15 @@ def silenced(model: nn.Module, x: Tensor, names: Sequence[str], training_logits:
     mask = torch.zeros(len(x), len(layer.concepts), dtype=torch.bool, device=x.device)
     mask[:, [layer.concepts.index(name) for name in names]] = True
     values = training.mean(0).expand_as(mask)
+    return _set_to(model, x, mask, values, space)
+
+
+@torch.no_grad()
+def _set_to(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: str) -> Tensor:
+    """Returns the output with some concepts set."""
+    outputs = []
     with evaluating(model):
-        outputs = []
-        for rows in torch.arange(len(x), device=x.device).split(1000):
+        for rows in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
             with intervene(model, mask[rows], values[rows], space):
                 outputs.append(unwrap(model)(x[rows]))
     return torch.cat(outputs)

@@ -131,7 +131,7 @@ def training_logits(net, x):
 def test_a_model_that_reads_its_concepts_fails_without_them():
     net, (x, target, truth) = built(), samples()
     found = concept_reliance(net, x, target, truth, training_logits(net, x))
-    assert found["truth_accuracy"] == 1
+    assert found["truth_accuracy"] == found["certain_accuracy"] == 1
     assert found["ablated_accuracy"] == pytest.approx(0.5, abs=0.05)
     assert found["sign"] == pytest.approx(0.75)  # the first always helps, the second does nothing
     for name in ("truth_accuracy", "ablated_accuracy", "sign"):
@@ -162,6 +162,8 @@ def test_a_code_of_logits_is_set_to_training_percentiles():
     set_to = torch.where(truth == 1, training.quantile(0.95, 0), training.quantile(0.05, 0))
     accuracy = (net[1](set_to).argmax(1) == target).double().mean()
     assert found["truth_accuracy"] == pytest.approx(float(accuracy))
+    certain = (net[1](layer.concepts.logits(truth)).argmax(1) == target).double().mean()
+    assert found["certain_accuracy"] == pytest.approx(float(certain))
     constant = (net[1](training.mean(0, keepdim=True)).argmax(1) == target).double().mean()
     assert found["ablated_accuracy"] == pytest.approx(float(constant))
 
