@@ -29,6 +29,8 @@ from ibreg.evaluation.regression import checked_pairs, regression_metrics
 COMPRESSION = {"cs_qmi": "CS-QMI(X;Z) (nats)", "rate": "rate: I(X;Z), upper bound (nats)"}
 # Of so many residuals each the mean is drawn.
 RESIDUAL_BINS = 15
+# Of all points so many set the axes: one prediction that ran away would make lines of all panels.
+FRAMED = 0.999
 
 
 def prediction_plot(predictions: Mapping[str, tuple[Any, Any]], path: str | Path, *, quantity: str) -> Path:
@@ -60,6 +62,7 @@ def _draw_predictions(predictions: Mapping[str, tuple[Any, Any]], quantity: str)
         metrics = regression_metrics(predicted, truth)
         panel.set(title=f"{arm_label(arm)}\nRMSE {metrics['rmse']:.4g}, R² {metrics['r2']:.3f}")
         panel.axline((float(truth[0]),) * 2, slope=1, linestyle="--", color="black", linewidth=1, label="agreement")
+    _frame({panel: (truth, predicted) for panel, (_, (predicted, truth)) in panels})
     return finish(figure)
 
 
@@ -96,6 +99,7 @@ def _draw_residuals(predictions: Mapping[str, tuple[Any, Any]], quantity: str) -
         panel.plot(*zip(*means, strict=True), color="black", linewidth=1.5, label="mean")
         panel.axhline(0, linestyle="--", color="black", linewidth=1, label="agreement")
         panel.set(title=f"{arm_label(arm)}\nmean {residuals.mean():.2g}, deviation {residuals.std():.3g}")
+    _frame({panel: (predicted, predicted - truth) for panel, (_, (predicted, truth)) in panels})
     return finish(figure)
 
 
@@ -114,6 +118,21 @@ def _panel_per_arm(predictions: Mapping[str, tuple[Any, Any]], *, across: str, u
     for panel in panels[:, 0]:
         panel.set(ylabel=up)
     return figure, list(zip(panels.flat, checked.items(), strict=False))
+
+
+def _frame(points: Mapping[Axes, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Fits the axes that all panels share to nearly all points, and says in a panel's title how many lie outside."""
+    limits = []
+    for axis in (0, 1):
+        low, high = np.quantile(np.concatenate([of[axis] for of in points.values()]), [1 - FRAMED, FRAMED])
+        margin = 0.1 * (high - low) or 1.0
+        limits.append((low - margin, high + margin))
+    for panel, of in points.items():
+        panel.set(xlim=limits[0], ylim=limits[1])
+        inside = [(low <= values) & (values <= high) for values, (low, high) in zip(of, limits, strict=True)]
+        outside = int((~(inside[0] & inside[1])).sum())
+        if outside:
+            panel.set_title(f"{panel.get_title()}\n{outside} of {len(of[0])} points outside")
 
 
 def _scatter(panel: Axes, across: np.ndarray, up: np.ndarray, arm: str, arms: Mapping) -> None:
