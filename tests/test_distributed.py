@@ -157,6 +157,29 @@ def check_evaluation(rank, half):
         assert ibreg.predict(model, data()[0], draws=2, seed=0).shape == (BATCH, CLASSES)
 
 
+def check_concept_layers(rank, half):
+    """Concept labels reach each rank's layer; a rank whose samples have none takes part with a loss of 0."""
+    layers = [("concept", {"code": code}) for code in ("probability", "hard", "logit")]
+    layers.append(("concept_embedding", {"intervention_probability": 0.0}))
+    concepts = (data()[0][:, :2] > 0).float()
+    half_known = torch.cat([concepts[: BATCH // 2], torch.full((BATCH // 2, 2), torch.nan)])
+    for name, options in layers:
+        torch.manual_seed(0)
+        layer = ibreg.build(name, in_features=CODE, concepts=2, out_features=CODE, **options)
+        net = nn.Sequential(nn.Linear(FEATURES, CODE), nn.ReLU(), layer, nn.Linear(CODE, CLASSES))
+        for labels, weight in ((concepts, 1.0), (half_known, 2.0)):
+            whole = Regularized(copy.deepcopy(net))
+            x, y = data()
+            output = whole(x, target=y, concepts=labels)
+            # Unlabelled samples are left out of the mean over the batch, of which a rank has only its own half.
+            (nn.functional.cross_entropy(output.output, y) + output.penalty / weight).backward()
+            model = parallel(net)
+            Penalized(nn.CrossEntropyLoss())(
+                model(half[0], target=half[1], concepts=labels.chunk(2)[rank]), half[1]
+            ).backward()
+            compare(gradients(model.module), gradients(whole))
+
+
 CHECKS = [
     check_gradients,
     check_unused_parameters,
@@ -165,6 +188,7 @@ CHECKS = [
     check_beta_and_noise,
     check_fully_sharded,
     check_target_rate,
+    check_concept_layers,
     check_evaluation,
 ]
 
