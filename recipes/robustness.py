@@ -115,7 +115,7 @@ def run(
         data=data.name,
         tested={arm: [each["metrics"] for each in seeds] for arm, seeds in report.items()},
         selected=trained.choices(cfg),
-        headline=columns(cfg, rows=len(data.test)),
+        headline=columns(cfg, data),
         checks=[
             {"arm": arm, "seed": seed} | check
             for arm, seeds in report.items()
@@ -216,9 +216,12 @@ def draw(
         )
 
 
-def columns(cfg: DictConfig, *, rows: int) -> list[tuple[str, str, int, int]]:
+def columns(cfg: DictConfig, data: datasets.ClassificationData) -> list[tuple[str, str, int, int]]:
     """Lists the columns of the table; those of a part of the test rows say of how many."""
+    rows = len(data.test)
     shown = [("test/accuracy", "clean accuracy (%)", 100, 2)]
+    if data.groups is not None:
+        shown.append(("test/worst_group_accuracy", "worst group (%)", 100, 2))
     for norm, eps in radii(cfg).items():
         heading = f"PGD-{cfg.attack.steps} {ATTACKS[NORMS[norm]]}"
         unit = f"(%, {min(cfg.attack.rows, rows)} rows)"

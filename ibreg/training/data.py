@@ -5,7 +5,7 @@ without a test part of its own gives one up first. Whatever is fitted is fitted 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from ibreg.training.coloured import paint
+from ibreg.training.coloured import GROUPS, groups_of, paint
 from ibreg.training.images import (
     ImageFiles,
     channels_first,
@@ -43,6 +43,9 @@ class ClassificationData:
         test: Test rows.
         input_shape: Shape of one input: `(features,)` or `(channels, height, width)`.
         class_names: One name per class, in the order of the targets.
+        groups: Where an average would hide a spurious correlation: takes inputs and targets and returns of each sample
+            the index of its group.
+        group_names: One name per group.
     """
 
     name: str
@@ -51,6 +54,8 @@ class ClassificationData:
     test: "Rows"
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
+    groups: Callable[[Tensor, Tensor], Tensor] | None = None
+    group_names: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -237,7 +242,7 @@ def coloured_mnist(
             part.inputs, part.targets, correlation=share, label_noise=label_noise, generator=generator
         )
         parts.append(Rows(normalised(images, 1, mean, std), labels))
-    return _data("coloured_mnist", parts, ["0 to 4", "5 to 9"])
+    return replace(_data("coloured_mnist", parts, ["0 to 4", "5 to 9"]), groups=groups_of, group_names=GROUPS)
 
 
 def fashion_mnist(

@@ -19,6 +19,7 @@ from ibreg.evaluation.attack_ensemble import STANDARD, attack_ensemble
 from ibreg.evaluation.attack_objective import cross_entropy, margin
 from ibreg.evaluation.attacks import fgsm, pgd
 from ibreg.evaluation.calibration import calibration_metrics
+from ibreg.evaluation.groups import group_accuracies
 from ibreg.evaluation.out_of_distribution import detection_metrics, outlier_scores
 from ibreg.evaluation.sanity import sanity_checks
 from ibreg.regularized import predict
@@ -54,6 +55,8 @@ def measure_robustness(
     probabilities = subject.probabilities(x)
     metrics = {"accuracy": subject.accuracy(x, y), "error": 1 - subject.accuracy(x, y)}
     metrics |= calibration_metrics(probabilities.cpu(), y.cpu()) | sparsity(model)
+    if data.groups is not None:
+        metrics |= group_accuracies(probabilities.argmax(1), y, data.groups(x, y), data.group_names)
 
     attacked, right = x[: cfg.attack.rows], y[: cfg.attack.rows]
     for norm, eps in radii(cfg).items():

@@ -18,6 +18,7 @@ from ibreg.evaluation.sanity import Check
 from ibreg.training import data as datasets
 from ibreg.training import models, robustness
 from ibreg.training.checkpoint import load_checkpoint
+from ibreg.training.coloured import GROUPS
 from ibreg.training.configuration import experiments_of
 from ibreg.training.folder import CHECKPOINTS, SUMMARY
 
@@ -195,6 +196,20 @@ def test_a_table_is_attacked_in_its_own_units(launch, tmp_path):
     assert results["test/accuracy"]["mean"] > results["test/attacked/pgd/linf/0.3"]["mean"]
     assert "test/corrupted/missing_features/4" in results
     assert not (folder / "attacked_pictures.png").exists()
+
+
+def test_painted_digits_are_measured_by_group(launch, data_root, tmp_path):
+    overrides = [*ONE, "data=coloured_mnist", f"data.root={data_root}", "data.limit=2000", "bottlenecks=[variational]"]
+    folder = launch(*overrides, "corruption.rows=0", "outliers.data=null", f"output_dir={tmp_path / 'painted'}")
+    summary = summary_of(folder)
+    assert ["test/worst_group_accuracy", "worst group (%)", 100, 2] in summary["headline"]
+    for metrics in summary["results"].values():
+        of_groups = [metrics[f"test/accuracy/{name}"]["values"][0] for name in GROUPS]
+        assert metrics["test/worst_group_accuracy"]["values"] == [min(of_groups)]
+    # Nine in ten training pictures have the colour of their label, half of the test pictures: red stands for small.
+    control = {name: summary["results"]["none"][f"test/accuracy/{name}"]["mean"] for name in GROUPS}
+    assert control["small digit, red"] + control["large digit, green"] > 1.5
+    assert control["small digit, green"] + control["large digit, red"] < 0.5
 
 
 def test_help_shows_the_choices(run, tmp_path):
