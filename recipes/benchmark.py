@@ -2,6 +2,7 @@
 
     python recipes/benchmark.py                # every case
     python recipes/benchmark.py repeats=50 cases=[mlp]
+    python recipes/benchmark.py cases=[overhead] repeats=9               # every bottleneck behind a ResNet and a ViT
     python recipes/benchmark.py cases=[lookup] repeats=5                 # searches for keys
     python recipes/benchmark.py cases=[] samples=[128,1024,4096]         # kernel quantities, forward and backward
     python recipes/benchmark.py cases=[attack] repeats=15                # PGD beside that of another library
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer
 
 import ibreg
 from ibreg.evaluation.attacks import pgd
@@ -135,11 +137,12 @@ def training(
     y: Tensor,
     task_loss: Callable[..., Tensor] = F.cross_entropy,
     descent: Callable = ADAM,
+    concepts: Tensor | None = None,
 ) -> Step:
     """Makes a step, if not told otherwise with the optimizer of the recipes."""
     optimizer = descent(model.parameters())
     criterion = ibreg.Penalized(task_loss)
-    further = {"target": y} if isinstance(model, ibreg.Regularized) else {}
+    further = {"target": y, "concepts": concepts} if isinstance(model, ibreg.Regularized) else {}
     model.train()
 
     def step() -> None:
@@ -253,6 +256,33 @@ def kernel_layer_cases():
         yield f"{name}, 8-128-128-128, batch 128, step", *steps, None
 
 
+def overhead_cases(compiled: bool = False):
+    """Every bottleneck with its defaults, as wide as the features that it takes, behind a ResNet-20 and a ViT-tiny."""
+    torch.manual_seed(0)
+    x, y, concepts = torch.randn(128, 3, 32, 32), torch.randint(10, (128,)), torch.rand(128, 8).round()
+    for network, build, place, features in (
+        ("ResNet-20", partial(models.build, "resnet20", input_shape=(3, 32, 32), classes=10), "avgpool", 64),
+        ("ViT-tiny, 65 tokens", vision_transformer, "encoder.ln", 192),
+    ):
+        for name in ibreg.names():
+            options = {"concepts": concepts.shape[1], "out_features": features, "straight_through": True}
+            options = {key: value for key, value in options.items() if key in ibreg.registry.options(name)}
+            layer = ibreg.build(name, in_features=features, **options)
+            plain, model = build(), ibreg.Regularized(ibreg.inject(build(), {place: layer}))
+            if compiled:
+                plain.compile()
+                model.compile()
+            steps = training(plain, x, y), training(model, x, y, concepts=concepts)
+            yield f"{name}, {network}, batch 128, {'compiled ' if compiled else ''}step", *steps, 1.10
+
+
+def vision_transformer() -> nn.Module:
+    """Builds a ViT-tiny for 32 x 32 pictures, in patches of 4 x 4."""
+    return VisionTransformer(
+        image_size=32, patch_size=4, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=10
+    )
+
+
 def attack_cases():
     """PGD-40 on the LeNet without early stop, beside that of the adversarial-robustness-toolbox in the plain column."""
     try:
@@ -343,6 +373,8 @@ CASES = {
     "resnet20": resnet20_cases,
     "script": script_cases,
     "kernel_layers": kernel_layer_cases,
+    "overhead": overhead_cases,
+    "overhead_compiled": partial(overhead_cases, compiled=True),
     "attack": attack_cases,
     "lookup": lookup_cases,
 }
