@@ -31,8 +31,9 @@ from torchvision.models import VisionTransformer
 import ibreg
 from ibreg.evaluation.attacks import pgd
 from ibreg.functional import cs_qmi, hsic, nearest, product_nearest
-from ibreg.training import models, textbook
-from ibreg.training.stopwatch import Step, alternate, in_turns, kept_for_backward, peak_memory
+from ibreg.training.benchmark import textbook
+from ibreg.training.benchmark.stopwatch import Step, alternate, in_turns, kept_for_backward, peak_memory
+from ibreg.training.models import classifiers as models
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -24,11 +24,11 @@ from torch import nn
 
 from ibreg.evaluation.metrics import label_entropy
 from ibreg.evaluation.plots import information_curve, learning_curves, reliability_diagram
-from ibreg.training import data as datasets
 from ibreg.training.arms import build_bottleneck, build_model
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import Classified, classify, mixup
 from ibreg.training.configuration import register_with_hydra
+from ibreg.training.data import classification as datasets
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
 from ibreg.training.run import Task, Trained, rehearse, train_all

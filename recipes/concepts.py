@@ -27,15 +27,15 @@ from ibreg.evaluation.interventions import find_concepts
 from ibreg.evaluation.plots import learning_curves
 from ibreg.layers.concept_layer import ConceptLayer
 from ibreg.regularized import Regularized
-from ibreg.training import concept_data
 from ibreg.training.arms import build_model
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import classify
-from ibreg.training.concept_data import ConceptData
-from ibreg.training.concept_report import Examined, check_interventions, examine, first_rows
-from ibreg.training.concept_training import apart, training_of, with_concepts
+from ibreg.training.concepts.report import Examined, check_interventions, examine, first_rows
+from ibreg.training.concepts.training import apart, training_of, with_concepts
 from ibreg.training.configuration import register_with_hydra
-from ibreg.training.cuts import load_cuts
+from ibreg.training.data import concepts as concept_data
+from ibreg.training.data.concepts import ConceptData
+from ibreg.training.data.cuts import load_cuts
 from ibreg.training.folder import write_rows
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator

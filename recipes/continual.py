@@ -23,10 +23,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ibreg.evaluation.continual_plots import accuracy_over_splits, decision_regions, key_usage
-from ibreg.training import continual_data, encoders
 from ibreg.training.checks import check_batch_size
 from ibreg.training.configuration import register_with_hydra
-from ibreg.training.continual import (
+from ibreg.training.continual.checks import check_continual
+from ibreg.training.continual.stream import (
     Stream,
     Training,
     predicted_classes,
@@ -34,13 +34,14 @@ from ibreg.training.continual import (
     settings_of,
     train_all,
 )
-from ibreg.training.continual_checks import check_continual
-from ibreg.training.continual_testing import Tested, examine, restored
-from ibreg.training.data import ClassificationData, Rows
-from ibreg.training.features import encode, standardised
+from ibreg.training.continual.testing import Tested, examine, restored
+from ibreg.training.data import streams as continual_data
+from ibreg.training.data.classification import ClassificationData, Rows
+from ibreg.training.data.request import data_folder
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
-from ibreg.training.request import data_folder
+from ibreg.training.models import encoders
+from ibreg.training.models.features import encode, standardised
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PLANE = 150  # points along a side of the plane whose decision regions are drawn

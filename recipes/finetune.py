@@ -31,13 +31,13 @@ from ibreg.training.arms import build_arm
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import Classified, classify
 from ibreg.training.configuration import register_with_hydra
-from ibreg.training.data import ClassificationData
-from ibreg.training.few_shot import few_shot
+from ibreg.training.data.classification import ClassificationData
+from ibreg.training.data.few_shot import few_shot
 from ibreg.training.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
 from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
-from ibreg.training.freezing import learning_rate_groups
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
+from ibreg.training.models.freezing import learning_rate_groups
 from ibreg.training.run import Task, Trained, rehearse, train_all
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -26,14 +26,15 @@ from torch import nn
 
 from ibreg.evaluation.plots import learning_curves
 from ibreg.evaluation.regression_plots import attack_curves, information_plane, prediction_plot, residual_plot
-from ibreg.training import regression_data
 from ibreg.training.arms import build_model
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.configuration import register_with_hydra
-from ibreg.training.cuts import load_cuts
+from ibreg.training.data import regression as regression_data
+from ibreg.training.data.cuts import load_cuts
+from ibreg.training.data.regression import RegressionData
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
-from ibreg.training.regression import (
+from ibreg.training.regression.measuring import (
     Regressed,
     build_task_loss,
     check_data,
@@ -41,7 +42,6 @@ from ibreg.training.regression import (
     errors_under_attack,
     regress,
 )
-from ibreg.training.regression_data import RegressionData
 from ibreg.training.run import Task, Trained, rehearse, train_all, train_matched
 from ibreg.training.trials import Trial
 

@@ -31,19 +31,19 @@ from ibreg.evaluation.robustness_plots import (
     attacked_pictures,
     outlier_histograms,
 )
-from ibreg.training import data as datasets
-from ibreg.training.adopt import adopt, check_adoptable
-from ibreg.training.adversarial import build_adversary
 from ibreg.training.arms import build_arm, build_network
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import classify
 from ibreg.training.configuration import register_with_hydra
-from ibreg.training.distillation import Distilled, check_distillation, load_teacher, prune_smallest
+from ibreg.training.data import classification as datasets
 from ibreg.training.folder import CHECKPOINTS
 from ibreg.training.launch import Outcome, launch
 from ibreg.training.loop import build_accelerator
-from ibreg.training.robustness import NORMS, check_robustness, measure_robustness, pixels_of, radii
+from ibreg.training.robustness.adopt import adopt, check_adoptable
+from ibreg.training.robustness.adversarial import build_adversary
+from ibreg.training.robustness.distillation import Distilled, check_distillation, load_teacher, prune_smallest
+from ibreg.training.robustness.measuring import NORMS, check_robustness, measure_robustness, pixels_of, radii
 from ibreg.training.run import Task, Trained, rehearse, train_all
 from ibreg.training.trials import Trial
 

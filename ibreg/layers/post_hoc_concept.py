@@ -39,9 +39,9 @@ class PostHocConceptBottleneck(ConceptLayer):
     .. math:: m_c = v_c \cdot x + b_c, \quad z = W \, \text{code}(m) + d \; [+ \, R x], \quad
         \text{penalty} = l_1 |W|_1 + l_2 |W|_2^2
 
-    The vectors are buffers, not trained: `ibreg.training.post_hoc.fit_concept_vectors` finds them in the features of a
-    frozen network, from a few labelled samples; before that they are random directions. The head is trained by the task
-    loss and the penalty, or fitted by `ibreg.training.post_hoc.fit_sparse_head`.
+    The vectors are buffers, not trained: `ibreg.training.concepts.post_hoc.fit_concept_vectors` finds them in the
+    features of a frozen network, from a few labelled samples; before that they are random directions. The head is
+    trained by the task loss and the penalty, or fitted by `ibreg.training.concepts.post_hoc.fit_sparse_head`.
 
     Args:
         in_features: size of the feature axis.

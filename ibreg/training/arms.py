@@ -16,8 +16,8 @@ from ibreg import schedules
 from ibreg.injection import CHILD, bottlenecks, inject
 from ibreg.layers import Bottleneck
 from ibreg.regularized import Regularized, predict
-from ibreg.training import models
 from ibreg.training.configuration import build_bottleneck
+from ibreg.training.models import classifiers as models
 from ibreg.training.trials import CONTROLS, Trial
 
 

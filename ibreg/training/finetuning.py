@@ -15,15 +15,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from ibreg.evaluation import corruptions
-from ibreg.training import data as datasets
-from ibreg.training import models
 from ibreg.training.arms import build_bottleneck
 from ibreg.training.classification import Classified, classify
-from ibreg.training.data import ClassificationData, Rows
-from ibreg.training.few_shot import corrupted, of_classes, spread
-from ibreg.training.freezing import MODES, freeze, head_of
+from ibreg.training.data import classification as datasets
+from ibreg.training.data.classification import ClassificationData, Rows
+from ibreg.training.data.few_shot import corrupted, of_classes, spread
 from ibreg.training.loop import seed_all
-from ibreg.training.pretraining import pretrain
+from ibreg.training.models import classifiers as models
+from ibreg.training.models.freezing import MODES, freeze, head_of
+from ibreg.training.models.pretraining import pretrain
 
 WHOLE_NUMBERS = {"steps": 0, "pretraining.epochs": 1, "test_rows": 0, "corrupted.rows": 0, "shifted.rows": 0}
 ON_OTHER_PICTURES = ("accuracy", "error", "nll", "ece")

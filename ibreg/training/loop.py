@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler, Subset
 
 from ibreg.regularized import Regularized, RegularizedOutput, draw, evaluating
 from ibreg.training.arms import is_stochastic
-from ibreg.training.data import loader
+from ibreg.training.data.classification import loader
 
 
 def build_accelerator(cfg: DictConfig) -> Accelerator:

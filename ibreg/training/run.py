@@ -20,13 +20,13 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ibreg.regularized import Penalized, Regularized
-from ibreg.training.adversarial import Adversary
 from ibreg.training.arms import beta_used, build_schedule
 from ibreg.training.checkpoint import load_checkpoint, next_state, save_checkpoint
-from ibreg.training.data import Rows, loader
+from ibreg.training.data.classification import Rows, loader
 from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
-from ibreg.training.freezing import training_mode
 from ibreg.training.loop import EpochSampler, Lines, described, quantities, seed_all
+from ibreg.training.models.freezing import training_mode
+from ibreg.training.robustness.adversarial import Adversary
 from ibreg.training.trials import Trial, arms, as_good_as, epochs_in_all, epochs_of, first_trial, plan, select
 
 METRICS_EVERY = 10.0  # seconds between two writings of all rows, which take longer the more there are

@@ -17,15 +17,15 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from PIL import Image
 
-import ibreg.training.data
+import ibreg.training.data.classification
 import ibreg.training.run
 from ibreg import registry
-from ibreg.training import data as datasets
-from ibreg.training import models
 from ibreg.training.checkpoint import load_checkpoint
 from ibreg.training.checks import check_configuration
-from ibreg.training.continual_checks import check_continual
+from ibreg.training.continual.checks import check_continual
+from ibreg.training.data import classification as datasets
 from ibreg.training.folder import CHECKPOINTS, CONFIG, METRICS, SUMMARY
+from ibreg.training.models import classifiers as models
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = "classification"
@@ -323,13 +323,13 @@ def augmented(tmp_path):
 
 def test_control_and_bottleneck_see_the_same_augmented_pictures(launch, augmented, monkeypatch):
     seen = []
-    crop_and_flip = ibreg.training.data.crop_and_flip
+    crop_and_flip = ibreg.training.data.classification.crop_and_flip
 
     def remembered(images, generator):
         seen.append(crop_and_flip(images, generator))
         return seen[-1]
 
-    monkeypatch.setattr(ibreg.training.data, "crop_and_flip", remembered)
+    monkeypatch.setattr(ibreg.training.data.classification, "crop_and_flip", remembered)
     launch(*augmented)
     batches = 2 * 4
     del seen[:3]  # of the rehearsal

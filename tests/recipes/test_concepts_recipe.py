@@ -9,9 +9,10 @@ import torch
 from folders import assert_equal_runs, rows_of, summary_of
 
 import ibreg
-from ibreg.training import concept_data, models
 from ibreg.training.checkpoint import load_checkpoint
+from ibreg.training.data import concepts as concept_data
 from ibreg.training.folder import CHECKPOINTS, SUMMARY
+from ibreg.training.models import classifiers as models
 
 RECIPE = "concepts"
 QUICK = [

@@ -16,10 +16,11 @@ from sklearn.metrics import accuracy_score
 from torch import nn
 
 import ibreg
-from ibreg.training import continual_data, learners
 from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.features import standardised
+from ibreg.training.continual import learners
+from ibreg.training.data import streams as continual_data
 from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
+from ibreg.training.models.features import standardised
 
 RECIPE = "continual"
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -170,7 +171,7 @@ def test_a_run_goes_on_within_a_split(recipe, launch, cache, tmp_path, monkeypat
     overrides = [*SMALL, "epochs=2", "learners=[replay,ewc]", "control=false", "momentum=0.9", cache]
     whole = launch(*overrides)
     whole = whole.rename(tmp_path / "whole")
-    import ibreg.training.continual as training
+    import ibreg.training.continual.stream as training
 
     save = training.save_checkpoint
 

@@ -9,11 +9,11 @@ from folders import assert_equal_runs, summary_of, weights_of
 from PIL import Image
 
 import ibreg.training.run
-from ibreg.training import data as datasets
-from ibreg.training import models
 from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.few_shot import of_classes
+from ibreg.training.data import classification as datasets
+from ibreg.training.data.few_shot import of_classes
 from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
+from ibreg.training.models import classifiers as models
 
 RECIPE = "finetune"
 SHORT = ["seeds=[0]", "shots=[5]", "steps=3", "pretraining.epochs=1", "corrupted.kinds=[contrast]", "device=cpu"]

@@ -13,9 +13,11 @@ import torch
 from folders import assert_equal_runs, rows_of, summary_of
 
 import ibreg
-from ibreg.training import models, regression_data, task_losses
 from ibreg.training.checkpoint import load_checkpoint
+from ibreg.training.data import regression as regression_data
 from ibreg.training.folder import CHECKPOINTS, SUMMARY
+from ibreg.training.models import classifiers as models
+from ibreg.training.regression import task_losses
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = "regression"

@@ -15,12 +15,13 @@ from hydra import compose, initialize_config_dir
 
 from ibreg.evaluation.attacks import pgd
 from ibreg.evaluation.sanity import Check
-from ibreg.training import data as datasets
-from ibreg.training import models, robustness
 from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.coloured import GROUPS
 from ibreg.training.configuration import experiments_of
+from ibreg.training.data import classification as datasets
+from ibreg.training.data.coloured import GROUPS
 from ibreg.training.folder import CHECKPOINTS, SUMMARY
+from ibreg.training.models import classifiers as models
+from ibreg.training.robustness import measuring as robustness
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = "robustness"

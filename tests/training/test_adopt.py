@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from ibreg.training.adopt import adopt, check_adoptable
 from ibreg.training.folder import CHECKPOINTS, CONFIG, SUMMARY
+from ibreg.training.robustness.adopt import adopt, check_adoptable
 
 
 def finished_run(folder, cfg):

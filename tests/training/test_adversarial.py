@@ -10,9 +10,9 @@ from torch.nn import functional as F
 import ibreg
 from ibreg.evaluation.attacks import pgd
 from ibreg.regularized import RegularizedOutput
-from ibreg.training import data as datasets
-from ibreg.training.adversarial import TRADES, PGDTraining, Search, build_adversary, divergence
-from ibreg.training.pixels import Pixels
+from ibreg.training.data import classification as datasets
+from ibreg.training.data.pixels import Pixels
+from ibreg.training.robustness.adversarial import TRADES, PGDTraining, Search, build_adversary, divergence
 
 TABLE = Pixels((4,))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import ibreg
-from ibreg.training import models
 from ibreg.training.arms import beta_used, build_arm, build_schedule
+from ibreg.training.models import classifiers as models
 from ibreg.training.trials import Trial
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)

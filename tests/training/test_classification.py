@@ -8,7 +8,7 @@ from torch import nn
 import ibreg
 from ibreg.regularized import draw
 from ibreg.training.classification import classify, mixup
-from ibreg.training.data import Rows
+from ibreg.training.data.classification import Rows
 
 CPU = Accelerator(cpu=True)
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibreg.training.coloured import GROUPS, groups_of, paint
-from ibreg.training.data import load
+from ibreg.training.data.classification import load
+from ibreg.training.data.coloured import GROUPS, groups_of, paint
 
 DATA = Path(os.environ.get("IBREG_DATA") or "data")
 needs_mnist = pytest.mark.skipif(not (DATA / "MNIST" / "raw").is_dir(), reason="no MNIST under IBREG_DATA")

@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.testing import assert_close
 
-from ibreg.training import concept_data
-from ibreg.training.concept_data import DIGIT_CONCEPTS, load, names
-from ibreg.training.data import loader
-from ibreg.training.shapes import SHAPE_CONCEPTS, draw_shapes
+from ibreg.training.data import concepts as concept_data
+from ibreg.training.data.classification import loader
+from ibreg.training.data.concepts import DIGIT_CONCEPTS, load, names
+from ibreg.training.data.shapes import SHAPE_CONCEPTS, draw_shapes
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 
 import ibreg
 from ibreg.regularized import Penalized
-from ibreg.training import concept_data
-from ibreg.training.concept_training import TRAININGS, apart, training_of, with_concepts
+from ibreg.training.concepts.training import TRAININGS, apart, training_of, with_concepts
 from ibreg.training.configuration import register_with_hydra
+from ibreg.training.data import concepts as concept_data
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from ibreg.training.continual_data import (
+from ibreg.training.data.classification import Rows, keyword_options
+from ibreg.training.data.streams import (
     TOY_REACH,
     class_order,
     class_splits,
@@ -16,7 +17,6 @@ from ibreg.training.continual_data import (
     toy_gaussians,
     unlabelled_inputs,
 )
-from ibreg.training.data import Rows, keyword_options
 
 
 def test_the_toy_has_eight_gaussians_on_a_ring():

@@ -14,9 +14,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import RandomSampler, Subset
 
-from ibreg.training import concept_data, continual_data, data, regression_data
-from ibreg.training.data import Rows, load, loader, names
-from ibreg.training.images import crop_and_flip
+from ibreg.training.data import classification as data
+from ibreg.training.data import concepts as concept_data
+from ibreg.training.data import regression as regression_data
+from ibreg.training.data import streams as continual_data
+from ibreg.training.data.classification import Rows, load, loader, names
+from ibreg.training.data.images import crop_and_flip
 from ibreg.training.loop import seed_all
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ibreg.training.checkpoint import save_checkpoint
-from ibreg.training.distillation import Distilled, load_teacher, prune_smallest
+from ibreg.training.robustness.distillation import Distilled, load_teacher, prune_smallest
 
 
 def test_the_loss_is_that_of_numpy():

@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from ibreg.training import continual_data, models
-from ibreg.training.encoders import Encoder, build, names, pretrained, trained
+from ibreg.training.data import streams as continual_data
+from ibreg.training.models import classifiers as models
+from ibreg.training.models.encoders import Encoder, build, names, pretrained, trained
 from ibreg.training.options import keyword_options
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "encoder"

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ibreg.training.features import cached, digest, encode, standardised
-from ibreg.training.images import ImageFiles
+from ibreg.training.data.images import ImageFiles
+from ibreg.training.models.features import cached, digest, encode, standardised
 
 
 class Counting(nn.Linear):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibreg.evaluation.corruptions import corrupt
-from ibreg.training.data import ClassificationData, Rows, load
-from ibreg.training.few_shot import corrupted, few_shot, of_classes, spread
+from ibreg.training.data.classification import ClassificationData, Rows, load
+from ibreg.training.data.few_shot import corrupted, few_shot, of_classes, spread
 
 
 @pytest.fixture(scope="module")

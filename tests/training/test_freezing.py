@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import ibreg
-from ibreg.training import models
-from ibreg.training.freezing import freeze, head_of, learning_rate_groups, training_mode
+from ibreg.training.models import classifiers as models
+from ibreg.training.models.freezing import freeze, head_of, learning_rate_groups, training_mode
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ibreg
-from ibreg.training import models
+from ibreg.training.models import classifiers as models
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 

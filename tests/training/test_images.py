@@ -1,6 +1,6 @@
 import torch
 
-from ibreg.training.images import crop_and_flip
+from ibreg.training.data.images import crop_and_flip
 
 
 def test_crop_and_flip_only_shifts_and_mirrors():

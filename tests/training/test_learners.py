@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import ibreg
-from ibreg.training.bottlenecked import Bottlenecked
-from ibreg.training.data import Rows
-from ibreg.training.learners import ElasticWeights, Replay, build, fisher_information, names
+from ibreg.training.continual.bottlenecked import Bottlenecked
+from ibreg.training.continual.learners import ElasticWeights, Replay, build, fisher_information, names
+from ibreg.training.data.classification import Rows
 
 CRITERION = nn.CrossEntropyLoss(label_smoothing=0.1)
 

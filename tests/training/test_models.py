@@ -11,8 +11,9 @@ import yaml
 from omegaconf import OmegaConf
 from torch import nn
 
-from ibreg.training import data, models
-from ibreg.training.models import build, names
+from ibreg.training.data import classification as data
+from ibreg.training.models import classifiers as models
+from ibreg.training.models.classifiers import build, names
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")

@@ -10,7 +10,7 @@ from scipy.special import expit
 from torch import nn
 
 import ibreg
-from ibreg.training.post_hoc import fit_concept_vectors, fit_sparse_head, pooled_features
+from ibreg.training.concepts.post_hoc import fit_concept_vectors, fit_sparse_head, pooled_features
 
 FEATURES, SAMPLES = 6, 600
 METHODS = pytest.mark.parametrize("method", ["svm", "mean_difference"])

@@ -12,11 +12,12 @@ from torch import nn
 
 import ibreg
 from ibreg.regularized import draw
-from ibreg.training import task_losses
 from ibreg.training.configuration import register_with_hydra
-from ibreg.training.data import Rows
+from ibreg.training.data.classification import Rows
+from ibreg.training.data.regression import RegressionData
 from ibreg.training.options import keyword_options
-from ibreg.training.regression import (
+from ibreg.training.regression import task_losses
+from ibreg.training.regression.measuring import (
     build_task_loss,
     check_data,
     check_task_losses,
@@ -24,7 +25,6 @@ from ibreg.training.regression import (
     errors_under_attack,
     regress,
 )
-from ibreg.training.regression_data import RegressionData
 
 CPU = Accelerator(cpu=True)
 CONFIGS = Path(__file__).parents[2] / "configs"

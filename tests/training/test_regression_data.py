@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression
 
-from ibreg.training import data, regression_data
-from ibreg.training.data import loader
-from ibreg.training.regression_data import load, names
+from ibreg.training.data import classification as data
+from ibreg.training.data import regression as regression_data
+from ibreg.training.data.classification import loader
+from ibreg.training.data.regression import load, names
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")

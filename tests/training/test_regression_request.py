@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ibreg.training.regression_data import load
-from ibreg.training.regression_request import RegressionRequest
+from ibreg.training.data.regression import load
+from ibreg.training.data.regression_request import RegressionRequest
 
 
 def whole(found):

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ibreg.training.request import Request
+from ibreg.training.data.request import Request
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

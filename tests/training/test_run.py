@@ -6,7 +6,7 @@ from torch import nn
 
 import ibreg
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
-from ibreg.training.data import Rows
+from ibreg.training.data.classification import Rows
 from ibreg.training.run import Task, build_lr_schedule, rehearse
 
 

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 
 from ibreg.evaluation.continual import accuracy_matrix, forgetting
 from ibreg.training.configuration import register_with_hydra
-from ibreg.training.continual import (
+from ibreg.training.continual.stream import (
     Stream,
     Training,
     all_arms,
@@ -17,8 +17,8 @@ from ibreg.training.continual import (
     predicted_classes,
     settings_of,
 )
-from ibreg.training.continual_testing import examine
-from ibreg.training.data import Rows
+from ibreg.training.continual.testing import examine
+from ibreg.training.data.classification import Rows
 
 SETTINGS = ["settings.none=[{lr:1},{lr:2}]", "settings.mlp=[{lr:1},{lr:2,hidden:[3]}]"]
 

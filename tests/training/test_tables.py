@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ibreg.training.data import load
+from ibreg.training.data.classification import load
 
 DATA = Path(os.environ.get("IBREG_DATA") or "data")
 needs_zoo = pytest.mark.skipif(not (DATA / "concepts").is_dir(), reason="no concepts/zoo.csv under IBREG_DATA")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ibreg.training.weights import adopt_weights, read_weights
+from ibreg.training.models.weights import adopt_weights, read_weights
 
 _MODELS_BY_TYPE = "transformers.models.auto.modeling_auto"
 

@@ -17,10 +17,10 @@ from ibreg.evaluation.continual import (
     forward_transfer,
     overall_accuracy,
 )
-from ibreg.training.continual import Stream, Training, build_learner, predicted_classes
-from ibreg.training.continual_data import rows_of
-from ibreg.training.data import Rows, loader
-from ibreg.training.learners import Learner
+from ibreg.training.continual.learners import Learner
+from ibreg.training.continual.stream import Stream, Training, build_learner, predicted_classes
+from ibreg.training.data.classification import Rows, loader
+from ibreg.training.data.streams import rows_of
 from ibreg.unlearning import unlearn
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from ibreg.training.data import Rows
-from ibreg.training.models import MLP
+from ibreg.training.data.classification import Rows
+from ibreg.training.models.classifiers import MLP
 from ibreg.training.options import choose
 
 

@@ -15,11 +15,11 @@ from ibreg.evaluation.attacks import fgsm, pgd
 from ibreg.evaluation.regression import gaussian_information, regression_metrics
 from ibreg.functional import cs_qmi
 from ibreg.regularized import evaluating, predict, unwrap
-from ibreg.training import task_losses
 from ibreg.training.arms import is_stochastic
-from ibreg.training.data import Rows
+from ibreg.training.data.classification import Rows
+from ibreg.training.data.regression import RegressionData
 from ibreg.training.loop import evaluate
-from ibreg.training.regression_data import RegressionData
+from ibreg.training.regression import task_losses
 from ibreg.training.trials import arms
 
 # Of so many rows the information of code and input is measured: it is a mean over batches.

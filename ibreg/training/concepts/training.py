@@ -12,8 +12,8 @@ from ibreg.evaluation.interventions import concept_layer
 from ibreg.layers.concept_layer import ConceptIntervention, ConceptLayer
 from ibreg.layers.intervention import intervening
 from ibreg.regularized import Regularized, RegularizedOutput
-from ibreg.training.concept_rows import ConceptData
 from ibreg.training.configuration import build_bottleneck
+from ibreg.training.data.concept_rows import ConceptData
 
 
 def with_concepts(cfg: DictConfig, data: ConceptData) -> DictConfig:
@@ -37,7 +37,7 @@ def with_concepts(cfg: DictConfig, data: ConceptData) -> DictConfig:
         if "concepts" not in layer.needs:
             raise ValueError(
                 f"bottleneck {arm} is not trained with labels but fitted to a frozen network: see "
-                "ibreg.training.post_hoc, and leave it out here"
+                "ibreg.training.concepts.post_hoc, and leave it out here"
             )
         options = cfg.bottleneck[arm]
         if layer.concepts is None:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from ibreg.evaluation.attack_objective import Loss
 from ibreg.evaluation.attacks import pgd
 from ibreg.regularized import Penalized, RegularizedOutput, predict
-from ibreg.training.pixels import Pixels
+from ibreg.training.data.pixels import Pixels
 
 # (model, criterion, output of the clean inputs, inputs, targets) -> the loss to call `backward` on
 Adversary = Callable[[nn.Module, Penalized, Any, Tensor, Tensor], Tensor]

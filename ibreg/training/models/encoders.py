@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from ibreg.training import continual_data, models
-from ibreg.training.data import loader
-from ibreg.training.features import cached, digest
-from ibreg.training.images import per_channel
+from ibreg.training.data import streams as continual_data
+from ibreg.training.data.classification import loader
+from ibreg.training.data.images import per_channel
 from ibreg.training.loop import EpochSampler, seed_all
+from ibreg.training.models import classifiers as models
+from ibreg.training.models.features import cached, digest
 from ibreg.training.options import choose
 
 
@@ -145,7 +146,7 @@ def pretrained(
         input_shape: `(channels, height, width)`.
         root: Folder that the weights may lie under.
         cache: Not used.
-        model: Name and options of one of `ibreg.training.models`, with its weights.
+        model: Name and options of one of `ibreg.training.models.classifiers`, with its weights.
         places: Modules whose outputs are the features.
         pool: Side of the grid that maps are averaged to.
         image_size: Side that pictures are resized to; None leaves them.
@@ -186,7 +187,7 @@ def trained(
         root: Folder of the data.
         cache: Folder that keeps the weights, under a name that data and options make.
         data: Name and options of the other data set, one of pictures.
-        model: Name and options of one of `ibreg.training.models`.
+        model: Name and options of one of `ibreg.training.models.classifiers`.
         places: Modules whose outputs are the features.
         pool: Side of the grid that maps are averaged to.
         epochs: Passes over the other data set.

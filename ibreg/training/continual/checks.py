@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from ibreg.training import learners
 from ibreg.training.checks import check_common
-from ibreg.training.continual import all_arms
+from ibreg.training.continual import learners
+from ibreg.training.continual.stream import all_arms
 from ibreg.training.trials import CONTROLS
 
 

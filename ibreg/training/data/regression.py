@@ -16,13 +16,13 @@ from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive
 from torchvision.transforms.functional import InterpolationMode, rotate
 
-from ibreg.training import data
-from ibreg.training.data import Rows
-from ibreg.training.images import normalised
+from ibreg.training.data import classification as data
+from ibreg.training.data.classification import Rows
+from ibreg.training.data.images import normalised
+from ibreg.training.data.regression_request import RegressionRequest
+from ibreg.training.data.request import data_folder
+from ibreg.training.data.tables import Table, feature_values, read_table, standardised
 from ibreg.training.options import choose, keyword_options
-from ibreg.training.regression_request import RegressionRequest
-from ibreg.training.request import data_folder
-from ibreg.training.tables import Table, feature_values, read_table, standardised
 
 
 @dataclass(frozen=True)

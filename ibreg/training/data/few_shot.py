@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ibreg.evaluation.corruptions import corrupt
-from ibreg.training.data import ClassificationData, Rows
-from ibreg.training.images import per_channel
+from ibreg.training.data.classification import ClassificationData, Rows
+from ibreg.training.data.images import per_channel
 
 
 class Chosen:
@@ -55,7 +55,7 @@ def few_shot(data: ClassificationData, shots: int, *, validation: float, seed: i
         ValueError: a class with fewer images, or too few to hold some out.
 
     Example:
-        >>> from ibreg.training.data import load
+        >>> from ibreg.training.data.classification import load
         >>> few = few_shot(load("digits", validation=0), 5, validation=0.2, seed=0)
         >>> few.train.targets.bincount().tolist(), few.validation.targets.bincount().tolist()
         ([4, 4, 4, 4, 4, 4, 4, 4, 4, 4], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
@@ -99,7 +99,7 @@ def of_classes(data: ClassificationData, labels: Sequence[int]) -> Classificatio
         ValueError: a class that the data do not have, or fewer than two.
 
     Example:
-        >>> from ibreg.training.data import load
+        >>> from ibreg.training.data.classification import load
         >>> of_classes(load("digits"), [7, 9]).class_names
         ('7', '9')
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.regularized import unwrap
-from ibreg.training.images import per_channel
+from ibreg.training.data.images import per_channel
 
 
 class Pixels:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.training.data import Rows, loader
-from ibreg.training.freezing import head_of
+from ibreg.training.data.classification import Rows, loader
 from ibreg.training.loop import EpochSampler, seed_all
+from ibreg.training.models.freezing import head_of
 
 
 def pretrain(model: nn.Module, rows: Rows, *, epochs: int, batch_size: int, lr: float, seed: int) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.training.hubs import timm_model, transformers_model
+from ibreg.training.models.hubs import timm_model, transformers_model
+from ibreg.training.models.weights import adopt_weights, read_weights
 from ibreg.training.options import choose
-from ibreg.training.weights import adopt_weights, read_weights
 
 
 def build(

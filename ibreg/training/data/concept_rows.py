@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ibreg.concepts import Concepts, Description
-from ibreg.training.data import Rows
-from ibreg.training.request import Request
+from ibreg.training.data.classification import Rows
+from ibreg.training.data.request import Request
 
 
 class ConceptRows(Rows):

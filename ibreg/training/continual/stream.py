@@ -18,14 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ibreg.training import learners
-from ibreg.training.bottlenecked import Bottlenecked
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.training.configuration import build_bottleneck
-from ibreg.training.continual_data import rows_of
-from ibreg.training.data import Rows, loader
+from ibreg.training.continual import learners
+from ibreg.training.continual.bottlenecked import Bottlenecked
+from ibreg.training.continual.learners import Learner
+from ibreg.training.data.classification import Rows, loader
+from ibreg.training.data.streams import rows_of
 from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
-from ibreg.training.learners import Learner
 from ibreg.training.loop import EpochSampler, Lines, seed_all
 from ibreg.training.trials import CONTROLS, arms
 

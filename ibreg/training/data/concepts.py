@@ -16,13 +16,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ibreg.training import data
-from ibreg.training.concept_rows import ConceptData, ConceptRequest, ConceptRows, assemble
-from ibreg.training.concept_tables import concept_csv, concept_image_folder, zoo
-from ibreg.training.images import normalised
+from ibreg.training.data import classification as data
+from ibreg.training.data.concept_rows import ConceptData, ConceptRequest, ConceptRows, assemble
+from ibreg.training.data.concept_tables import concept_csv, concept_image_folder, zoo
+from ibreg.training.data.images import normalised
+from ibreg.training.data.shapes import SHAPE_CONCEPTS, draw_shapes
+from ibreg.training.data.tables import standardised
 from ibreg.training.options import choose, keyword_options
-from ibreg.training.shapes import SHAPE_CONCEPTS, draw_shapes
-from ibreg.training.tables import standardised
 
 # The digits that have each concept. No two digits have the same ones, so that together they say which digit it is.
 DIGIT_CONCEPTS = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibreg.training.request import Request
+from ibreg.training.data.request import Request
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from omegaconf import OmegaConf
 
 from ibreg.concepts import Concepts
-from ibreg.training import data
-from ibreg.training.concept_rows import ConceptData, ConceptRequest, assemble
-from ibreg.training.images import ImageFiles, per_channel
-from ibreg.training.tables import Table, feature_values, read_table, standardised, target_classes
+from ibreg.training.data import classification as data
+from ibreg.training.data.concept_rows import ConceptData, ConceptRequest, assemble
+from ibreg.training.data.images import ImageFiles, per_channel
+from ibreg.training.data.tables import Table, feature_values, read_table, standardised, target_classes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

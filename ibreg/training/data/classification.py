@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from ibreg.training.coloured import GROUPS, groups_of, paint
-from ibreg.training.images import (
+from ibreg.training.data.coloured import GROUPS, groups_of, paint
+from ibreg.training.data.images import (
     ImageFiles,
     channels_first,
     class_folders,
@@ -24,9 +24,9 @@ from ibreg.training.images import (
     normalised,
     per_channel,
 )
+from ibreg.training.data.request import Request, data_folder
+from ibreg.training.data.tables import feature_values, read_table, standardised, target_classes
 from ibreg.training.options import choose, keyword_options
-from ibreg.training.request import Request, data_folder
-from ibreg.training.tables import feature_values, read_table, standardised, target_classes
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -14,8 +14,8 @@ from ibreg.layers import Bottleneck
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.key_value import KeyValueBottleneck
 from ibreg.regularized import Penalized, Regularized
-from ibreg.training.features import cached, digest
-from ibreg.training.learners import Learner
+from ibreg.training.continual.learners import Learner
+from ibreg.training.models.features import cached, digest
 from ibreg.uncertainty import uncertainty
 
 CENTROID_FACTOR = 30  # learning rate of the centroids of a distance-aware bottleneck, over that of the rest

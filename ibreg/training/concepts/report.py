@@ -18,7 +18,7 @@ from ibreg.evaluation.interventions import class_probabilities, find_concepts
 from ibreg.evaluation.leakage import BINS, SAMPLES_PER_BIN, leakage
 from ibreg.evaluation.policies import POLICIES
 from ibreg.evaluation.probes import LEAST_SAMPLES
-from ibreg.training.concept_rows import ConceptData, ConceptRows
+from ibreg.training.data.concept_rows import ConceptData, ConceptRows
 
 SAMPLES_SHOWN = 4
 # The effects of a head are means over so many samples: a forward pass for each concept and value.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ibreg
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
-from ibreg.training.images import ImageFiles
+from ibreg.training.data.images import ImageFiles
 
 DEVIATION_FLOOR = 0.1  # of the mean deviation of all features
 

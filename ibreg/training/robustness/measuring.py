@@ -23,10 +23,10 @@ from ibreg.evaluation.groups import group_accuracies
 from ibreg.evaluation.out_of_distribution import detection_metrics, outlier_scores
 from ibreg.evaluation.sanity import sanity_checks
 from ibreg.regularized import predict
-from ibreg.training import data as datasets
 from ibreg.training.arms import is_stochastic
-from ibreg.training.data import ClassificationData
-from ibreg.training.pixels import Pixels
+from ibreg.training.data import classification as datasets
+from ibreg.training.data.classification import ClassificationData
+from ibreg.training.data.pixels import Pixels
 
 BATCH = 250
 PICTURES = 8  # examples of attacked pictures

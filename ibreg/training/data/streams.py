@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibreg.training import data as datasets
-from ibreg.training.data import ClassificationData, Rows
+from ibreg.training.data import classification as datasets
+from ibreg.training.data.classification import ClassificationData, Rows
+from ibreg.training.data.request import Request, data_folder
 from ibreg.training.options import choose, keyword_options
-from ibreg.training.request import Request, data_folder
 
 PICTURES = ("cifar10", "digits", "fashion_mnist", "image_folder", "mnist")
 TOY_CLASSES = 8

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from ibreg.training.adversarial import divergence
 from ibreg.training.checkpoint import load_checkpoint
 from ibreg.training.folder import CHECKPOINTS
+from ibreg.training.robustness.adversarial import divergence
 
 PRUNED = (nn.Linear, nn.Conv2d)
 

@@ -1,0 +1,1 @@
+"""What the benchmark measures against, and its stopwatch."""

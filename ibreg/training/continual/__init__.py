@@ -1,0 +1,1 @@
+"""Learning a stream of classes: what learns, how, and what it is worth."""

@@ -1,0 +1,1 @@
+"""Data sets behind one name, and what they are cut and made of."""

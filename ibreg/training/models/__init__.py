@@ -1,0 +1,1 @@
+"""Networks behind one name, pretrained or not, and what of them is trained."""

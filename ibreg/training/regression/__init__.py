@@ -1,0 +1,1 @@
+"""What a regression is trained with and judged by."""
