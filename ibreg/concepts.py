@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class Concepts:
 
     Raises:
         ValueError: lengths that differ, a name that stands twice, a kind that is none, a group of several kinds, a
-            categorical group with one column or with others in between, a weight below 0.
+            categorical group with one column or with others in between, a weight below 0, a concept with the name of a
+            group that it is not in.
 
     Example:
         >>> concepts = Concepts.of(["red", {"name": "digit", "values": [0, 1]}, {"name": "size", "kind": "continuous"}])
@@ -69,6 +71,9 @@ class Concepts:
                 raise ValueError(f"the kind of concept {name!r} is one of {', '.join(map(repr, KINDS))}, got {kind!r}")
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"the weight of concept {name!r} is a finite number of at least 0, got {weight!r}")
+        for name, group in zip(self.names, self.groups, strict=True):
+            if name != group and name in self.members:
+                raise ValueError(f"{name!r} is a concept of group {group!r} and the name of another group: rename one")
         for group, columns in self.members.items():
             kinds = sorted({self.kinds[column] for column in columns})
             if "categorical" not in kinds:
@@ -230,31 +235,44 @@ class Concepts:
             labels: `(samples, concepts)`, NaN where a label is missing.
 
         Raises:
-            ValueError: another shape, binary or categorical labels outside [0, 1], rows of a categorical group that do
-                not sum to 1 or that are missing in part, infinite labels, a concept without any label.
+            ValueError: what `check_labels` raises, and a concept without any label.
         """
         labels = torch.as_tensor(labels)
         labels = labels if labels.is_floating_point() else labels.float()
-        self.check_shape(labels, "concept labels")
+        self.check_labels(labels)
+        for name, missing in zip(self.names, labels.isnan().all(0).tolist(), strict=True):
+            if missing:
+                raise ValueError(f"all labels of concept {name!r} are missing: leave the concept out, or label some")
+        return labels
+
+    def check_labels(self, labels: Tensor, what: str = "labels") -> None:
+        """Checks the labels of some samples.
+
+        Args:
+            labels: `(samples, concepts)`, NaN where a label is missing.
+            what: how errors call them.
+
+        Raises:
+            ValueError: another shape, binary or categorical labels outside [0, 1], rows of a categorical group that do
+                not sum to 1 or that are missing in part, infinite labels.
+        """
+        self.check_shape(labels, f"concept {what}")
         known = ~labels.isnan()
         for column, name in enumerate(self.names):
             values = labels[known[:, column], column]
-            if not len(values):
-                raise ValueError(f"all labels of concept {name!r} are missing: leave the concept out, or label some")
             low, high = (-math.inf, math.inf) if self.kinds[column] == "continuous" else (0, 1)
             wrong = values[~((values >= low) & (values <= high) & values.isfinite())]
             if len(wrong):
                 expected = "finite" if self.kinds[column] == "continuous" else "in [0, 1]"
-                raise ValueError(f"labels of concept {name!r} are {expected} or NaN (missing), got {wrong[0].item():g}")
+                raise ValueError(f"{what} of concept {name!r} are {expected} or NaN (missing), got {wrong[0].item():g}")
         for kind, run in self.runs:
             if kind == "categorical":
                 group, rows = self.groups[run.start], known[:, run]
                 if (rows.any(1) != rows.all(1)).any():
-                    raise ValueError(f"a sample has labels for a part of group {group!r}: give all, or NaN for all")
+                    raise ValueError(f"a sample has {what} for a part of group {group!r}: give all, or NaN for all")
                 sums = labels[rows.all(1), run].sum(1)
-                if (sums - 1).abs().max() > 1e-2:
-                    raise ValueError(f"the labels of the categorical group {group!r} sum to 1 in each sample")
-        return labels
+                if ((sums - 1).abs() > 1e-2).any():
+                    raise ValueError(f"the {what} of the categorical group {group!r} sum to 1 in each sample")
 
     def check_shape(self, values: Tensor, what: str) -> None:
         """Raises a ValueError where a tensor is not `(batch, concepts)`."""
@@ -292,12 +310,18 @@ def _columns(entry: Any) -> list[tuple[str, str, str, float]]:
         raise ValueError(
             f"concept {entry['name']!r} has no field {', '.join(map(repr, unknown))}: choose from {', '.join(FIELDS)}"
         )
-    name, weight = str(entry["name"]), float(entry.get("weight", 1.0))
+    name, weight = str(entry["name"]), entry.get("weight", 1.0)
+    if not isinstance(weight, Real) or isinstance(weight, bool):
+        raise ValueError(f"the weight of concept {name!r} is a number of at least 0, got {weight!r}")
+    weight = float(weight)
     if "values" not in entry:
         return [(name, entry.get("kind", "binary"), str(entry.get("group", name)), weight)]
     if entry.get("kind", "categorical") != "categorical" or "group" in entry:
         raise ValueError(f"concept {name!r} has values: it is categorical, and its columns are a group of their own")
-    return [(f"{name}={value}", "categorical", name, weight) for value in entry["values"]]
+    values = entry["values"]
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) < 2:
+        raise ValueError(f"the values of concept {name!r} are a list of two or more, got {values!r}")
+    return [(f"{name}={value}", "categorical", name, weight) for value in values]
 
 
 def _by_run(concepts: Concepts, values: Tensor, functions: Mapping[str, Any]) -> Tensor:

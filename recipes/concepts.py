@@ -30,7 +30,7 @@ from ibreg.regularized import Regularized
 from ibreg.training.arms import build_model
 from ibreg.training.checks import check_batch_size, check_configuration
 from ibreg.training.classification import classify
-from ibreg.training.concepts.report import Examined, check_interventions, examine, first_rows
+from ibreg.training.concepts.report import Examined, check_interventions, examine, some_rows
 from ibreg.training.concepts.training import apart, training_of, with_concepts
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data import concepts as concept_data
@@ -143,7 +143,7 @@ def measure(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: A
     """Measures classes, and concepts where there are some, on the validation rows."""
     metrics = classify(model, data.validation, accelerator, draws=cfg.prediction_draws).metrics()
     if has_concepts(model):
-        x, _, labels = first_rows(data.validation, cfg.rows, accelerator.device)
+        x, _, labels = some_rows(data.validation, cfg.rows, accelerator.device)
         metrics |= concept_metrics(find_concepts(model, x).logits, labels, data.concepts)
     return metrics
 

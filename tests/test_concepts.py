@@ -91,7 +91,11 @@ def test_read_from_yaml(tmp_path):
         (["a", "b", "a"], "'a' stands twice"),
         ([{"name": "a", "values": [0, 1], "kind": "binary"}], "'a' has values: it is categorical"),
         ([{"name": "a", "values": [0, 1], "group": "b"}], "its columns are a group of their own"),
-        ([{"name": "a", "values": [0]}], "it needs two or more, side by side"),
+        ([{"name": "a", "values": [0]}], "the values of concept 'a' are a list of two or more"),
+        ([{"name": "a", "values": []}], "the values of concept 'a' are a list of two or more"),
+        ([{"name": "a", "values": "abc"}], "the values of concept 'a' are a list of two or more"),
+        ([{"name": "a", "weight": "two"}], "the weight of concept 'a' is a number"),
+        ([{"name": "g", "group": "h"}, {"name": "g", "values": [0, 1]}], "'g' is a concept of group 'h' and the name"),
         ([{"name": "a", "kind": "categorical"}], "it needs two or more, side by side"),
         (
             [

@@ -23,10 +23,10 @@ def concept_metrics(logits: Tensor, labels: Tensor, concepts: Concepts) -> dict[
         of binary concepts and categorical groups `concept_accuracy` (logit above 0; the largest of a group),
         `concept_auroc` (on probabilities; each value of a group against the others, without columns that have one
         value here) and `concept_ece` (calibration error, 15 bins), and of continuous concepts `concept_rmse`; means
-        over concepts (of the AUROC: over columns), as far as there are such concepts.
+        over concepts (of the AUROC: over columns), as far as there are such concepts with a label.
 
     Raises:
-        ValueError: shapes that do not fit, a concept without a label.
+        ValueError: shapes that do not fit, labels outside [0, 1].
 
     Example:
         >>> logits = torch.tensor([[2.0], [0.2], [-1.0], [-3.0]])
@@ -34,13 +34,15 @@ def concept_metrics(logits: Tensor, labels: Tensor, concepts: Concepts) -> dict[
         >>> found["concept_accuracy"], found["concept_auroc"]
         (0.5, 0.75)
     """
-    labels = concepts.validate(labels)
+    concepts.check_labels(labels)
     concepts.check_shape(logits, "concept logits")
     logits, labels = logits.detach().to("cpu", torch.float64), labels.detach().to("cpu", torch.float64)
     probabilities = concepts.probabilities(logits)
     found: dict[str, list[float]] = {}
     for kind, columns in _variables(concepts):
         known = ~labels[:, columns].isnan().any(1)
+        if not known.any():
+            continue
         p, true, raw = probabilities[known][:, columns], labels[known][:, columns], logits[known][:, columns]
         if kind == "continuous":
             found.setdefault("concept_rmse", []).append(float((p - true).square().mean().sqrt()))

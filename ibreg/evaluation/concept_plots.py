@@ -111,7 +111,8 @@ def leakage_plot(measured: Mapping[str, Sequence[Mapping[str, float]]], path: st
             if len(controls):
                 panel.plot(place, controls.mean(), "D", color="white", markeredgecolor="black", label="control")
         panel.set_title(fill(MEASURES[name], 30), fontsize="medium")
-        panel.set(xticks=[], ylim=(min(0, panel.get_ylim()[0]), 1.05))
+        low, high = panel.get_ylim()
+        panel.set(xticks=[], ylim=(min(0, low), max(1.05, high)))
         panel.grid(axis="y", alpha=0.3)
     return write_png(finish(figure), path)
 
@@ -153,10 +154,8 @@ def head_plot(
         _names(panel.set_yticks, classes)
     for panel in list(panels.flat)[len(effects) :]:
         panel.set_visible(False)
-    figure.suptitle(
-        "change of the logit of a class, against the mean of all classes, as a concept is set from 0 to 1",
-        fontsize="medium",
-    )
+    title = "change of the logit of a class, against the mean of all classes, as a concept is set from 0 to 1"
+    figure.suptitle(fill(title, int(12 * figure.get_figwidth())), fontsize="medium")
     return write_png(figure, path)
 
 

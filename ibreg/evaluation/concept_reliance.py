@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ibreg.evaluation.intervention_curves import corrections
 from ibreg.evaluation.interventions import (
     ROWS_AT_ONCE,
+    as_corrections,
     class_probabilities,
     concept_layer,
     find_concepts,
@@ -26,6 +27,7 @@ from ibreg.evaluation.interventions import (
     wrong_labels,
 )
 from ibreg.evaluation.probes import probe
+from ibreg.layers.stochastic_concept import StochasticConceptBottleneck
 from ibreg.regularized import evaluating, unwrap
 
 
@@ -70,6 +72,8 @@ def concept_reliance(
         mask = torch.zeros_like(everything)
         mask[:, list(columns)] = True
         rows = ~labels[:, list(columns)].isnan().any(1)
+        if not rows.any():
+            continue
         right, turned = (
             class_probabilities(
                 find_concepts(model, x, mask=mask, labels=those, training_logits=training_logits).output
@@ -156,7 +160,16 @@ def silenced(model: nn.Module, x: Tensor, names: Sequence[str], training_logits:
     mask = torch.zeros(len(x), len(layer.concepts), dtype=torch.bool, device=x.device)
     mask[:, [layer.concepts.index(name) for name in names]] = True
     values = training.mean(0).expand_as(mask)
-    return _set_to(model, x, mask, values, space)
+    return _set_to(model, x, *_held(model, x, mask, values, space), space)
+
+
+def _held(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: str) -> tuple[Tensor, Tensor]:
+    """Returns a mask and values that also set all other concepts to what was found, where corrections move them."""
+    layer = concept_layer(model)
+    if not isinstance(layer, StochasticConceptBottleneck):
+        return mask, values
+    found = find_concepts(model, x)
+    return torch.ones_like(mask), torch.where(mask, values, found.logits if space == "logit" else found.values)
 
 
 @torch.no_grad()
@@ -170,6 +183,7 @@ def _set_to(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: st
     return torch.cat(outputs)
 
 
+@torch.no_grad()
 def head_effects(model: nn.Module, x: Tensor, training_logits: Tensor) -> Tensor:
     """Measures what setting a concept from 0 to 1 does to the output, on average: the weights of a linear head.
 
@@ -190,13 +204,15 @@ def head_effects(model: nn.Module, x: Tensor, training_logits: Tensor) -> Tensor
         >>> torch.allclose(head_effects(net, torch.randn(5, 4), torch.zeros(9, 2)), net[1].weight, atol=1e-6)
         True
     """
-    concepts = concept_layer(model).concepts
+    layer = concept_layer(model)
+    concepts = layer.concepts
     mask = torch.zeros(len(x), len(concepts), dtype=torch.bool, device=x.device)
 
     def set_to(columns, values) -> Tensor:
         own, labels = mask.clone(), torch.zeros(mask.shape, device=x.device)
         own[:, columns], labels[:, columns] = True, torch.as_tensor(values, device=x.device, dtype=labels.dtype)
-        return find_concepts(model, x, mask=own, labels=labels, training_logits=training_logits).output.mean(0)
+        set_values, space = as_corrections(layer, labels, training_logits)
+        return _set_to(model, x, *_held(model, x, own, set_values, space), space).mean(0)
 
     effects = []
     for kind, run in concepts.runs:

@@ -101,11 +101,11 @@ def intervention_curve(
     if orders < LEAST_ORDERS:
         raise ValueError(f"orders={orders}: an interval takes {LEAST_ORDERS} or more")
     concepts = concept_layer(model).concepts
-    concepts.check_shape(labels, "concept labels")
+    concepts.check_labels(labels)
     if not len(x) == len(target) == len(labels):
         raise ValueError(f"{len(x)} inputs, {len(target)} targets, {len(labels)} concept labels: give as many of each")
     groups = corrections(concepts, by)
-    prices = _prices(groups, costs).to(x.device)
+    prices = prices_of(groups, costs).to(x.device)
     set_to = wrong_labels(concepts, labels, seed=seed) if wrong else labels
     # Which columns a correction sets, and of which samples their truth is known.
     members = torch.zeros(len(groups), len(concepts), dtype=torch.bool, device=x.device)
@@ -168,7 +168,12 @@ def corrections(concepts: Concepts, by: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _prices(groups: Mapping[str, Sequence[int]], costs: Mapping[str, float] | None) -> Tensor:
+def prices_of(groups: Mapping[str, Sequence[int]], costs: Mapping[str, float] | None) -> Tensor:
+    """Returns the cost of each correction, 1 where none is given.
+
+    Raises:
+        ValueError: a cost of something else, or one that is not above 0.
+    """
     unknown = set(costs or ()) - set(groups)
     if unknown:
         raise ValueError(f"costs name {', '.join(sorted(unknown))}, but corrections are {', '.join(groups)}")

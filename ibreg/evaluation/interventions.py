@@ -62,7 +62,8 @@ def intervene(
 
     Raises:
         ValueError: no concept layer, another space, a mask that is none or is of another shape, indices in its place,
-            percentiles without training logits or outside [0, 100].
+            a mask over a part of a categorical group, probabilities outside [0, 1] or that do not sum to 1 in a
+            categorical group, percentiles without training logits or outside [0, 100].
 
     Example:
         >>> import ibreg
@@ -81,6 +82,9 @@ def intervene(
         check_mask_of_concepts(mask, len(layer.concepts), name)
         if values.shape != mask.shape:
             raise ValueError(f"values have the shape of the mask {tuple(mask.shape)}, got {tuple(values.shape)}")
+        _check_groups(mask, layer.concepts)
+        if space == "probability":
+            layer.concepts.check_labels(torch.where(mask, values, torch.nan), "values")
     if space == "percentile":
         if training_logits is None:
             raise ValueError(
@@ -99,6 +103,13 @@ def check_mask_of_concepts(mask: Any, concepts: int, name: str = "the concept la
             f"a mask is a bool tensor (batch, {concepts} concepts) for {name}, True where a concept is set, got {got}; "
             "indices become one by torch.zeros(batch, concepts).bool().index_fill(1, indices, True)"
         )
+
+
+def _check_groups(mask: Tensor, concepts: Concepts) -> None:
+    for group, columns in concepts.members.items():
+        those = mask[:, list(columns)]
+        if concepts.kinds[columns[0]] == "categorical" and (those.any(1) != those.all(1)).any():
+            raise ValueError(f"the mask sets a part of the categorical group {group!r}: set all of its columns or none")
 
 
 def percentiles(training_logits: Tensor, percent: Tensor) -> Tensor:
@@ -173,6 +184,10 @@ def find_concepts(
     hook = layer.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     if mask is not None:
         check_mask_of_concepts(mask, len(layer.concepts), names[layer])
+        if labels is None or not len(x) == len(mask) == len(labels):
+            counts = [len(part) if part is not None else "no" for part in (x, mask, labels)]
+            raise ValueError("{} inputs, {} masks, {} labels: give as many of each".format(*counts))
+        layer.concepts.check_labels(labels)
         mask = mask & ~labels.isnan()
         values, space = as_corrections(layer, labels, training_logits)
     try:

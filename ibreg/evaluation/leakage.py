@@ -14,8 +14,9 @@ Concept-task and inter-concept leakage: Parisini et al. 2025 (arXiv 2504.14094).
 Zarlenga et al. 2023 (arXiv 2301.10367), P_ij the AUROC of predicting c_j from code i by a small network.
 
 Entropies are those of cells: a code of more than `bins` values is cut at its quantiles, equal values always into one
-cell, so that ties and saturated probabilities do no harm; an embedding is cut into `bins` cells by k-means. Counts are
-corrected for the number of cells that are not empty (Miller and Madow).
+cell, and a value that more than a cell's share of the samples have into a cell of its own, so that ties and saturated
+probabilities do no harm; an embedding is cut into `bins` cells by k-means. Counts are corrected for the number of cells
+that are not empty (Miller and Madow).
 
 Every measure has a control, the same estimate of a code that cannot leak: each concept's code shuffled among the
 samples with the same label of that concept, which leaves it all that it says of its own concept and nothing else.
@@ -49,12 +50,13 @@ def leakage(codes: Tensor, concepts: Tensor, target: Tensor, *, bins: int = BINS
 
     Returns:
         `ctl` and `icl` (means over concepts and pairs; 0: no leak), `ois` (0: none, 1: every code tells every
-        concept), `nis` (0.5: none, 1: every concept can be told from codes of others), and `<name>_control`. Of one
-        concept alone there is no `icl`.
+        concept), `nis` (0.5: none, also where every code tells everything and so is in every niche; 1: every concept
+        can be told from codes of others), and `<name>_control`. There is no `icl` without a pair of concepts that
+        enough samples have labels of.
 
     Raises:
-        ValueError: shapes that do not fit, concepts outside [0, 1], too few samples, a concept or a target of one
-            value.
+        ValueError: shapes that do not fit, concepts outside [0, 1], a concept with too few labelled samples, or whose
+            labels or classes are all the same.
 
     Example:
         >>> truth = torch.randint(2, (500, 3), generator=torch.Generator().manual_seed(0)).float()
@@ -68,9 +70,9 @@ def leakage(codes: Tensor, concepts: Tensor, target: Tensor, *, bins: int = BINS
     found = {}
     for ending, those in (("", codes), ("_control", shuffled)):
         found[f"ctl{ending}"] = float(concept_task_leakage(those, concepts, target, bins=bins, seed=seed).mean())
-        if concepts.shape[1] > 1:
-            pairs = inter_concept_leakage(those, concepts, bins=bins, seed=seed)
-            found[f"icl{ending}"] = float(pairs[np.triu_indices(len(pairs), 1)].mean())
+        pairs = inter_concept_leakage(those, concepts, bins=bins, seed=seed)[np.triu_indices(concepts.shape[1], 1)]
+        if not np.isnan(pairs).all():
+            found[f"icl{ending}"] = float(np.nanmean(pairs))
         found[f"ois{ending}"] = oracle_impurity(those, concepts, seed=seed)
         found[f"nis{ending}"] = niche_impurity(those, concepts, seed=seed)
     return found
@@ -123,7 +125,8 @@ def inter_concept_leakage(codes: Tensor, concepts: Tensor, *, bins: int = BINS, 
         seed: of k-means.
 
     Returns:
-        `(concepts, concepts)`, symmetric, in [0, 1], with zeros on the diagonal.
+        `(concepts, concepts)`, symmetric, in [0, 1], with zeros on the diagonal; NaN where too few samples have labels
+        of both concepts.
 
     Raises:
         ValueError: as for `leakage`.
@@ -137,6 +140,9 @@ def inter_concept_leakage(codes: Tensor, concepts: Tensor, *, bins: int = BINS, 
     for i in range(count):
         for j in range(i):
             rows = known[i] & known[j]
+            if rows.sum() < SAMPLES_PER_BIN * bins:
+                found[i, j] = found[j, i] = np.nan
+                continue
             more = _shared(code_cells[i][rows], code_cells[j][rows]) - _shared(
                 concept_cells[i][rows], concept_cells[j][rows]
             )
@@ -207,6 +213,8 @@ def niche_impurity(codes: Tensor, concepts: Tensor, *, seed: int = 0) -> float:
 def cells(values: Tensor, bins: int = BINS, *, seed: int = 0) -> np.ndarray:
     """Puts values into cells: each value its own where there are few, else quantiles, or k-means for vectors.
 
+    A value that more than one in `bins` samples have keeps a cell for itself; the others share the cells that are left.
+
     Args:
         values: `(samples,)` or `(samples, width)`.
         bins: the most cells.
@@ -221,14 +229,19 @@ def cells(values: Tensor, bins: int = BINS, *, seed: int = 0) -> np.ndarray:
     """
     values = values.squeeze(1) if values.dim() == 2 and values.shape[1] == 1 else values
     numbers = values.detach().to("cpu", torch.float64).numpy()
-    different, place = np.unique(numbers, axis=0, return_inverse=True)
+    different, place, counts = np.unique(numbers, axis=0, return_inverse=True, return_counts=True)
+    place = place.reshape(-1)
     if len(different) <= bins:
-        return place.reshape(-1)
+        return place
     if numbers.ndim == 2:
         scale = numbers.std(0)
         return KMeans(bins, n_init=1, random_state=seed).fit_predict(numbers / np.where(scale > 0, scale, 1))
-    edges = np.unique(np.quantile(numbers, np.arange(1, bins) / bins))
-    return np.unique(np.searchsorted(edges, numbers, side="left"), return_inverse=True)[1]
+    frequent = counts * bins > len(numbers)
+    counts = np.where(frequent, 0, counts)
+    middle = (counts.cumsum() - counts / 2) / counts.sum()  # of the samples without the frequent values
+    shared = np.floor(middle * (bins - frequent.sum())).astype(int)
+    cell = np.where(frequent, bins + np.arange(len(different)), shared)
+    return np.unique(cell[place], return_inverse=True)[1]
 
 
 def entropy(labels: np.ndarray) -> float:
@@ -289,25 +302,24 @@ def _checked(codes: Tensor, concepts: Tensor, target: Tensor | None, bins: int):
         raise ValueError("codes have NaN or infinite values")
     if bins < 2:
         raise ValueError(f"bins={bins} is a number of cells: 2 or more")
-    if len(codes) < SAMPLES_PER_BIN * bins:
-        raise ValueError(
-            f"{bins} cells take {SAMPLES_PER_BIN * bins} samples or more, there are {len(codes)}: lower bins"
-        )
     known = concepts[~concepts.isnan()]
     if known.numel() and not ((known >= 0) & (known <= 1)).all():
         raise ValueError(f"concept labels are in [0, 1], got {float(known.min()):g} ... {float(known.max()):g}")
+    target = None if target is None else torch.as_tensor(target).detach().cpu()
+    if target is not None and target.shape != concepts.shape[:1]:
+        raise ValueError(f"the target has one class per sample, got shape {tuple(target.shape)}")
     for place, concept in enumerate(concepts.unbind(1)):
-        if len(concept[~concept.isnan()].round().unique()) < 2:
+        labelled = ~concept.isnan()
+        if labelled.sum() < SAMPLES_PER_BIN * bins:
             raise ValueError(
-                f"concept {place} has one value alone in these {len(concepts)} samples, so nothing can be said of its "
-                "leakage: give more samples, or leave it out"
+                f"{bins} cells take {SAMPLES_PER_BIN * bins} labelled samples or more, concept {place} has "
+                f"{int(labelled.sum())}: lower bins, or leave it out"
             )
-    if target is None:
-        return codes, concepts, None
-    target = torch.as_tensor(target).detach().cpu()
-    if target.shape != concepts.shape[:1] or len(target.unique()) < 2:
-        raise ValueError(
-            f"the target has one class per sample, two or more in all, got shape {tuple(target.shape)} with "
-            f"{len(target.unique())} different"
-        )
+        for what, values in (("value", concept[labelled].round()), ("class", target)):
+            values = values if values is None or what == "value" else values[labelled]
+            if values is not None and len(values.unique()) < 2:
+                raise ValueError(
+                    f"the {int(labelled.sum())} samples with a label of concept {place} have one {what} alone, so "
+                    "nothing can be said of its leakage: give more samples, or leave it out"
+                )
     return codes, concepts, target

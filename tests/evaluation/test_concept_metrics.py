@@ -72,8 +72,22 @@ def test_wrong_shapes_and_labels_say_what_is_valid():
         concept_metrics(torch.ones(4, 3), torch.ones(4, 2), Concepts.of(2))
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         concept_metrics(torch.ones(4, 2), 2 * torch.ones(4, 2), Concepts.of(2))
-    with pytest.raises(ValueError, match="all labels of concept 'concept_0' are missing"):
-        concept_metrics(torch.ones(4, 1), torch.full((4, 1), torch.nan), Concepts.of(1))
+
+
+def test_a_concept_without_a_label_here_is_left_out():
+    logits, labels = torch.tensor([[1.0, 1.0], [-1.0, 1.0]]), torch.tensor([[1.0, torch.nan], [0.0, torch.nan]])
+    assert concept_metrics(logits, labels, Concepts.of(2)) == concept_metrics(
+        logits[:, :1], labels[:, :1], Concepts.of(1)
+    )
+    assert concept_metrics(logits, torch.full((2, 2), torch.nan), Concepts.of(2)) == {}
+
+
+def test_the_effects_of_a_head_are_its_own_where_corrections_move_other_concepts():
+    layer = ibreg.StochasticConceptBottleneck(4, 3, code="probability", out_features=2, head="linear").eval()
+    nn.init.normal_(layer.factor_encoder.bias, std=2.0)
+    x = torch.randn(20, 4)
+    effects = head_effects(nn.Sequential(layer), x, layer.concept_logits(x).detach())
+    assert_close(effects, layer.decoder.weight.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_head_agrees_with_the_matrix_that_it_is_made_of():

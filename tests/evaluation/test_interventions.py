@@ -354,3 +354,26 @@ def test_wrong_settings_of_a_curve_say_what_is_valid(settings, message):
     arguments = {"x": x, "target": target, "labels": truth, **settings}
     with pytest.raises(ValueError, match=message):
         intervention_curve(net, **arguments)
+
+
+def test_values_that_no_concept_has_and_parts_of_a_group_are_refused():
+    concepts = ["red", {"name": "digit", "values": [0, 1]}]
+    net = nn.Sequential(ibreg.ConceptBottleneck(4, concepts), nn.Linear(3, 2)).eval()
+    x, everything = torch.zeros(5, 4), torch.ones(5, 3).bool()
+    truth = torch.tensor([[1.0, 0.0, 1.0]]).expand(5, 3)
+    for mask, values, message in (
+        (everything, 5 * truth, r"values of concept 'red' are in \[0, 1\]"),
+        (everything, torch.ones(5, 3), "values of the categorical group 'digit' sum to 1"),
+        (everything & torch.tensor([True, True, False]), truth, "a part of the categorical group 'digit'"),
+    ):
+        with pytest.raises(ValueError, match=message), intervene(net, mask, values):
+            net(x)
+    for options in (
+        {"mask": everything},
+        {"mask": everything, "labels": truth[:4]},
+        {"mask": everything[:3], "labels": truth},
+    ):
+        with pytest.raises(ValueError, match="give as many of each"):
+            find_concepts(net, x, **options)
+    with pytest.raises(ValueError, match=r"labels of concept 'red' are in \[0, 1\]"):
+        intervention_curve(net, x, torch.zeros(5).long(), 7 * truth)

@@ -57,12 +57,17 @@ def test_the_correction_takes_the_bias_away():
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0 - 1e-7, 1.0, 3.0]), min_size=12, max_size=60), st.integers(2, 4))
-def test_equal_values_are_in_one_cell_and_cells_are_in_order(values, bins):
+def test_equal_values_are_in_one_cell_and_frequent_ones_alone(values, bins):
     found = cells(torch.tensor(values, dtype=torch.float64), bins)
-    order = np.argsort(values, kind="stable")
-    assert (np.diff(found[order]) >= 0).all()
-    assert len({(value, cell) for value, cell in zip(values, found, strict=True)}) == len(set(values))
-    assert len(np.unique(found)) <= max(bins, 2)
+    pairs = {(value, cell) for value, cell in zip(values, found, strict=True)}
+    assert len(pairs) == len(set(values))
+    assert len(np.unique(found)) <= bins
+    for value, cell in pairs:
+        if values.count(value) > len(values) / bins:
+            assert [other for other, own in pairs if own == cell] == [value]
+    rare = [cell for value, cell in sorted(pairs) if values.count(value) <= len(values) / bins]
+    if len(pairs) > bins:
+        assert (np.diff(rare) >= 0).all()
 
 
 def test_cells_of_a_continuous_code_hold_equally_many():
@@ -80,6 +85,18 @@ def test_a_saturated_code_tells_what_its_cells_tell():
     code = torch.where(torch.rand(2000, generator=torch.Generator().manual_seed(0)) < 0.9, truth, 0.5)
     found = mutual_information(cells(code), truth.numpy())
     assert found == pytest.approx(0.9 * np.log(2), abs=0.02)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_code_that_is_saturated_on_one_side_is_as_good_as_its_mirror_image(sign):
+    code = torch.rand(2000, generator=torch.Generator().manual_seed(0)).mul(10).clamp(max=1)
+    rare = code < 1
+    assert 0.05 < rare.double().mean() < 0.15
+    found = mutual_information(cells(sign * code), rare.long().numpy())
+    assert found == pytest.approx(entropy(rare.numpy()), abs=0.01)
+    finer = (code < 0.5) & rare
+    found = mutual_information(cells(sign * code), finer.long().numpy())
+    assert found > 0.8 * entropy(finer.numpy())
 
 
 def test_information_of_a_gaussian_code_is_near_the_integral():
@@ -212,10 +229,10 @@ def test_one_concept_has_no_pair():
     [
         (lambda c, t, y: (c[:, :2], t, y), r"codes are \(samples, concepts\)"),
         (lambda c, t, y: (c, 2 * t, y), r"concept labels are in \[0, 1\], got 0 \.\.\. 2"),
-        (lambda c, t, y: (c, torch.cat([t[:, :2], 0 * t[:, :1]], 1), y), "concept 2 has one value alone"),
-        (lambda c, t, y: (c, t, 0 * y), "two or more in all"),
+        (lambda c, t, y: (c, torch.cat([t[:, :2], 0 * t[:, :1]], 1), y), "concept 2 have one value alone"),
+        (lambda c, t, y: (c, t, 0 * y), "concept 0 have one class alone"),
         (lambda c, t, y: (c, t, y[:50]), "one class per sample"),
-        (lambda c, t, y: (c[:40], t[:40], y[:40]), "10 cells take 50 samples or more, there are 40"),
+        (lambda c, t, y: (c[:40], t[:40], y[:40]), "10 cells take 50 labelled samples or more, concept 0 has 40"),
         (lambda c, t, y: (c / 0, t, y), "codes have NaN or infinite values"),
     ],
 )
@@ -231,3 +248,16 @@ def test_one_class_in_a_half_says_so():
     truth[3, 1] = 1
     with pytest.raises(ValueError, match="label 1 has one value alone in one of the halves"):
         oracle_impurity(truth, truth)
+
+
+def test_two_annotators_who_share_no_sample_leave_pairs_out():
+    truth = coins(400, 3)
+    labels = truth.clone()
+    labels[::2, 0] = torch.nan
+    labels[1::2, 1] = torch.nan
+    found = inter_concept_leakage(truth, labels)
+    assert np.isnan(found[0, 1])
+    assert not np.isnan(found[[0, 1], 2]).any()
+    assert np.isfinite(leakage(truth, labels, (truth.sum(1) > 1).long())["icl"])
+    alone = leakage(truth[:, :2], labels[:, :2], (truth.sum(1) > 1).long())
+    assert "icl" not in alone

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,7 +121,8 @@ def fit_sparse_head(layer: PostHocConceptBottleneck, features: Tensor, target: T
 
     .. math:: \min_w \frac1n \sum_i \log(1 + e^{-y_i (w \cdot \text{code}_i + d)}) + l_1 |w|_1 + l_2 |w|_2^2
 
-    with the layer's `head_l1` and `head_l2`, by the stochastic gradient descent of scikit-learn, as the paper does.
+    with the layer's `head_l1` and `head_l2`, to convergence. The paper descends stochastically, which on log odds stays
+    far from the minimum.
 
     Args:
         layer: with fitted concept vectors; its outputs are the classes, or one output for two classes.
@@ -140,16 +141,19 @@ def fit_sparse_head(layer: PostHocConceptBottleneck, features: Tensor, target: T
         raise ValueError(f"the head is for classes 0 to {classes - 1} with samples of each, the target has {found}")
     logits = F.linear(features.to(layer.vectors), layer.vectors, layer.offsets)
     code = layer.coded(layer.code, logits, layer.concepts.probabilities(logits)).double().cpu().numpy()
-    strength = layer.head_l1 + 2 * layer.head_l2
-    classifier = SGDClassifier(
-        loss="log_loss",
-        penalty="elasticnet",
-        alpha=strength,
-        l1_ratio=layer.head_l1 / strength,
-        max_iter=10_000,
-        random_state=seed,
-    ).fit(code, target.cpu().numpy())
-    weight, bias = torch.from_numpy(classifier.coef_), torch.from_numpy(classifier.intercept_)
+    # The solver steps by the size of the code: at size 1 it needs few steps, and the penalties move along.
+    scale = np.sqrt(np.mean(code**2)) or 1.0
+    l1, l2 = layer.head_l1 / scale, layer.head_l2 / scale**2
+    strength = l1 + 2 * l2
+    classes_apart = [target.cpu().numpy() == place for place in (range(classes) if classes > 2 else [1])]
+    fitted = [
+        LogisticRegression(
+            C=1 / (strength * len(code)), l1_ratio=l1 / strength, solver="saga", max_iter=10_000, random_state=seed
+        ).fit(code / scale, is_class)
+        for is_class in classes_apart
+    ]
+    weight = torch.from_numpy(np.concatenate([each.coef_ for each in fitted]) / scale)
+    bias = torch.from_numpy(np.concatenate([each.intercept_ for each in fitted]))
     if layer.out_features == 2:  # one classifier tells two classes apart: half of its log odds for, half against
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     layer.decoder.weight.copy_(weight)

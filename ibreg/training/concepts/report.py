@@ -13,7 +13,7 @@ from ibreg.concepts import Concepts
 from ibreg.evaluation.concept_metrics import class_concept_matrix, concept_metrics, head_agreement
 from ibreg.evaluation.concept_plots import ConceptSample
 from ibreg.evaluation.concept_reliance import completeness, concept_reliance, head_effects, silenced
-from ibreg.evaluation.intervention_curves import InterventionCurve, corrections, intervention_curve
+from ibreg.evaluation.intervention_curves import InterventionCurve, corrections, intervention_curve, prices_of
 from ibreg.evaluation.interventions import class_probabilities, find_concepts
 from ibreg.evaluation.leakage import BINS, SAMPLES_PER_BIN, leakage
 from ibreg.evaluation.policies import POLICIES
@@ -63,22 +63,22 @@ def examine(
 
     Args:
         model: with one concept layer.
-        data: that it was trained on; the first rows of its test part are asked, percentiles and means are those of the
-            first rows of its training part.
+        data: that it was trained on; some rows of its test part are asked, percentiles and means are those of some
+            rows of its training part.
         options: `rows`, `edit`, `interventions`.
         device: where.
         reference: test accuracy of the control, for the completeness; None: without it.
     """
     concepts = data.concepts
-    training_x, _, _ = first_rows(data.train, options.rows, device)
+    training_x, _, _ = some_rows(data.train, options.rows, device)
     training_logits = find_concepts(model, training_x).logits
-    x, target, labels = first_rows(data.test, options.rows, device)
+    x, target, labels = some_rows(data.test, options.rows, device)
     found = find_concepts(model, x)
     metrics = concept_metrics(found.logits, labels, concepts)
     metrics |= concept_reliance(model, x, target, labels, training_logits)
     # The measures below count: a column needs some labels of either value in each half of the samples.
-    counted = [column for column in range(len(concepts)) if _is_countable(concepts, labels, column)]
-    if counted and len(x) >= max(BINS * SAMPLES_PER_BIN, 2 * LEAST_SAMPLES):
+    counted = [column for column in range(len(concepts)) if _is_countable(concepts, labels, target, column)]
+    if counted:
         metrics |= leakage(found.codes[:, counted], labels[:, counted], target)
     chance = float(torch.bincount(target).max() / len(target))
     if reference is not None and chance < reference and len(x) >= 2 * LEAST_SAMPLES:
@@ -98,9 +98,12 @@ def examine(
     return Examined(metrics, curves, effects, _samples(model, data, device, training_logits))
 
 
-def first_rows(part: ConceptRows, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns inputs, targets and concepts of the first rows."""
-    rows = list(range(min(count, len(part))))
+def some_rows(part: ConceptRows, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns inputs, targets and concepts of rows that are the same every time, from all over the part.
+
+    The first rows would not do: a folder of pictures is read class by class.
+    """
+    rows = sorted(torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count].tolist())
     return part.inputs[rows].to(device), part.targets[rows].to(device), part.concepts[rows].to(device)
 
 
@@ -130,16 +133,17 @@ def check_interventions(cfg: DictConfig, data: ConceptData) -> None:
     unknown = [policy for policy in asked.policies if policy not in POLICIES]
     if unknown:
         raise ValueError(f"interventions.policies has {', '.join(unknown)}: choose from {', '.join(POLICIES)}")
-    known = corrections(data.concepts, asked.by)
-    if set(asked.costs) - set(known):
-        raise ValueError(f"interventions.costs are of {', '.join(known)}, got {', '.join(asked.costs)}")
+    try:
+        prices_of(corrections(data.concepts, asked.by), OmegaConf.to_container(asked.costs))
+    except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
+        raise ValueError(f"interventions.costs: {error}") from error
     for name in cfg.edit:
         data.concepts.index(name)
 
 
 def _curve(model, data: ConceptData, panel: Panel, options: DictConfig, device, training_logits) -> InterventionCurve:
     asked = options.interventions
-    x, target, labels = first_rows(getattr(data, panel.part), asked.rows, device)
+    x, target, labels = some_rows(getattr(data, panel.part), asked.rows, device)
     return intervention_curve(
         model,
         x,
@@ -160,7 +164,7 @@ def _edited(model, data: ConceptData, options: DictConfig, device, training_logi
     for part, beginning in ((data.test, ""), (data.shifted, "shifted_")):
         if part is None:
             continue
-        x, target, labels = first_rows(part, options.rows, device)
+        x, target, labels = some_rows(part, options.rows, device)
         if options.edit:
             output = silenced(model, x, list(options.edit), training_logits)
             found[f"{beginning}edited_accuracy"] = _accuracy(output, target)
@@ -176,7 +180,7 @@ def _edited(model, data: ConceptData, options: DictConfig, device, training_logi
 
 
 def _samples(model: nn.Module, data: ConceptData, device, training_logits) -> list[ConceptSample]:
-    x, target, labels = first_rows(data.test, SAMPLES_SHOWN, device)
+    x, target, labels = some_rows(data.test, SAMPLES_SHOWN, device)
     found = find_concepts(model, x)
     predicted = found.output.argmax(1, keepdim=True)
     own = found.output.gather(1, predicted)
@@ -200,9 +204,15 @@ def _samples(model: nn.Module, data: ConceptData, device, training_logits) -> li
     ]
 
 
-def _is_countable(concepts: Concepts, labels: Tensor, column: int) -> bool:
-    known = labels[~labels[:, column].isnan(), column].round()
-    return concepts.kinds[column] != "continuous" and min((known == 0).sum(), (known == 1).sum()) >= LEAST_SAMPLES
+def _is_countable(concepts: Concepts, labels: Tensor, target: Tensor, column: int) -> bool:
+    labelled = ~labels[:, column].isnan()
+    known = labels[labelled, column].round()
+    return (
+        concepts.kinds[column] != "continuous"
+        and len(known) >= max(BINS * SAMPLES_PER_BIN, 2 * LEAST_SAMPLES)
+        and min((known == 0).sum(), (known == 1).sum()) >= LEAST_SAMPLES
+        and len(target[labelled].unique()) > 1
+    )
 
 
 def _accuracy(output: Tensor, target: Tensor) -> float:
