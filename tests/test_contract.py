@@ -228,6 +228,7 @@ AWKWARD = {
 @every_case
 @pytest.mark.parametrize("kind", AWKWARD)
 @pytest.mark.filterwarnings("ignore:the rate of bottleneck .* is above 0.98 of log")
+@pytest.mark.filterwarnings("ignore:by the kernel of bottleneck .* of a batch are all")
 def test_awkward_inputs_stay_finite(name, options, kind):
     layer = build(name, options)
     x = AWKWARD[kind].clone().requires_grad_()

@@ -269,6 +269,6 @@ def _draw_attack_curves(points: Sequence[Mapping[str, Any]], unit: str) -> Figur
                 alpha=0.2,
                 linewidth=0,
             )
-        panel.set(title=attack, xlabel="eps (unit of the input)")
+        panel.set(title=attack, xlabel="eps (unit of the model's input)")
         panel.grid(alpha=0.3)
     return finish(figure)

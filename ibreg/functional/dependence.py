@@ -69,7 +69,8 @@ def hsic(
             the number of ranks, as `DistributedDataParallel` averages. Not for `normalized` and `debiased`.
 
     Returns:
-        0-dim, in the dtype of the inputs (float32 for half precision); NaN where they hold any.
+        0-dim, in the dtype of the inputs (float32 for half precision); NaN where they hold any. The gradient has no
+        gradient of its own.
 
     Raises:
         ValueError: too few samples, different numbers of samples, or an option that is unknown or does not fit.
@@ -145,7 +146,7 @@ def cs_qmi(
 
     Returns:
         0-dim, at least 0 up to rounding, in the dtype of the inputs (float32 for half precision); NaN where they hold
-        any.
+        any. The gradient has no gradient of its own.
 
     Raises:
         ValueError: fewer than 2 samples, different numbers of samples, integers, or a bandwidth that is not above 0.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ibreg.distributed import all_rows
-from ibreg.functional.kernels import MEDIAN_ROWS, Bandwidth, as_rows, bandwidth_of, wide_dtype
+from ibreg.functional.kernels import MEDIAN_ROWS, Bandwidth, as_rows, bandwidth_of, check_block_size, wide_dtype
 from ibreg.functional.log_sums import log_gaussian_sums
 
 # Powers of r_j and r_i in the weights r_j^a K_ji r_i^b, where r_j is one over the row sum of K.
@@ -125,6 +125,7 @@ def conditional_cs_divergence(
         >>> conditional_cs_divergence(x, y, y), conditional_cs_divergence(x, y, 0 * y)
         (tensor(0.), tensor(1.2487))
     """
+    check_block_size(block_size)
     if mode not in MODES:
         raise ValueError(f"mode is one of {', '.join(map(repr, MODES))}, got {mode!r}")
     x, y, y_hat = as_rows(x), as_rows(y, "y"), as_rows(y_hat, "y_hat")

@@ -5,6 +5,7 @@ Everything flattens `(batch, ...)` to `(batch, dim)`. The bandwidth h is a lengt
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -16,6 +17,7 @@ from torch import Tensor
 Bandwidth = float | tuple[str, float] | str
 """A length, `("rms", s)`, `("dimension", s)` or `"median"`: see `bandwidth_of`."""
 
+LEAST_BANDWIDTH = 1e-12  # of the root mean squared distance; with it all rows that differ are as far apart as can be
 MEDIAN_ROWS = 1024  # of how many rows a kernel's median is taken: one bandwidth, however its pairs are walked
 
 
@@ -35,6 +37,12 @@ def as_rows(x: Tensor, name: str = "x") -> Tensor:
         raise ValueError(f"{name} is a batch, (batch, ...), got a 0-dim tensor")
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return x.unsqueeze(-1) if x.dim() == 1 else x.flatten(1)
+
+
+def check_block_size(block_size: Any) -> None:
+    """Raises a ValueError for what is neither None nor a whole number of at least 1."""
+    if block_size is not None and (type(block_size) is not int or block_size < 1):
+        raise ValueError(f"block_size is a number of rows, at least 1, or None, got {block_size!r}")
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
@@ -71,7 +79,7 @@ def bandwidth_of(x: Tensor, bandwidth: Bandwidth, *, rows: int | None = None) ->
     Args:
         x: `(batch, ...)`.
         bandwidth: a length above 0, `("rms", s)` or `("dimension", s)` with s above 0 (a list will do), or `"median"`.
-        rows: the median is taken of at most so many rows, at equal steps through the batch; None: of all.
+        rows: the median is taken of at most so many rows, from all over the batch; None: of all.
 
     Returns:
         0-dim, in the dtype of `x`.
@@ -90,15 +98,16 @@ def bandwidth_of(x: Tensor, bandwidth: Bandwidth, *, rows: int | None = None) ->
 
 def _bandwidth(centred: Tensor, bandwidth: Bandwidth, rows: int | None) -> Tensor:
     if isinstance(bandwidth, Real) and not isinstance(bandwidth, bool):
-        return centred.new_tensor(_positive(bandwidth, bandwidth))
+        length = centred.new_tensor(_positive(bandwidth, bandwidth))
+        # Squares of what is further apart would be infinite, and their differences NaN.
+        return length if bandwidth > 1e-6 else length.maximum(LEAST_BANDWIDTH * _root_mean_square(centred))
     if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "rms":
-        return _root_mean_square(centred) * _positive(bandwidth[1], bandwidth)
+        return _root_mean_square(centred) * max(_positive(bandwidth[1], bandwidth), LEAST_BANDWIDTH)
     if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "dimension":
         return centred.new_tensor(math.sqrt(centred.shape[1]) * _positive(bandwidth[1], bandwidth))
     if isinstance(bandwidth, str) and bandwidth == "median":
-        step = 1 if rows is None else -(-centred.shape[0] // rows)
         unit = _root_mean_square(centred)
-        return _median(centred[::step] / unit).clamp_(min=1e-3) * unit
+        return _median(_some_rows(centred, rows) / unit).clamp_(min=1e-3) * unit
     raise ValueError(f'a bandwidth is a length above 0, ("rms", s), ("dimension", s) or "median", got {bandwidth!r}')
 
 
@@ -214,7 +223,7 @@ def delta_gram(x: Tensor, y: Tensor | None = None, *, dtype: torch.dtype | None 
     The same as the linear kernel of one-hot codes.
 
     Args:
-        x: `(batch,)` or `(batch, 1)`, integer labels of at least 0.
+        x: `(batch,)` or `(batch, 1)`, integer labels.
         y: `(other_batch,)` or `(other_batch, 1)`; None: `x`.
         dtype: of the result; None: the default floating dtype.
 
@@ -382,6 +391,15 @@ def _root_mean_square(centred: Tensor) -> Tensor:
     total = torch.linalg.vector_norm(centred, dtype=wide_dtype(centred))
     size = (total * math.sqrt(2 / max(centred.shape[0] - 1, 1))).to(centred.dtype)
     return torch.where(size == 0, 1, size)
+
+
+def _some_rows(x: Tensor, most: int | None) -> Tensor:
+    """Returns at most so many rows, at golden steps around the batch: an order that repeats itself is no bias."""
+    batch = x.shape[0]
+    if most is None or batch <= most:
+        return x
+    step = next(step for step in itertools.count(int(0.618 * batch)) if math.gcd(step, batch) == 1)
+    return x[torch.arange(most, device=x.device) * step % batch]
 
 
 def _median(points: Tensor) -> Tensor:

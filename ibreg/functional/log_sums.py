@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ibreg.functional.kernels import origin_of, wide_dtype
+from ibreg.functional.kernels import check_block_size, origin_of, wide_dtype
 
 # Pairs and rows in a block where the caller names no block size: more pairs leave the cache, and with fewer rows each
 # block spends its time on the gradient of the columns.
@@ -54,8 +54,7 @@ def log_gaussian_sums(
         >>> log_gaussian_sums(torch.tensor([[[0.0], [1e9]]]), torch.tensor([[[0.0], [0.0]]])).exp()
         tensor([[2., 0.]], dtype=torch.float64)
     """
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size is a number of rows, at least 1, got {block_size}")
+    check_block_size(block_size)
     dtype = wide_dtype(left)
     left, right = left.to(dtype), right.to(dtype)
     origin = origin_of(right.flatten(0, 1))

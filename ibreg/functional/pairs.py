@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ibreg.distributed import gather_rows, sum_over_ranks
-from ibreg.functional.kernels import Bandwidth, Kernel, diagonal_of, kernel_named, wide_dtype
+from ibreg.functional.kernels import Bandwidth, Kernel, check_block_size, diagonal_of, kernel_named, wide_dtype
 
 TILE = 512  # rows and columns of a tile: a few of them stay in a core's cache
 KEPT = 2048  # up to so many samples the tiles are kept from pass to pass: 8 MB a variable
@@ -118,8 +118,7 @@ def gram(
         tensor([-0.1967, -0.1967], dtype=torch.float64)
     """
     form = kernel_named(kernel)
-    if block_size is not None and (not isinstance(block_size, int) or block_size < 1):
-        raise ValueError(f"block_size is a number of rows, at least 1, or None, got {block_size!r}")
+    check_block_size(block_size)
     values = form.rows(x, name)
     points, lengths, rank = gather_rows(values.detach()) if gather else (values.detach(), (values.shape[0],), 0)
     walk = Walk(lengths, rank, block_size or TILE)

@@ -27,8 +27,8 @@ class CauchySchwarzBottleneck(KernelBottleneck):
     also with Gaussian noise of learned size, drawn in training alone.
 
     The information depends on the kernels' widths: with narrow ones all samples differ, whatever the code, with wide
-    ones none do. The logged `similarity` says where the code stands: the mean kernel of two samples, useful between
-    about 0.001 and 0.999.
+    ones none do. The logged similarities say where code and input stand: the mean kernel of two samples, useful between
+    about 0.001 and 0.999. Beyond 0.00001 from 0 or 1 it warns, once (on the CPU, in eager mode).
 
     Args:
         in_features: size of the feature axis; needed with parameters only.
@@ -57,7 +57,8 @@ class CauchySchwarzBottleneck(KernelBottleneck):
 
     It reads `inputs`, needed in training; in evaluation without them nothing is logged.
 
-    Logs: `cs_qmi` (nats, of the batch, normalized or not), `similarity` (mean kernel of the codes of two samples).
+    Logs: `cs_qmi` (nats, of the batch, normalized or not), `similarity` and `inputs_similarity` (mean kernel of the
+    codes and of the inputs of two samples).
 
     Many processes: each rank charges for its own batch, unless `gather`. Under gradient accumulation the batch is the
     micro-batch. A batch of one is an error in training.
@@ -70,7 +71,7 @@ class CauchySchwarzBottleneck(KernelBottleneck):
         >>> layer = CauchySchwarzBottleneck(8, 4)
         >>> out = layer.measure(torch.randn(16, 8))
         >>> out.z.shape, sorted(out.logs)
-        (torch.Size([16, 4]), ['cs_qmi', 'similarity'])
+        (torch.Size([16, 4]), ['cs_qmi', 'inputs_similarity', 'similarity'])
     """
 
     def __init__(
@@ -154,8 +155,7 @@ class CauchySchwarzBottleneck(KernelBottleneck):
         if self.normalize_code:
             code = scale_free(code, gather=self.walk_options["gather"])
         gram_of_code = gram(code, bandwidth=self.bandwidth_t, name="code", **self.walk_options)
-        information = cs_qmi(self.gram_of_inputs(scope, self.bandwidth_x), gram_of_code, normalized=self.normalized)
-        samples = gram_of_code.means.shape[0]
-        # Less the diagonal, whose kernel is 1 (and 0 in these means, which leave out a constant of 1).
-        similarity = 1 + gram_of_code.means.sum() / max(samples - 1, 1)
-        return information, {"cs_qmi": information, "similarity": similarity}
+        gram_of_inputs = self.gram_of_inputs(scope, self.bandwidth_x)
+        information = cs_qmi(gram_of_inputs, gram_of_code, normalized=self.normalized)
+        grams = {"similarity": gram_of_code, "inputs_similarity": gram_of_inputs}
+        return information, {"cs_qmi": information} | self.similarities(grams, scope)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ibreg.functional.dependence import ESTIMATORS, hsic, normalized_factor, normalized_hsic
 from ibreg.functional.kernels import KERNELS, Bandwidth
 from ibreg.functional.pairs import gram
-from ibreg.layers.base import can_assert
+from ibreg.layers.base import assert_finite, can_assert
 from ibreg.layers.kernel import KernelBottleneck, checked_bandwidth
 from ibreg.layers.options import check_choice, check_number, check_switch
 from ibreg.layers.scope import Scope
@@ -65,7 +65,9 @@ class HSICBottleneck(KernelBottleneck):
     It reads `inputs` and `target`: class indices, class probabilities, or numbers to predict. Needed in training; in
     evaluation without them nothing is logged.
 
-    Logs: `hsic_x` and `hsic_y`, of the batch.
+    Logs: `hsic_x` and `hsic_y`, of the batch; but for the normalized and the debiased estimator also `similarity` and
+    `inputs_similarity`, the mean kernel of the codes and of the inputs of two samples. Where one of them is 0 or 1, to
+    within 0.00001, it warns, once (on the CPU, in eager mode).
 
     Many processes: each rank charges for its own batch, unless `gather`. Under gradient accumulation the batch is the
     micro-batch. A batch below the estimator's minimum (4 for the unbiased, else 2) is an error in training.
@@ -78,7 +80,7 @@ class HSICBottleneck(KernelBottleneck):
         >>> x, y = torch.randn(32, 8), torch.randint(3, (32,))
         >>> out = layer.measure(x, target=y)
         >>> torch.equal(out.z, x), sorted(out.logs)
-        (True, ['hsic_x', 'hsic_y'])
+        (True, ['hsic_x', 'hsic_y', 'inputs_similarity', 'similarity'])
     """
 
     sized = False
@@ -167,9 +169,10 @@ class HSICBottleneck(KernelBottleneck):
     def _by_pairs(self, code: Tensor, scope: Scope) -> dict[str, Tensor]:
         options = self.walk_options
         of_code = gram(code, bandwidth=self.bandwidth_t, name="code", **options)
-        found = {}
+        found, grams = {}, {"similarity": of_code}
         if self.lambda_x > 0:
-            found["hsic_x"] = hsic(self.gram_of_inputs(scope, self.bandwidth_x), of_code, estimator=self.estimator)
+            of_inputs = grams["inputs_similarity"] = self.gram_of_inputs(scope, self.bandwidth_x)
+            found["hsic_x"] = hsic(of_inputs, of_code, estimator=self.estimator)
         if self.lambda_y > 0:
             target, kernel = self._target(scope)
             of_target = scope.once(
@@ -177,12 +180,14 @@ class HSICBottleneck(KernelBottleneck):
                 lambda: gram(target, kernel=kernel, bandwidth=self.bandwidth_y, name="target", **options),
             )
             found["hsic_y"] = hsic(of_code, of_target, estimator=self.estimator)
-        return found
+        return found | self.similarities(grams, scope)
 
     def _target(self, scope: Scope) -> tuple[Tensor, str]:
         target = scope.target
         floating = target.is_floating_point()
         kernel = self.kernel_y or ("gaussian" if floating else "delta")
+        if floating:
+            assert_finite(target, f"bottleneck {scope.name_of(self)} got NaN or infinite values in its target")
         if kernel == "delta" and can_assert(target):
             torch._assert_async(
                 (target >= 0).all(),

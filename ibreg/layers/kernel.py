@@ -6,6 +6,8 @@ their codes with, inputs and targets, gets its Gram matrix once for each batch.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,11 +16,12 @@ from torch import Tensor
 from ibreg.distributed import sum_over_ranks
 from ibreg.functional.kernels import Bandwidth, bandwidth_of
 from ibreg.functional.pairs import Gram, gram
-from ibreg.layers.base import Bottleneck, assert_finite, check_mask, mean_over_positions
+from ibreg.layers.base import Bottleneck, assert_finite, can_assert, check_mask, mean_over_positions
 from ibreg.layers.options import check_choice, check_count, check_switch
 from ibreg.layers.scope import Scope
 
 POSITIONS = ("flatten", "mean")
+LEAST_SIMILAR = 1e-5  # below, or this close to 1, the mean kernel of two samples says nothing any more
 
 
 class KernelBottleneck(Bottleneck):
@@ -53,6 +56,7 @@ class KernelBottleneck(Bottleneck):
         self.positions = positions
         self.block_size = block_size
         self.gather = gather
+        self._warned_of_widths = False
 
     @property
     def walk_options(self) -> dict[str, Any]:
@@ -100,13 +104,39 @@ class KernelBottleneck(Bottleneck):
             scope.inputs,
             f"bottleneck {scope.name_of(self)} compares codes with inputs that have NaN or infinite values",
         )
-        return scope.inputs
+        mask = scope.mask
+        if mask is None or scope.inputs.shape[: mask.dim()] != mask.shape or scope.inputs.dim() <= mask.dim():
+            return scope.inputs
+        kept = mask.bool().reshape(mask.shape + (1,) * (scope.inputs.dim() - mask.dim()))
+        return torch.where(kept, scope.inputs, 0)  # what stands where a mask leaves out is padding in the inputs too
 
     def gram_of_inputs(self, scope: Scope, bandwidth: Bandwidth) -> Gram:
         """Returns the Gram matrix of the inputs, made once for all layers that ask for the same one."""
         options = self.walk_options
         key = ("gram of inputs", bandwidth, *options.values())
         return scope.once(key, lambda: gram(self.inputs_of(scope), bandwidth=bandwidth, name="inputs", **options))
+
+    def similarities(self, grams: Mapping[str, Gram], scope: Scope) -> dict[str, Tensor]:
+        """Returns the mean kernel of two samples by each Gram matrix; warns once where all are alike or none are."""
+        found = {}
+        for name, of in grams.items():
+            # Less the diagonal, whose kernel is 1 (and 0 in these means, which leave out a constant of 1).
+            found[name] = 1 + of.means.sum() / max(len(of.means) - 1, 1)
+        # Elsewhere than on the CPU the comparison would wait for the device.
+        if self._warned_of_widths or not self.training or torch.compiler.is_compiling():
+            return found
+        for name, similarity in found.items():
+            if can_assert(similarity) and not LEAST_SIMILAR <= similarity <= 1 - LEAST_SIMILAR:
+                self._warned_of_widths = True
+                what, option = ("inputs", "x") if name == "inputs_similarity" else ("codes", "t")
+                alike, change = ("alike", "narrower") if similarity > 0.5 else ("different", "wider")
+                warnings.warn(
+                    f"by the kernel of bottleneck {scope.name_of(self)} the {what} of a batch are all {alike} (mean "
+                    f"kernel {float(similarity):.2g}): its penalty says nothing of them. Use a {change} "
+                    f"bandwidth_{option}",
+                    stacklevel=2,
+                )
+        return found
 
 
 def checked_bandwidth(option: str, bandwidth: Bandwidth) -> Bandwidth:

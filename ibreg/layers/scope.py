@@ -76,7 +76,9 @@ class Scope:
             make: takes nothing.
         """
         if key not in self.shared:
-            self.shared[key] = make()
+            # Whoever asks first may be a layer in eval, that wants no gradient; the next one may.
+            with torch.set_grad_enabled(self.grad_enabled):
+                self.shared[key] = make()
         return self.shared[key]
 
     def repeated(self, repeats: int) -> Scope:

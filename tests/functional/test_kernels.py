@@ -12,6 +12,7 @@ from ibreg.functional import (
     bandwidth_of,
     delta_gram,
     gaussian_gram,
+    hsic,
     inverse_multiquadric_gram,
     linear_gram,
     squared_distances,
@@ -55,10 +56,23 @@ def test_bandwidths_carry_no_gradient():
     assert not any(bandwidth_of(x, bandwidth).requires_grad for bandwidth in (1.0, ("rms", 1.0), "median"))
 
 
-def test_median_of_some_rows_is_that_of_every_so_many():
+def test_median_of_some_rows_is_that_of_rows_at_golden_steps():
     x = rows(100)
-    torch.testing.assert_close(bandwidth_of(x, "median", rows=30), bandwidth_of(x[::4], "median"))
-    assert bandwidth_of(x, "median", rows=100) == bandwidth_of(x, "median")
+    chosen = [61 * place % 100 for place in range(30)]  # 61 has no factor in common with 100
+    torch.testing.assert_close(bandwidth_of(x, "median", rows=30), bandwidth_of(x[chosen], "median"))
+    torch.testing.assert_close(bandwidth_of(x, "median", rows=100), bandwidth_of(x, "median"))
+
+
+def test_median_of_some_rows_does_not_see_an_order_that_repeats_itself():
+    x = 10.0 * (torch.arange(2048) % 4).unsqueeze(1) + 0.01 * torch.randn(2048, 1)
+    torch.testing.assert_close(bandwidth_of(x, "median", rows=512), bandwidth_of(x, "median"), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("bandwidth", [1e-30, ("rms", 1e-30)])
+def test_with_an_absurdly_narrow_bandwidth_the_gram_matrix_is_the_identity(bandwidth):
+    x = rows(8).float()
+    assert torch.equal(gaussian_gram(x, bandwidth=bandwidth), torch.eye(8))
+    assert hsic(x, x, bandwidth_x=bandwidth, bandwidth_y=bandwidth, estimator="biased") == pytest.approx(1 / 7)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])

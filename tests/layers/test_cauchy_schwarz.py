@@ -65,7 +65,7 @@ def test_identity_start_keeps_the_features():
     for options in ({"out_features": FEATURES}, {"stochastic": True}):
         layer = CauchySchwarzBottleneck(FEATURES, start="identity", **options)
         torch.testing.assert_close(layer.eval()(code), code)
-    noise = layer.train().measure(torch.zeros(4096, FEATURES)).z
+    noise = layer.train().measure(torch.zeros(4096, FEATURES), inputs=torch.randn(4096, 1)).z
     torch.testing.assert_close(noise.std(), torch.tensor(0.1), rtol=0.02, atol=0)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 import ibreg
+from ibreg import CauchySchwarzBottleneck, HSICBottleneck, Regularized
 from ibreg.layers import hsic as hsic_layer
 from ibreg.layers import kernel
 from ibreg.layers.kernel import scale_free
@@ -153,3 +154,49 @@ def test_gather_needs_a_process_group():
     layer = ibreg.build("cauchy_schwarz", gather=True)
     with pytest.raises(RuntimeError, match="there is no process group"):
         layer.measure(torch.randn(BATCH, FEATURES))
+
+
+@pytest.mark.filterwarnings("ignore:bottleneck 0 is in eval mode while the model trains")
+@pytest.mark.parametrize("estimator", ["unbiased", "normalized"])
+def test_a_layer_in_eval_shares_no_gram_matrix_without_its_gradient(estimator):
+    """Layers share what is made of the inputs; the one that asks first may want no gradient of it."""
+
+    def gradient(first_trains):
+        torch.manual_seed(0)
+        x = torch.randn(16, 3, 4, requires_grad=True)
+        layers = [HSICBottleneck(estimator=estimator) for _ in range(2)]
+        model = Regularized(nn.Sequential(layers[0], nn.Flatten(), nn.Linear(12, 3), layers[1])).train()
+        layers[0].train(first_trains).beta.fill_(0)
+        model(x, target=torch.arange(16) % 3).penalty.backward()
+        return x.grad
+
+    torch.testing.assert_close(gradient(False), gradient(True))
+
+
+@pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz"])
+def test_what_stands_in_the_inputs_where_the_mask_leaves_out_changes_nothing(name):
+    mask = torch.arange(5) < 3
+    x, code = torch.randn(16, 5, 6), torch.randn(16, 5, 4)
+    layer = ibreg.build(name)
+    found = [
+        layer.measure(code, inputs=inputs, target=torch.arange(16) % 3, mask=mask.expand(16, 5)).penalty
+        for inputs in (x, torch.where(mask.unsqueeze(1), x, 99.0))
+    ]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("estimator", ["unbiased", "cka", "debiased"])
+def test_a_target_that_is_not_finite_is_an_error(bad, estimator):
+    with pytest.raises(RuntimeError, match="NaN or infinite values in its target"):
+        HSICBottleneck(estimator=estimator).measure(torch.randn(8, 3), target=torch.full((8,), bad))
+
+
+def test_kernels_that_tell_all_samples_apart_or_none_are_warned_of_once():
+    x = torch.randn(64, 784)
+    layer = CauchySchwarzBottleneck(bandwidth_x=1.0)
+    with pytest.warns(UserWarning, match="the inputs of a batch are all different.*wider bandwidth_x"):
+        assert layer.measure(x[:, :4], inputs=x).logs["inputs_similarity"] < 1e-5
+    layer.measure(x[:, :4], inputs=x)  # a second warning would be an error here
+    with pytest.warns(UserWarning, match="the codes of a batch are all alike.*narrower bandwidth_t"):
+        HSICBottleneck(bandwidth_t=1e6).measure(x, target=torch.arange(64) % 3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ibreg.training.data.classification import load
+from ibreg.training.data.tables import standardised
 
 DATA = Path(os.environ.get("IBREG_DATA") or "data")
 needs_zoo = pytest.mark.skipif(not (DATA / "concepts").is_dir(), reason="no concepts/zoo.csv under IBREG_DATA")
@@ -142,3 +143,13 @@ def test_the_zoo_is_read():
     assert len(found.train) + len(found.validation) + len(found.test) == 101
     with pytest.raises(ValueError, match="column 'animal', line 2: aardvark"):
         load("csv", root=DATA, path="concepts/zoo.csv", target="type")
+
+
+def test_columns_of_any_size_are_standardised_and_constant_ones_are_0_in_all_rows():
+    values = np.array([[1.0, 5.0], [3.0, 5.0], [7.0, 27.0]])
+    rows = np.array([0, 1])
+    expected = np.array([[-1.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
+    for size in (1.0, 1e-200, 1e300):
+        np.testing.assert_array_equal(standardised(size * values, rows), expected)
+    with pytest.raises(ValueError, match="column 1 has values out of all proportion"):
+        standardised(np.array([[1.0, 1e-300], [3.0, 2e-300], [2.0, 1e300]]), rows)

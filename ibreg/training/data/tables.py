@@ -140,16 +140,25 @@ def _number(cell: str) -> float:
 
 
 def standardised(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Gives each column mean 0 and standard deviation 1 over some of the rows; one that is constant there becomes 0.
+    """Gives each column mean 0 and standard deviation 1 over some of the rows; one that is constant there is 0 in all.
 
     Args:
         values: `(rows, columns)`.
         rows: The rows to fit on: those of the training part.
 
+    Raises:
+        ValueError: If a value is too far from those that were fitted on to be told from infinity.
+
     Example:
-        >>> standardised(np.array([[1.0, 5.0], [3.0, 5.0], [7.0, 5.0]]), np.array([0, 1])).tolist()
+        >>> standardised(np.array([[1.0, 5.0], [3.0, 5.0], [7.0, 6.0]]), np.array([0, 1])).tolist()
         [[-1.0, 0.0], [1.0, 0.0], [5.0, 0.0]]
     """
+    # By a power of two, which changes no digit: squares of very large or very small values would leave the range.
+    values = values / np.exp2(np.frexp(np.abs(values[rows]).max(axis=0))[1])
     fitted = values[rows]
     constant = np.ptp(fitted, axis=0) == 0  # their computed deviation may be a rounding error instead of 0
-    return (values - fitted.mean(axis=0)) / np.where(constant, 1, fitted.std(axis=0))
+    scaled = np.where(constant, 0, (values - fitted.mean(axis=0)) / np.where(constant, 1, fitted.std(axis=0)))
+    if not np.isfinite(scaled).all():
+        column = int(np.flatnonzero(~np.isfinite(scaled).all(axis=0))[0])
+        raise ValueError(f"column {column} has values out of all proportion to those of the training rows: look at it")
+    return scaled
