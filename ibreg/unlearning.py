@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from ibreg.distributed import over_ranks, several_ranks
 from ibreg.injection import bottlenecks
 from ibreg.layers.key_value import KeyValueBottleneck
 from ibreg.layers.options import check_choice
@@ -55,11 +56,12 @@ def unlearn(
 ) -> Unlearned:
     """Makes a model forget what it knows of some data, by masking the key-value pairs that they activate.
 
-    Values and keys stay as they are. A masked pair is never fetched, in training neither; the next nearest is.
+    Values and keys stay as they are. A masked pair is never fetched, in training neither; the next nearest is. On
+    several ranks each reads its share of the data, and all of them have to call: pairs and accuracies are those of all.
 
     Args:
         model: with one or more `KeyValueBottleneck`; it runs in evaluation mode.
-        loader: batches to forget, `x` or `(x, class indices)`; it is read up to three times.
+        loader: batches to forget, `x`, `(x,)` or `(x, class indices)`, a list or a DataLoader: it is read three times.
         retain: batches of what is to stay, read for the report alone.
         by: "activations": the pairs that the data activate most often; "examples": the pairs of the first examples.
         pairs: how many pairs of each layer are masked: a number, a share (a float up to 1) of those that the data
@@ -69,7 +71,8 @@ def unlearn(
         a report, whose `undo()` takes the masks away.
 
     Raises:
-        ValueError: no key-value bottleneck in the model, an unknown `by`, `pairs` below 1 or no share, no data.
+        ValueError: no key-value bottleneck in the model, an unknown `by`, `pairs` below 1 or no share, no data, a
+            tensor or a generator in place of batches.
 
     Example:
         >>> from ibreg import KeyValueBottleneck
@@ -78,10 +81,10 @@ def unlearn(
         >>> report.pairs, report.undo(), int(model[0].masked.sum())
         (5, None, 0)
     """
-    check_choice("by", by, ORDERS)
-    share = isinstance(pairs, float)
-    if pairs is not None and not (0 < pairs <= 1 if share else isinstance(pairs, int) and pairs >= 1):
-        raise ValueError(f"pairs is a number of at least 1, a share in (0, 1] as a float, or None, got {pairs!r}")
+    check_unlearning(by, pairs)
+    for batches in (loader, retain):
+        if isinstance(batches, (Tensor, Iterator)):
+            raise ValueError(f"data are batches that can be read again, a list or a DataLoader, got {type(batches)}")
     network = unwrap(model)
     layers = [layer for layer in bottlenecks(network).values() if isinstance(layer, KeyValueBottleneck)]
     if not layers:
@@ -91,7 +94,8 @@ def unlearn(
         masked, activated = {}, 0
         for layer, order in _ordered(network, loader, layers, ORDERS[by]).items():
             activated += len(order)
-            count = len(order) if pairs is None else round(pairs * len(order)) if share else pairs
+            share = isinstance(pairs, float)
+            count = len(order) if pairs is None else max(1, round(pairs * len(order))) if share else pairs
             masked[layer] = torch.zeros_like(layer.masked)
             masked[layer].view(-1)[order[:count]] = True
         for layer, chosen in masked.items():
@@ -101,19 +105,33 @@ def unlearn(
     return Unlearned(activated, forgotten, retained, masked)
 
 
-def _most_often(ids: list[Tensor], total: int) -> Tensor:
+def check_unlearning(by: str, pairs: int | float | None) -> None:
+    """Checks the options of `unlearn`.
+
+    Raises:
+        ValueError: an unknown `by`, `pairs` below 1 or no share.
+    """
+    check_choice("by", by, ORDERS)
+    fits = 0 < pairs <= 1 if isinstance(pairs, float) else pairs is None or (type(pairs) is int and pairs >= 1)
+    if not fits:
+        raise ValueError(f"pairs is a number of at least 1, a share in (0, 1] as a float, or None, got {pairs!r}")
+
+
+def _most_often(ids: Tensor, total: int) -> Tensor:
     """Returns pairs by how often they are activated, the most active first."""
-    counts = torch.cat([each.flatten() for each in ids]).bincount(minlength=total)
+    counts = over_ranks(ids.bincount(minlength=total))
     order = counts.argsort(descending=True, stable=True)
     return order[: int((counts > 0).sum())]
 
 
-def _first_met(ids: list[Tensor], total: int) -> Tensor:
-    """Returns pairs by the example that activates them first."""
-    flat = torch.cat([each.flatten() for each in ids])
-    place = torch.full((total,), len(flat), device=flat.device)
-    place = place.scatter_reduce(0, flat, torch.arange(len(flat), device=flat.device), "amin")
-    return place.argsort()[: int((place < len(flat)).sum())]
+def _first_met(ids: Tensor, total: int) -> Tensor:
+    """Returns pairs by the example that activates them first, on any rank."""
+    never = torch.iinfo(torch.int64).max
+    place = torch.full((total,), never, device=ids.device)
+    place = place.scatter_reduce(0, ids, torch.arange(len(ids), device=ids.device), "amin")
+    if several_ranks():
+        distributed.all_reduce(place, op=distributed.ReduceOp.MIN)
+    return place.argsort(stable=True)[: int((place < never).sum())]
 
 
 ORDERS = {"activations": _most_often, "examples": _first_met}
@@ -121,29 +139,34 @@ ORDERS = {"activations": _most_often, "examples": _first_met}
 
 def _ordered(network: nn.Module, loader: Iterable, layers: list[KeyValueBottleneck], order) -> dict:
     """Returns per layer the flat indices of the pairs that data activate, in the order in which they are masked."""
-    ids: dict[KeyValueBottleneck, list[Tensor]] = {layer: [] for layer in layers}
+    ids = {layer: [torch.empty(0, dtype=torch.int64, device=layer.beta.device)] for layer in layers}
     for x, _ in _batches(network, loader):
         with opened(Scope(inputs=x)) as scope:
             network(x)
         for record in scope.records:
             if record.layer in ids:
-                ids[record.layer].append(record.layer.fetched(record.state))
-    if not any(ids.values()):
+                ids[record.layer].append(record.layer.fetched(record.state).flatten())
+    found = {layer: order(torch.cat(those), layer.masked.numel()) for layer, those in ids.items()}
+    if not any(map(len, found.values())):
         raise ValueError("there are no data to forget: the loader gave no batch, or no key-value bottleneck was called")
-    return {layer: order(found, layer.masked.numel()) for layer, found in ids.items() if found}
+    return {layer: pairs for layer, pairs in found.items() if len(pairs)}
 
 
 def _accuracy(network: nn.Module, loader: Iterable | None) -> float | None:
+    if loader is None:
+        return None
     right, samples = 0, 0
-    for x, y in _batches(network, loader or ()):
+    for x, y in _batches(network, loader):
         if y is not None:
             right += int((network(x).argmax(1) == y).sum())
             samples += len(y)
+    device = next(iter(bottlenecks(network).values())).beta.device
+    right, samples = over_ranks(torch.tensor([right, samples], device=device)).tolist()
     return right / samples if samples else None
 
 
 def _batches(network: nn.Module, loader: Iterable) -> Iterator[tuple[Tensor, Tensor | None]]:
     device = next(layer.beta.device for layer in bottlenecks(network).values())
     for batch in loader:
-        x, y = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) else (batch, None)
+        x, y = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
         yield x.to(device), None if y is None else y.to(device)

@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> None:
             f"inputs of {cfg.unlabelled.name} have {others} features, those of {data.name} {features}: take another "
             "set, or unlabelled.name=null"
         )
-    rehearse(cfg, features=features, classes=data.classes)
+    rehearse(cfg, features=features, classes=data.classes, unlabelled=len(unlabelled))
     launch(cfg, accelerator, lambda folder: run(cfg, data, unlabelled, encoder, accelerator, folder))
 
 
@@ -192,6 +192,7 @@ def columns(cfg: DictConfig, tested: Mapping[str, Sequence[Tested]]) -> list[tup
         "accuracy": "accuracy, all classes (%)",
         "forgetting": "forgetting (%)",
         "backward_transfer": "backward transfer (%)",
+        "forward_transfer": "forward transfer (%)",
         "used": "pairs used (%)",
         "forgotten_before": "class to forget before (%)",
         "forgotten_after": "after (%)",

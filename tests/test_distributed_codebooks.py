@@ -11,7 +11,7 @@ from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ibreg import KeyValueBottleneck, Regularized
+from ibreg import KeyValueBottleneck, Regularized, unlearn
 
 FEATURES, CLASSES = 6, 3
 OPTIONS = {"codebooks": 4, "pairs": 16, "key_features": 4}
@@ -98,6 +98,28 @@ def check_k_means_and_loaders_of_other_lengths(rank):
     assert_equal_on_all_ranks(layer)
 
 
+def check_unlearning_is_of_all_ranks(rank):
+    """Each rank has other rows to forget, one of them none; the masks and the accuracies are those of all of them."""
+    torch.manual_seed(0)
+    layer = KeyValueBottleneck(FEATURES, CLASSES, **OPTIONS)
+    layer.freeze_keys()
+    net = nn.Sequential(layer).eval()
+    x, y = torch.randn(64, FEATURES), torch.arange(64) % CLASSES
+    for by in ("activations", "examples"):
+        for shares in ([(x[::2], y[::2]), (x[1::2], y[1::2])], [(x, y), None]):
+            own = [] if shares[rank] is None else [shares[rank]]
+            here = unlearn(net, own, by=by, pairs=9)
+            masks = [torch.zeros_like(layer.masked) for _ in range(2)]
+            distributed.all_gather(masks, layer.masked)
+            assert torch.equal(*masks)
+            assert here.pairs == 9
+            accuracies = torch.tensor(here.forgotten)
+            both = [torch.zeros_like(accuracies) for _ in range(2)]
+            distributed.all_gather(both, accuracies)
+            assert torch.equal(*both)
+            here.undo()
+
+
 def worker(rank, port):
     torch.set_num_threads(1)
     torch.manual_seed(rank)
@@ -109,7 +131,13 @@ def worker(rank, port):
     distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     for layer, is_parallel in zip(early, (True, False), strict=True):
         check_twenty_steps(rank, layer, is_parallel)
-    for check in (check_no_rank_has_rows, check_as_one_process, check_k_means_and_loaders_of_other_lengths):
+    checks = (
+        check_no_rank_has_rows,
+        check_as_one_process,
+        check_k_means_and_loaders_of_other_lengths,
+        check_unlearning_is_of_all_ranks,
+    )
+    for check in checks:
         try:
             check(rank)
         except Exception as error:

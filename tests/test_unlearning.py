@@ -131,3 +131,17 @@ def test_bad_requests_change_nothing(trained):
     with pytest.raises(ValueError, match="no key-value bottleneck in the model"):
         unlearn(ibreg.inject(nn.Sequential(nn.Linear(3, 3)), {"0": ibreg.VariationalBottleneck(3)}), [data[0]])
     assert not model[0].masked.any()
+
+
+def test_data_that_cannot_be_read_again_are_refused_and_rows_without_labels_will_do():
+    model = nn.Sequential(KeyValueBottleneck(4, 2, codebooks=3, pairs=8)).eval()
+    x = torch.randn(16, 4)
+    for data in (x, iter([x])):
+        with pytest.raises(ValueError, match="a list or a DataLoader"):
+            unlearn(model, data)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=8)
+    report = unlearn(model, loader, pairs=1e-6)
+    assert report.pairs == 1  # a share of some is at least one
+    assert report.forgotten is None
+    with pytest.raises(ValueError, match="pairs is a number of at least 1"):
+        unlearn(model, loader, pairs=True)

@@ -83,7 +83,7 @@ def _draw_accuracy(curves: Mapping[str, Sequence[Sequence[float]]], chance: floa
         panel.fill_between(splits, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
     if chance is not None:
         panel.axhline(chance, linestyle=":", color="black", linewidth=1, label="chance")
-    panel.set(xlabel="splits learnt", ylabel="test accuracy over all classes", ylim=(0, 1.02))
+    panel.set(xlabel="splits learnt", ylabel="test accuracy over all classes (mean, 95 %)", ylim=(0, 1.02))
     return _finished(figure, panel)
 
 
@@ -138,7 +138,7 @@ def _draw_usage(shares: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
             splits, mean, style["linestyle"], color=style["color"], marker=style["marker"], label=learner_label(arm)
         )
         panel.fill_between(splits, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
-    panel.set(xlabel="splits learnt", ylabel="key-value pairs ever hit in training", ylim=(0, 1.02))
+    panel.set(xlabel="splits learnt", ylabel="key-value pairs ever hit in training (mean, 95 %)", ylim=(0, 1.02))
     return _finished(figure, panel)
 
 

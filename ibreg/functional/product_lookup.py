@@ -12,6 +12,7 @@ from ibreg.functional.lookup import (
     full_precision,
     in_parts,
     merged,
+    nearest,
     origin_of,
     promoted,
     scores_of,
@@ -22,6 +23,7 @@ from ibreg.functional.lookup import (
 
 WIDTH = 4  # how many of the nearest sub-keys are looked at first, where some pairs are not usable
 PAIRS_AT_ONCE = 1024
+FEW = 0.1  # up to this share of all pairs, usable ones are searched one by one
 
 Found = tuple[Tensor, Tensor]  # values and indices, smallest first
 Free = Callable[[Tensor], Tensor]  # from pairs to whether they are usable
@@ -36,7 +38,8 @@ def product_nearest(
 
     Pair (i, j) has the index i * size + j; ties go to the lowest. So size^2 keys cost the search of 2 * size (Lample et
     al. 2019, arXiv 1907.05242). Where pairs are not usable, more and more of the nearest sub-keys are looked at, until
-    no pair beyond them can be nearer; that reads values, so `torch.compile` and `torch.export` visit all pairs instead.
+    no pair beyond them can be nearer, or, where few pairs are usable, these are searched one by one; both read values,
+    so `torch.compile` and `torch.export` visit all pairs instead.
 
     Args:
         queries: `(codebooks, rows, dim)`, dim even.
@@ -58,8 +61,12 @@ def product_nearest(
     _check(queries, sub_keys, top_k, usable)
     codebooks, _, size, _ = sub_keys.shape
     tracing = torch.compiler.is_compiling()
-    if usable is not None and not tracing and bool(usable.all()):
-        usable = None
+    if usable is not None and not tracing:
+        most = int(usable.sum(1).max())
+        if most == size**2 and bool(usable.all()):
+            usable = None
+        elif top_k <= most <= FEW * size**2:
+            return _of_few(queries, sub_keys, top_k, usable, most)
     with full_precision(queries), torch.no_grad():
         queries, sub_keys = promoted(queries, sub_keys)
         halves = queries.unflatten(-1, (2, -1)).movedim(2, 1)
@@ -81,6 +88,20 @@ def product_nearest(
         found = torch.stack([indices // size, indices % size], 1).flatten(0, 1)
         distances = squared_distances_to(halves.flatten(0, 1), sub_keys.flatten(0, 1), found)
         return distances.unflatten(0, (-1, 2)).sum(1).where(scores < torch.inf, torch.inf), indices
+
+
+def _of_few(queries: Tensor, sub_keys: Tensor, top_k: int, usable: Tensor, most: int) -> Found:
+    """Returns the best of the usable pairs, of which a codebook has so many at most, as keys of their own."""
+    codebooks, _, size, _ = sub_keys.shape
+    book, pair = usable.nonzero(as_tuple=True)
+    counts = usable.sum(1)
+    place = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[book]
+    pairs = pair.new_zeros(codebooks, most).index_put_((book, place), pair)
+    there = torch.arange(most, device=pair.device) < counts.unsqueeze(1)
+    books = torch.arange(codebooks, device=pair.device).unsqueeze(1)
+    keys = torch.cat([sub_keys[books, 0, pairs // size], sub_keys[books, 1, pairs % size]], -1)
+    distances, found = nearest(queries, keys, top_k=top_k, usable=there)
+    return distances, pairs[books.unsqueeze(-1), found]
 
 
 def _of_box(first: Found, second: Found, size: int, top_k: int, free: Free | None = None) -> Found:

@@ -154,6 +154,10 @@ class CodebookBottleneck(Bottleneck):
                 "an intervention on a codebook inside an activation checkpoint is not there when that is recomputed: "
                 "leave the layer outside of the checkpointed part"
             )
+        if not isinstance(intervention, CodeIntervention) or isinstance(intervention.forced, int):
+            raise ValueError(
+                f"an intervention on a codebook is a CodeIntervention(forced=[3], banned=[7]), got {intervention!r}"
+            )
         forced, banned = list(dict.fromkeys(intervention.forced)), set(intervention.banned)
         unknown = [code for code in (*forced, *banned) if not 0 <= code < self.codes]
         if unknown or banned & set(forced):

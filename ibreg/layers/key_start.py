@@ -73,24 +73,37 @@ class Readings:
         self.layer = layer
         self.model = model
         self.skipped = 0
+        self.batches: int | None = None  # of this rank, once they were read
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Reads the data once: `(rows, in_features)`, on all ranks as many batches."""
-        self.skipped = 0
+        """Reads the data once: `(rows, in_features)`, on all ranks as many batches.
+
+        Raises:
+            ValueError: data that have fewer batches than when they were read before, such as a generator.
+        """
+        self.skipped, count = 0, 0
         batches = iter(self.data)
         device = self.layer.beta.device
         while True:
             batch = next(batches, None)
             if not over_ranks(torch.tensor(int(batch is not None), device=device)):
-                return
+                break
             if batch is None:
                 yield torch.zeros(0, self.layer.in_features, device=device)
                 continue
+            count += 1
             x = (batch[0] if isinstance(batch, (tuple, list)) else batch).to(device)
             rows = torch.cat([self._rows(each) for each in ([x] if self.model is None else self._inputs(x))])
             finite = rows.isfinite().all(1)
             self.skipped += int((~finite).sum())
             yield rows[finite]
+        fewer = self.batches is not None and count < self.batches
+        if over_ranks(torch.tensor(int(fewer), device=device)):
+            raise ValueError(
+                f"the data had {self.batches} batches at first and {count} when they were read again: they are read "
+                "several times, so pass a tensor, a list or a DataLoader, not a generator"
+            )
+        self.batches = count
 
     def _rows(self, x: Tensor) -> Tensor:
         self.layer.check_shape(x, f"{type(self.layer).__name__}.initialise")
@@ -201,7 +214,7 @@ def put_elsewhere(
 ) -> int:
     """Puts some (sub-)keys `(books, size)` on random rows `(books, n, features)` with a count; returns how many."""
     drawn = torch.randint(rows.shape[1], which.shape, generator=generator).to(rows.device)
-    sums = torch.where(which.unsqueeze(-1), picked(rows, drawn) * count, books.sums)
+    sums = torch.where(which.unsqueeze(-1), picked(rows, drawn).to(books.sums.dtype) * count, books.sums)
     books.assign(sums, torch.where(which, count, books.counts))
     return int(which.sum())
 

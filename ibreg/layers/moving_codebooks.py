@@ -120,7 +120,7 @@ class MovingCodebooks(WideBuffers):
             indices: `(codebooks, rows)`, of the pairs that they came to.
             weights: as indices, 0 for rows that do not count; None: all do.
         """
-        rows, indices = self.halved(queries), self.halved_indices(indices)
+        rows, indices = self.halved(queries).to(self.sums.dtype), self.halved_indices(indices)
         ones = rows.new_ones(indices.shape)
         if weights is not None:
             ones = weights.to(rows.dtype).repeat_interleave(self.halves, 0)

@@ -118,7 +118,7 @@ class QuantizerBottleneck(Bottleneck):
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Quantized]:
         """Returns the codes in place of the features."""
         features = self.features_last(x)
-        rows = features.reshape(features.shape[0], -1, features.shape[-1])
+        rows = features.unsqueeze(1) if features.dim() == 2 else features.flatten(1, -2)
         options = {}
         if scope is not None and scope.mask is not None and features.dim() > 2 and self.quantizer in MASKED:
             mask = scope.repeated(scope.repeats).mask

@@ -188,3 +188,19 @@ def test_bad_shapes_are_errors(queries, keys, options, message):
     find = product_nearest if len(keys) == 4 else nearest
     with pytest.raises(ValueError, match=message):
         find(torch.zeros(queries), torch.zeros(keys), **options)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.3])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_product_search_among_few_usable_pairs_is_exact(share, top_k):
+    queries, sub_keys = torch.randn(3, 20, 6), torch.randn(3, 2, 64, 3)
+    usable = torch.rand(3, 64**2) < share
+    usable[1] = False
+    usable[1, 7] = True  # fewer than are asked for
+    pairs = torch.cat([sub_keys[:, 0].repeat_interleave(64, 1), sub_keys[:, 1].repeat(1, 64, 1)], -1)
+    expected = torch.cdist(queries.double(), pairs.double()).square().where(usable.unsqueeze(1), torch.inf)
+    expected, order = expected.sort(-1)
+    distances, indices = product_nearest(queries, sub_keys, top_k=top_k, usable=usable)
+    torch.testing.assert_close(distances, expected[..., :top_k].float(), rtol=1e-4, atol=1e-5)
+    found = distances < torch.inf
+    assert torch.equal(indices[found], order[..., :top_k][found])

@@ -569,3 +569,23 @@ def test_onnx_gives_the_same(search):
         program = torch.onnx.export(layer, (data(5),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
         (measured,) = program(data(300, seed=7))
     torch.testing.assert_close(torch.as_tensor(measured), layer(data(300, seed=7)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ema", "k_means"])
+def test_data_that_can_be_read_once_only_are_refused(method):
+    layer = build()
+    before = state(layer)
+    with pytest.raises(ValueError, match="a list or a DataLoader, not a generator"):
+        layer.initialise((batch for batch in data().split(50)), method=method)
+    assert_same_keys(before, layer)
+
+
+@pytest.mark.parametrize("method", ["ema", "k_means"])
+def test_features_in_float64_are_followed_in_float32(method):
+    layer, x = build(), data()
+    layer.initialise(x.double(), method=method)
+    other = build()
+    other.load_state_dict(layer.state_dict())
+    other.initialise(x, method=method)
+    torch.testing.assert_close(layer.books.keys, other.books.keys)
+    layer.train().measure(x.double().requires_grad_(False), target=torch.arange(len(x)) % 3)

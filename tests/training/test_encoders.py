@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ibreg.training.data import streams as continual_data
 from ibreg.training.models import classifiers as models
 from ibreg.training.models.encoders import Encoder, build, names, pretrained, trained
+from ibreg.training.models.features import encode
 from ibreg.training.options import keyword_options
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "encoder"
@@ -133,3 +134,18 @@ def test_inputs_that_are_no_pictures_and_missing_weights_are_refused(weights, tm
     with pytest.raises(FileNotFoundError, match="no weights at"):
         build("pretrained", input_shape=(1, 8, 8), root=tmp_path, cache=tmp_path, places=["layer3"],
               model=model | {"weights": "resnet9.th"})  # fmt: skip
+
+
+def test_features_of_other_places_are_no_features_of_these(tmp_path):
+    """What is kept in the cache is known by the places too, and by their order."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 3))
+    x = torch.rand(4, 1, 8, 8)
+
+    def features(*places):
+        encoder = Encoder(network, places, pool=1, image_size=None, mean=[0.0], std=[1.0])
+        return encode(encoder, x, cache=tmp_path)
+
+    first, second = features("0"), features("2")
+    assert torch.equal(features("0", "2"), torch.cat([first, second], 1))
+    assert torch.equal(features("2", "0"), torch.cat([second, first], 1))

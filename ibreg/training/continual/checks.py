@@ -12,6 +12,7 @@ from ibreg.training.checks import check_common
 from ibreg.training.continual import learners
 from ibreg.training.continual.stream import all_arms
 from ibreg.training.trials import CONTROLS
+from ibreg.unlearning import check_unlearning
 
 
 def check_continual(cfg: DictConfig, recipe_yaml: Path) -> None:
@@ -45,6 +46,10 @@ def check_continual(cfg: DictConfig, recipe_yaml: Path) -> None:
     classes = list(cfg.unlearning.classes) if isinstance(cfg.unlearning.classes, ListConfig) else [None]
     if len(set(classes)) < len(classes) or not all(type(label) is int and label >= 0 for label in classes):
         raise ValueError(f"unlearning.classes are numbers of classes, such as [3], got {cfg.unlearning.classes}")
+    try:
+        check_unlearning(cfg.unlearning.by, cfg.unlearning.pairs)
+    except ValueError as error:
+        raise ValueError(f"unlearning: {error}") from error
     if not (cfg.cache and type(cfg.cache) is str):
         raise ValueError(f"cache is the folder of the features, got {cfg.cache}")
 

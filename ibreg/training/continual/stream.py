@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ibreg.layers.moving_codebooks import MovingCodebooks
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.training.configuration import build_bottleneck
 from ibreg.training.continual import learners
@@ -114,14 +115,27 @@ def build_learner(cfg: DictConfig, training: Training, *, features: int, classes
     return learners.build(name, features=features, classes=classes, criterion=criterion, options=shared | options)
 
 
-def rehearse(cfg: DictConfig, *, features: int, classes: int) -> None:
-    """Runs a few rows through every learner with every setting, so that what cannot train is found beforehand."""
+def rehearse(cfg: DictConfig, *, features: int, classes: int, unlabelled: int) -> None:
+    """Runs a few rows through every learner with every setting, so that what cannot train is found beforehand.
+
+    Args:
+        cfg: the recipe's configuration.
+        features: of the encoder.
+        classes: of all splits.
+        unlabelled: rows that keys start from.
+
+    Raises:
+        ValueError: a setting that cannot train, or fewer rows than keys.
+    """
     rows, targets = torch.randn(4, features), torch.arange(4) % classes
     for arm in all_arms(cfg):
         for point in range(len(settings_of(cfg, arm))):
             try:
                 learner = build_learner(cfg, Training(arm, cfg.seeds[0], point), features=features, classes=classes)
                 learner(rows, targets)
+                keys = max((part.size for part in learner.modules() if isinstance(part, MovingCodebooks)), default=0)
+                if keys > unlabelled:
+                    raise ValueError(f"{unlabelled} unlabelled rows are too few for {keys} keys in each codebook")
             except (TypeError, ValueError) as error:
                 raise ValueError(f"setting {point + 1} of {arm}: {error}") from error
 

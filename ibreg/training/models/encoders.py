@@ -98,6 +98,7 @@ class Encoder(nn.Module):
             if not (type(side) is int and side > 0) and not (option == "image_size" and side is None):
                 raise ValueError(f"{option}={side!r} is a side of 1 or more")
         self.network = create_feature_extractor(network.eval(), list(places))
+        self.places = list(places)
         self.pool, self.image_size = pool, image_size
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
@@ -105,7 +106,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps pictures `(batch, channels, height, width)` in [0, 1] to `(batch, features)`."""
         found = self.network(self.normalised(x))
-        return torch.cat([self._flat(part) for part in found.values()], dim=1)
+        return torch.cat([self._flat(found[place]) for place in self.places], dim=1)
 
     def normalised(self, x: Tensor) -> Tensor:
         """Makes of pictures in [0, 1] what the network reads."""
@@ -120,7 +121,7 @@ class Encoder(nn.Module):
 
     def extra_repr(self) -> str:
         """Names what no weight says, so that two encoders with one representation and one state are the same."""
-        return f"pool={self.pool}, image_size={self.image_size}"
+        return f"places={self.places}, pool={self.pool}, image_size={self.image_size}"
 
 
 def identity(input_shape: tuple[int, ...], root: Path, cache: Path) -> nn.Module:
