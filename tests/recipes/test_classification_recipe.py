@@ -430,11 +430,3 @@ def test_the_command_line_lists_and_runs(tmp_path):
     assert unknown.returncode == 2
     assert "classification" in unknown.stderr
     assert "batch_size" in ibreg("classification", "--help").stdout
-
-
-def test_the_benchmark_prints_ratios(tmp_path):
-    benchmark = [sys.executable, str(ROOT / "recipes" / "benchmark.py"), "repeats=1", "cases=[mlp]", "threads=1"]
-    result = subprocess.run(benchmark, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert "training step" in result.stdout
-    assert "ratio" in result.stdout

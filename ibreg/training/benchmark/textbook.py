@@ -22,6 +22,12 @@ def gram(x: Tensor, bandwidth: float) -> Tensor:
     return torch.exp(-distances / (2 * bandwidth**2))
 
 
+def cross_gram(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+    """Returns the Gaussian Gram matrix of two samples."""
+    distances = (x.square().sum(1).unsqueeze(1) + y.square().sum(1) - 2 * x @ y.mT).clamp(min=0)
+    return torch.exp(-distances / (2 * bandwidth**2))
+
+
 def repeated_gram(x: Tensor, bandwidth: float) -> Tensor:
     """Returns the Gaussian Gram matrix, its squares repeated to matrices first."""
     squares, samples = x.square().sum(1, keepdim=True), x.shape[0]
@@ -39,6 +45,24 @@ def published_hsic(k: Tensor, q: Tensor) -> Tensor:
     """Returns the biased HSIC by the trace of four matrices."""
     centring = torch.eye(k.shape[0], dtype=k.dtype) - 1 / k.shape[0]
     return torch.trace(k @ centring @ q @ centring) / (k.shape[0] - 1) ** 2
+
+
+def dense_unbiased_hsic(k: Tensor, q: Tensor) -> Tensor:
+    """Returns the unbiased HSIC from Gram matrices."""
+    samples = k.shape[0]
+    k, q = (matrix - torch.diag(matrix.diagonal()) for matrix in (k, q))
+    total = k.sum() * q.sum() / ((samples - 1) * (samples - 2))
+    return ((k * q).sum() + total - 2 * (k.sum(0) * q.sum(0)).sum() / (samples - 2)) / (samples * (samples - 3))
+
+
+def published_unbiased_hsic(k: Tensor, q: Tensor) -> Tensor:
+    """Returns the unbiased HSIC by the trace of a product and products with ones."""
+    samples = k.shape[0]
+    ones = torch.ones(samples, 1, dtype=k.dtype)
+    k, q = (matrix * (1 - torch.eye(samples, dtype=k.dtype)) for matrix in (k, q))
+    total = (ones.mT @ k @ ones * (ones.mT @ q @ ones)).squeeze() / ((samples - 1) * (samples - 2))
+    cross = (ones.mT @ k @ q @ ones).squeeze() / (samples - 2)
+    return (torch.trace(k @ q) + total - 2 * cross) / (samples * (samples - 3))
 
 
 def dense_cka(k: Tensor, q: Tensor) -> Tensor:
@@ -78,6 +102,33 @@ def dense_normalized_hsic(k: Tensor, q: Tensor) -> Tensor:
 def published_normalized_hsic(k: Tensor, q: Tensor) -> Tensor:
     """Returns the normalized HSIC by explicit inverses and the trace of a product."""
     return torch.trace(_inverted(k) @ _inverted(q))
+
+
+def dense_debiased_hsic(k: Tensor, q: Tensor) -> Tensor:
+    """Returns the normalized HSIC less its mean over permutations, by solving with whole matrices."""
+    first, second = _solved(k), _solved(q)
+    return (first * second.mT).sum() - first.trace() * second.trace() / (k.shape[0] - 1)
+
+
+def dense_cs_divergence(p: Tensor, q: Tensor, bandwidth: float) -> Tensor:
+    """Returns the Cauchy-Schwarz divergence of two samples."""
+    own = gram(p, bandwidth).mean().log() + gram(q, bandwidth).mean().log()
+    return own - 2 * cross_gram(p, q, bandwidth).mean().log()
+
+
+def dense_conditional_cs_divergence(
+    x: Tensor, y: Tensor, y_hat: Tensor, bandwidth_x: float, bandwidth_y: float
+) -> Tensor:
+    """Returns the symmetric conditional Cauchy-Schwarz divergence."""
+    k = gram(x, bandwidth_x)
+    weights = k / (k.sum(1, keepdim=True) * k.sum(1))
+    own = ((weights * gram(each, bandwidth_y)).sum().log() for each in (y, y_hat))
+    return sum(own) - 2 * (weights * cross_gram(y_hat, y, bandwidth_y)).sum().log()
+
+
+def dense_nonlinear_rate(mean: Tensor, deviation: float) -> Tensor:
+    """Returns the pairwise bound of the rate."""
+    return -gram(mean, deviation).mean(1).log().mean()
 
 
 def _solved(k: Tensor) -> Tensor:
