@@ -124,7 +124,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["interventions.policies=[entropy]"], "interventions.policies has entropy: choose from random, uncertainty"),
         (["interventions.by=column"], "by='column' is 'group' or 'concept'"),
         (["interventions.orders=3"], "interventions.orders is a whole number of at least 5"),
-        (["+interventions.costs.odd=2"], "interventions.costs are of even, .*, got odd"),
+        (["+interventions.costs.odd=2"], "interventions.costs: costs name odd, but corrections are even, .*"),
         (["+interventions.policy=random"], "interventions has no key 'policy'"),
         (["interventions.policies=random"], "interventions.policies is a list of names, got random"),
         (["interventions.costs=2"], "interventions.costs has the costs of some corrections"),

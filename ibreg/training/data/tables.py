@@ -154,10 +154,11 @@ def standardised(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         [[-1.0, 0.0], [1.0, 0.0], [5.0, 0.0]]
     """
     # By a power of two, which changes no digit: squares of very large or very small values would leave the range.
-    values = values / np.exp2(np.frexp(np.abs(values[rows]).max(axis=0))[1])
-    fitted = values[rows]
-    constant = np.ptp(fitted, axis=0) == 0  # their computed deviation may be a rounding error instead of 0
-    scaled = np.where(constant, 0, (values - fitted.mean(axis=0)) / np.where(constant, 1, fitted.std(axis=0)))
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        values = values / np.exp2(np.frexp(np.abs(values[rows]).max(axis=0))[1])
+        fitted = values[rows]
+        constant = np.ptp(fitted, axis=0) == 0  # their computed deviation may be a rounding error instead of 0
+        scaled = np.where(constant, 0, (values - fitted.mean(axis=0)) / np.where(constant, 1, fitted.std(axis=0)))
     if not np.isfinite(scaled).all():
         column = int(np.flatnonzero(~np.isfinite(scaled).all(axis=0))[0])
         raise ValueError(f"column {column} has values out of all proportion to those of the training rows: look at it")
