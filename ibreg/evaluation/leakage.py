@@ -315,9 +315,8 @@ def _checked(codes: Tensor, concepts: Tensor, target: Tensor | None, bins: int):
                 f"{bins} cells take {SAMPLES_PER_BIN * bins} labelled samples or more, concept {place} has "
                 f"{int(labelled.sum())}: lower bins, or leave it out"
             )
-        for what, values in (("value", concept[labelled].round()), ("class", target)):
-            values = values if values is None or what == "value" else values[labelled]
-            if values is not None and len(values.unique()) < 2:
+        for what, values in (("value", concept.round()), ("class", target)):
+            if values is not None and len(values[labelled].unique()) < 2:
                 raise ValueError(
                     f"the {int(labelled.sum())} samples with a label of concept {place} have one {what} alone, so "
                     "nothing can be said of its leakage: give more samples, or leave it out"
