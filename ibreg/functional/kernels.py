@@ -93,7 +93,8 @@ def bandwidth_of(x: Tensor, bandwidth: Bandwidth, *, rows: int | None = None) ->
         (tensor(3.), tensor(1.4720), tensor(2.))
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        return _bandwidth(_centred(as_rows(x)), bandwidth, rows)
+        x = as_rows(x)
+        return _bandwidth(x - origin_of(x), bandwidth, rows)
 
 
 def _bandwidth(centred: Tensor, bandwidth: Bandwidth, rows: int | None) -> Tensor:
@@ -286,7 +287,7 @@ class Kernel(NamedTuple):
         """Returns rows around 0 and divided by the bandwidth, and the derivative of a point by its row (0-dim)."""
         if self.labels:
             return rows, torch.ones((), device=rows.device)
-        points = _centred(rows)
+        points = rows - origin_of(rows)
         if not self.reach:
             return points, rows.new_ones(())
         unit = self.reach * _bandwidth(points, bandwidth, MEDIAN_ROWS)
@@ -376,13 +377,6 @@ def _positive(value: Any, bandwidth: Bandwidth) -> float:
     if not 0 < number < math.inf:
         raise ValueError(f"a bandwidth is a length above 0, got {bandwidth!r}")
     return number
-
-
-def _centred(x: Tensor) -> Tensor:
-    """Returns rows around 0, without gradient; exactly 0 where all are equal, see `origin_of`."""
-    x = x.detach()
-    x = x - x[:1]
-    return x - x.mean(0, keepdim=True)
 
 
 def _root_mean_square(centred: Tensor) -> Tensor:

@@ -249,21 +249,19 @@ class _PairSums(torch.autograd.Function):
             torch.zeros_like(side.points[walk.start : walk.stop]) if needed else None
             for side, needed in zip(sides, ctx.needs_input_grad, strict=False)
         ]
-        shifts = [
-            None if gradient is None else _shifts(plan, sides, this, grad_sums, grad_means[this])
+        wanted = [
+            (this, gradient, _shifts(plan, sides, this, grad_sums, grad_means[this]))
             for this, gradient in enumerate(gradients)
+            if gradient is not None
         ]
         for index, (rows, columns, mirrored) in enumerate(walk.visits()):
             tiles = [side.tile(index, rows, columns) for side in sides]
             centred = [plan.centred(side, tile, rows, columns) for side, tile in zip(sides, tiles, strict=True)]
-            for this, (gradient, shift) in enumerate(zip(gradients, shifts, strict=True)):
-                if gradient is None or shift is None:
-                    continue
+            for this, gradient, (row, column) in wanted:
                 kernel, points = sides[this].kernel, sides[this].points
                 weights = centred[1 - this] * grad_sums[0]
                 if plan.own:
                     weights.add_(centred[this] * (2 * grad_sums[1 + this]))
-                row, column = shift
                 weights.add_(row[rows, None]).add_(column[columns])
                 if kernel.slope is not None:
                     weights.mul_(kernel.slope(tiles[this]))
