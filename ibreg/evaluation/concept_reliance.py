@@ -27,7 +27,6 @@ from ibreg.evaluation.interventions import (
     wrong_labels,
 )
 from ibreg.evaluation.probes import probe
-from ibreg.layers.stochastic_concept import StochasticConceptBottleneck
 from ibreg.regularized import evaluating, unwrap
 
 
@@ -165,8 +164,7 @@ def silenced(model: nn.Module, x: Tensor, names: Sequence[str], training_logits:
 
 def _held(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: str) -> tuple[Tensor, Tensor]:
     """Returns a mask and values that also set all other concepts to what was found, where corrections move them."""
-    layer = concept_layer(model)
-    if not isinstance(layer, StochasticConceptBottleneck):
+    if not concept_layer(model).corrections_move_others:
         return mask, values
     found = find_concepts(model, x)
     return torch.ones_like(mask), torch.where(mask, values, found.logits if space == "logit" else found.values)

@@ -188,6 +188,7 @@ def find_concepts(
             counts = [len(part) if part is not None else "no" for part in (x, mask, labels)]
             raise ValueError("{} inputs, {} masks, {} labels: give as many of each".format(*counts))
         layer.concepts.check_labels(labels)
+        _check_groups(mask, layer.concepts)
         mask = mask & ~labels.isnan()
         values, space = as_corrections(layer, labels, training_logits)
     try:
@@ -197,7 +198,9 @@ def find_concepts(
                 with ExitStack() as stack:
                     stack.enter_context(opened(scope))
                     if mask is not None:
-                        stack.enter_context(intervene(model, mask[rows], values[rows], space))
+                        # Checked above, once for all rows.
+                        correction = ConceptIntervention(mask[rows], values[rows], space)
+                        stack.enter_context(intervening({layer: correction}))
                     output = network(x[rows])
                 states = [record.state for record in scope.records if record.layer is layer]
                 if len(states) != 1:

@@ -82,6 +82,7 @@ class ConceptLayer(Bottleneck):
     """
 
     reads_scope = True  # corrections, masks, and in some layers the labels
+    corrections_move_others = False  # whether setting a concept changes what is found of the others
 
     concept_weights: Tensor
     positive_weights: Tensor

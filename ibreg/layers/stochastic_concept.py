@@ -103,6 +103,7 @@ class StochasticConceptBottleneck(ConceptLayer):
     """
 
     stochastic = True
+    corrections_move_others = True
 
     def __init__(
         self,
