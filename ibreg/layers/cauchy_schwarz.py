@@ -28,7 +28,7 @@ class CauchySchwarzBottleneck(KernelBottleneck):
 
     The information depends on the kernels' widths: with narrow ones all samples differ, whatever the code, with wide
     ones none do. The logged similarities say where code and input stand: the mean kernel of two samples, useful between
-    about 0.001 and 0.999. Beyond 0.00001 from 0 or 1 it warns, once (on the CPU, in eager mode).
+    about 0.001 and 0.999. Within 0.00001 of 0 or 1 it warns, once (on the CPU, in eager mode).
 
     Args:
         in_features: size of the feature axis; needed with parameters only.

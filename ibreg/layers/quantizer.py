@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ibreg.layers.base import Bottleneck
+from ibreg.layers.base import Bottleneck, check_mask
 from ibreg.layers.options import check_choice
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
@@ -122,6 +122,7 @@ class QuantizerBottleneck(Bottleneck):
         options = {}
         if scope is not None and scope.mask is not None and features.dim() > 2 and self.quantizer in MASKED:
             mask = scope.repeated(scope.repeats).mask
+            check_mask(mask, features.shape[:-1])
             options["mask"] = mask.bool().reshape(rows.shape[:2])
         code, indices, *losses = self.codes(rows, **options)
         losses = losses[0].reshape(-1) if losses else code.new_zeros(1)
