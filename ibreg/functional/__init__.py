@@ -1,5 +1,6 @@
 """The quantities of the bottlenecks as pure functions of tensors."""
 
+from ibreg.functional.bandwidths import bandwidth_of
 from ibreg.functional.conditioning import condition_gaussian, conditional_gain, move_by_gain
 from ibreg.functional.dependence import cs_qmi, hsic, normalized_factor, normalized_hsic
 from ibreg.functional.divergence import conditional_cs_divergence, cs_divergence
@@ -11,18 +12,12 @@ from ibreg.functional.gaussian import (
     gaussian_pool,
     gaussian_rate,
 )
-from ibreg.functional.kernels import (
-    bandwidth_of,
-    delta_gram,
-    gaussian_gram,
-    inverse_multiquadric_gram,
-    linear_gram,
-    squared_distances,
-)
+from ibreg.functional.kernels import delta_gram, gaussian_gram, inverse_multiquadric_gram, linear_gram
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
 from ibreg.functional.lookup import nearest
 from ibreg.functional.pairs import gram
 from ibreg.functional.product_lookup import product_nearest
+from ibreg.functional.rows import squared_distances
 from ibreg.functional.sparsity import elastic_net
 
 __all__ = [

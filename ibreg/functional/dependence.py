@@ -11,8 +11,10 @@ import functools
 import torch
 from torch import Tensor
 
-from ibreg.functional.kernels import Bandwidth, kernel_named, wide_dtype
+from ibreg.functional.bandwidths import Bandwidth
+from ibreg.functional.kernels import kernel_named
 from ibreg.functional.pairs import TILE, Gram, Walk, gram, pair_sums
+from ibreg.functional.rows import wide_dtype
 
 ESTIMATORS = {"biased": 2, "unbiased": 4, "cka": 2, "normalized": 2, "debiased": 2}
 """The estimators of `hsic`, and the least number of samples that each takes."""

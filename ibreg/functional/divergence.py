@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ibreg.distributed import all_rows
-from ibreg.functional.kernels import MEDIAN_ROWS, Bandwidth, as_rows, bandwidth_of, check_block_size, wide_dtype
+from ibreg.functional.bandwidths import MEDIAN_ROWS, Bandwidth, bandwidth_of
 from ibreg.functional.log_sums import log_gaussian_sums
+from ibreg.functional.rows import as_rows, check_block_size, wide_dtype
 
 # Powers of r_j and r_i in the weights r_j^a K_ji r_i^b, where r_j is one over the row sum of K.
 WEIGHTINGS: dict[str, tuple[float, float]] = {

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ibreg.distributed import gather_rows, sum_over_ranks
-from ibreg.functional.kernels import as_rows, wide_dtype
 from ibreg.functional.log_sums import log_gaussian_sums
+from ibreg.functional.rows import as_rows, wide_dtype
 
 
 def nonlinear_rate(

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ibreg.distributed import gather_rows, sum_over_ranks
-from ibreg.functional.kernels import Bandwidth, Kernel, check_block_size, diagonal_of, kernel_named, wide_dtype
+from ibreg.functional.bandwidths import Bandwidth
+from ibreg.functional.kernels import Kernel, diagonal_of, kernel_named
+from ibreg.functional.rows import check_block_size, wide_dtype
 
 TILE = 512  # rows and columns of a tile: a few of them stay in a core's cache
 KEPT = 2048  # up to so many samples the tiles are kept from pass to pass: 8 MB a variable

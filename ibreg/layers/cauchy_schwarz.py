@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ibreg.functional.bandwidths import Bandwidth
 from ibreg.functional.dependence import cs_qmi
-from ibreg.functional.kernels import Bandwidth
 from ibreg.functional.pairs import gram
 from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
 from ibreg.layers.kernel import KernelBottleneck, checked_bandwidth, scale_free

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ibreg.functional.bandwidths import Bandwidth
 from ibreg.functional.dependence import ESTIMATORS, hsic, normalized_factor, normalized_hsic
-from ibreg.functional.kernels import KERNELS, Bandwidth
+from ibreg.functional.kernels import KERNELS
 from ibreg.functional.pairs import gram
 from ibreg.layers.base import assert_finite, can_assert
 from ibreg.layers.kernel import KernelBottleneck, checked_bandwidth

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ibreg.distributed import sum_over_ranks
-from ibreg.functional.kernels import Bandwidth, bandwidth_of
+from ibreg.functional.bandwidths import Bandwidth, bandwidth_of
 from ibreg.functional.pairs import Gram, gram
 from ibreg.layers.base import Bottleneck, assert_finite, can_assert, check_mask, mean_over_positions
 from ibreg.layers.options import check_choice, check_count, check_switch

@@ -6,7 +6,8 @@ from torch import nn
 
 from ibreg import CauchySchwarzBottleneck, Regularized
 from ibreg.functional import cs_qmi
-from ibreg.functional.kernels import bandwidth_of, gaussian_gram
+from ibreg.functional.bandwidths import bandwidth_of
+from ibreg.functional.kernels import gaussian_gram
 
 BATCH, FEATURES = 24, 5
 
