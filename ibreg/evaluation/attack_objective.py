@@ -80,7 +80,11 @@ class Objective:
         """Judges points, and returns the gradient of each sample's value by its own point, whatever the batch."""
         x = x.detach().requires_grad_()
         judgement = self._judgement(x, noise_seed, rows)
-        (gradient,) = torch.autograd.grad(judgement.value.sum(), x)
+        value = judgement.value.sum()
+        if not value.requires_grad:  # neither the input nor a parameter moves it
+            return judgement, torch.zeros_like(x)
+        # 0 where the path from the input is cut, as by the nearest key: an attack is blind there, and checks tell.
+        (gradient,) = torch.autograd.grad(value, x, materialize_grads=True)
         return Judgement(judgement.value.detach(), judgement.fooled), gradient
 
     def _judgement(self, x: Tensor, noise_seed: int, rows: Tensor | None) -> Judgement:

@@ -332,3 +332,14 @@ def test_a_target_vector_and_a_column_of_predictions_are_not_spread_over_each_ot
     assert torch.equal(pgd(model, x, y, eps=0.1, steps=2), pgd(model, x, y.unsqueeze(1), eps=0.1, steps=2))
     with pytest.raises(ValueError, match=r"shape \(4,\).*got \(4, 4\)"):
         pgd(model, x, y, eps=0.1, steps=2, loss=lambda output, target: (output - target).square())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_bottleneck_that_lets_no_gradient_through_is_attacked_blindly(frozen):
+    """The nearest key cuts the gradient, whether values are trained or not."""
+    torch.manual_seed(0)
+    layer = ibreg.KeyValueBottleneck(4, 3, codebooks=4, pairs=8, key_features=4).eval().requires_grad_(not frozen)
+    x, y = torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    torch.testing.assert_close(fgsm(layer, x, y, eps=0.1, clamp=(0, 1)), x)
+    attacked = pgd(layer, x, y, eps=0.1, steps=3, clamp=(0, 1))
+    assert (attacked - x).abs().max() <= 0.1 + 1e-6
