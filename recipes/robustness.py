@@ -223,7 +223,7 @@ def columns(cfg: DictConfig, data: datasets.ClassificationData) -> list[tuple[st
     if data.groups is not None:
         shown.append(("test/worst_group_accuracy", "worst group (%)", 100, 2))
     for norm, eps in radii(cfg).items():
-        heading = f"PGD-{cfg.attack.steps} {ATTACKS[NORMS[norm]]}"
+        heading = f"PGD-{cfg.attack.steps}, EOT-{cfg.attack.draws}, {ATTACKS[NORMS[norm]]}"
         unit = f"(%, {min(cfg.attack.rows, rows)} rows)"
         shown += [(f"test/attacked/pgd/{NORMS[norm]}/{each:g}", f"{heading} {each:g} {unit}", 100, 1) for each in eps]
     if cfg.corruption.rows:

@@ -82,7 +82,7 @@ def measure_robustness(
         steps=list(cfg.sanity.steps),
         clamp=pixels.clamp,
         large_eps=None if pixels.are_pictures else float(x.max() - x.min()),
-        expectation=cfg.attack.draws if subject.is_stochastic else 0,
+        expectation=subject.draws,  # the checks judge the predictor whose figures stand in the table
         batch_size=BATCH,
     )
     metrics["checks_passed"] = float(sum(check.passed for check in checks))
@@ -197,10 +197,8 @@ def examples(subject: Subject, x: Tensor, y: Tensor, cfg: DictConfig, pixels: Pi
     norm, eps = next(iter(radii(cfg).items()))
     radius = eps[len(eps) // 2]
     x, y = x[:PICTURES], y[:PICTURES]
-    draws = cfg.attack.draws if subject.is_stochastic else 0
-    attacked = pgd(
-        subject.model, x, y, eps=radius, steps=cfg.attack.steps, norm=norm, expectation=draws, clamp=pixels.clamp
-    )
+    ball = {"eps": radius, "norm": norm, "clamp": pixels.clamp}
+    attacked = pgd(subject.model, x, y, steps=cfg.attack.steps, expectation=subject.draws, **ball)
     said = [subject.probabilities(part).argmax(1).tolist() for part in (x, attacked)]
     return {"clean": x.cpu(), "attacked": attacked.cpu(), "said_of_clean": said[0], "said_of_attacked": said[1]}
 
