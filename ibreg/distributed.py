@@ -17,12 +17,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
         >>> mean_over_ranks(torch.tensor(2.0))
         tensor(2.)
     """
-    return sum_over_ranks(value) / distributed.get_world_size() if several_ranks() else value
-
-
-def over_ranks(value: Tensor) -> Tensor:
-    """Returns the sum of a tensor over ranks, or the tensor itself where there is one; every rank has to call it."""
-    return sum_over_ranks(value) if several_ranks() else value
+    return over_ranks(value) / distributed.get_world_size() if several_ranks() else value
 
 
 def several_ranks() -> bool:
@@ -30,16 +25,18 @@ def several_ranks() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """Returns the sum of a tensor over all ranks; every rank has to call it.
+def over_ranks(value: Tensor) -> Tensor:
+    """Returns the sum of a tensor over all ranks, or the tensor itself where there is one; every rank has to call it.
 
     Args:
         value: any shape, the same on every rank; without gradient.
 
-    Raises:
-        RuntimeError: there is no process group.
+    Example:
+        >>> over_ranks(torch.tensor(2.0))
+        tensor(2.)
     """
-    _check_process_group()
+    if not several_ranks():
+        return value
     total = value.detach().clone()
     distributed.all_reduce(total)
     return total
@@ -48,16 +45,16 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def gather_rows(rows: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
     """Returns the rows of all ranks in order, how many each has, and which rank this is.
 
-    Ranks may have different numbers of rows; every rank has to call it.
+    Ranks may have different numbers of rows; every rank has to call it. A process that is alone has all rows itself.
 
     Args:
         rows: `(rows, dim)`, without gradient.
 
     Raises:
-        RuntimeError: there is no process group.
         ValueError: another number of features on another rank; raised on every rank, so that none waits.
     """
-    _check_process_group()
+    if not several_ranks():
+        return rows, (rows.shape[0],), 0
     ranks = distributed.get_world_size()
     shapes = rows.new_empty((ranks, 2), dtype=torch.int64)
     distributed.all_gather_into_tensor(shapes, torch.tensor([rows.shape], device=rows.device))
@@ -83,10 +80,9 @@ def all_rows(rows: Tensor) -> Tensor:
         rows: `(rows, dim)`; ranks may have different numbers of rows.
 
     Raises:
-        RuntimeError: there is no process group.
         ValueError: another number of features on another rank.
     """
-    return _AllRows.apply(rows)
+    return _AllRows.apply(rows) if several_ranks() else rows
 
 
 class _AllRows(torch.autograd.Function):
@@ -100,11 +96,3 @@ class _AllRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return ctx.ranks * grad[ctx.own]
-
-
-def _check_process_group() -> None:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        raise RuntimeError(
-            "gather=True takes the batches of all ranks together, but there is no process group: start one "
-            "(torch.distributed.init_process_group), or use gather=False"
-        )

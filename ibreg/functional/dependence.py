@@ -76,7 +76,6 @@ def hsic(
 
     Raises:
         ValueError: too few samples, different numbers of samples, or an option that is unknown or does not fit.
-        RuntimeError: `gather` without a process group.
 
     Sources: Gretton et al. 2005 (biased); Song et al. 2007, arXiv 0704.2668, eq. 5 (unbiased); Kornblith et al. 2019,
     arXiv 1905.00414 (cka); Ma et al. 2020, arXiv 1908.01580 (normalized).
@@ -152,7 +151,6 @@ def cs_qmi(
 
     Raises:
         ValueError: fewer than 2 samples, different numbers of samples, integers, or a bandwidth that is not above 0.
-        RuntimeError: `gather` without a process group.
 
     Source: Yu et al. 2024, arXiv 2404.17951.
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ibreg.distributed import gather_rows, sum_over_ranks
+from ibreg.distributed import gather_rows, over_ranks, several_ranks
 from ibreg.functional.log_sums import log_gaussian_sums
 from ibreg.functional.rows import as_rows, wide_dtype
 
@@ -37,7 +37,6 @@ def nonlinear_rate(
 
     Raises:
         ValueError: an empty batch, integers, more than one log variance, a block size below 1.
-        RuntimeError: `gather` without a process group.
 
     Source: Kolchinsky, Tracey and Wolpert 2019, arXiv 1705.02436; the pairwise bound with Kullback-Leibler distances,
     which equal variances reduce to distances of means.
@@ -59,7 +58,7 @@ def nonlinear_rate(
     most = 0.5 * math.log(torch.finfo(dtype).max)
     deviation = torch.exp(0.5 * log_variance.to(dtype).clamp(-most, most)).reshape(())
     codes = (rows.to(dtype) / deviation).unsqueeze(0)
-    if gather:
+    if gather and several_ranks():
         return _rate_over_ranks(codes, block_size).to(mean.dtype)
     count = codes.new_tensor(rows.shape[0])
     return (count.log() - log_gaussian_sums(codes, codes, block_size=block_size)).mean().to(mean.dtype)
@@ -74,5 +73,5 @@ def _rate_over_ranks(codes: Tensor, block_size: int | None) -> Tensor:
     # constant of no interest, its gradient is what those sums have here.
     weights = log_gaussian_sums(codes, everyone, bias=-of_everyone.squeeze(-1), block_size=block_size).exp()
     own = (-sums - weights).sum()
-    total = sum_over_ranks(-sums.sum())
+    total = over_ranks(-sums.sum())
     return math.log(sum(lengths)) + (total + len(lengths) * (own - own.detach())) / sum(lengths)

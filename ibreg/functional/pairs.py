@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ibreg.distributed import gather_rows, sum_over_ranks
+from ibreg.distributed import gather_rows, over_ranks
 from ibreg.functional.bandwidths import Bandwidth
 from ibreg.functional.kernels import Kernel, diagonal_of, kernel_named
 from ibreg.functional.rows import check_block_size, wide_dtype
@@ -113,7 +113,6 @@ def gram(
 
     Raises:
         ValueError: an unknown kernel, an input that it does not take, a bandwidth or block size that is not above 0.
-        RuntimeError: `gather` without a process group.
 
     Example:
         >>> gram(torch.tensor([[0.0], [1.0]]), bandwidth=1.0).means
@@ -235,7 +234,7 @@ class _PairSums(torch.autograd.Function):
             # A row of a tile is short enough for its own dtype; the total of all is not.
             totals = [torch.linalg.vecdot(*product).sum(dtype=sums.dtype) for product in products]
             sums = sums.add(torch.stack(totals), alpha=2 if mirrored else 1)
-        return sum_over_ranks(sums) if plan.walk.ranks > 1 else sums, means_x.clone(), means_y.clone()
+        return over_ranks(sums) if plan.walk.ranks > 1 else sums, means_x.clone(), means_y.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -313,7 +312,7 @@ def _first_pass(points: Tensor, kernel: Kernel, walk: Walk, keep: bool) -> tuple
         if keep:
             tiles.append(tile)
     if walk.ranks > 1:
-        sums = sum_over_ranks(sums)
+        sums = over_ranks(sums)
     inner = points.is_floating_point() and kernel.slope is None
     diagonal = points.square().sum(-1).to(wide) if inner else torch.zeros_like(sums)
     return diagonal, sums / walk.total, tuple(tiles)

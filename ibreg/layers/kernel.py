@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ibreg.distributed import sum_over_ranks
+from ibreg.distributed import over_ranks
 from ibreg.functional.bandwidths import Bandwidth, bandwidth_of
 from ibreg.functional.pairs import Gram, gram
 from ibreg.layers.base import Bottleneck, assert_finite, can_assert, check_mask, mean_over_positions
@@ -171,7 +171,7 @@ class _ScaleFree(torch.autograd.Function):
     @staticmethod
     def forward(rows, gather):
         def total(value):
-            return sum_over_ranks(value) if gather else value
+            return over_ranks(value) if gather else value
 
         samples = total(rows.new_tensor(rows.shape[0]))
         centred = rows - total(rows.sum(0)) / samples
@@ -190,5 +190,5 @@ class _ScaleFree(torch.autograd.Function):
     def backward(ctx, grad, *_):
         centred, squares, size = ctx.saved_tensors
         scaling = (grad * centred).sum()
-        scaling = sum_over_ranks(scaling) if ctx.gather else scaling
+        scaling = over_ranks(scaling) if ctx.gather else scaling
         return (grad - centred * (scaling / squares)) / size, None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ibreg.distributed import sum_over_ranks
+from ibreg.distributed import over_ranks
 from ibreg.functional.entropy import nonlinear_rate
 from ibreg.functional.lagrangian import LAGRANGIANS
 from ibreg.layers.base import Bottleneck, can_assert, check_mask
@@ -168,7 +168,7 @@ class NonlinearBottleneck(Bottleneck):
         gather = self.gather and self.training  # not all ranks need evaluate as many batches
         rate = nonlinear_rate(mean, state.log_variance, block_size=self.block_size, gather=gather)
         samples = rate.new_tensor(mean.shape[0])
-        most = (sum_over_ranks(samples) if gather else samples).log()
+        most = (over_ranks(samples) if gather else samples).log()
         saturation = rate.detach() / most.clamp(min=torch.finfo(rate.dtype).tiny)
         self._warn_of_saturation(saturation, scope)
         noise = torch.exp(0.5 * state.log_variance)

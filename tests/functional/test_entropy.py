@@ -200,11 +200,6 @@ def test_errors(mean, log_variance, message):
         nonlinear_rate(mean, log_variance)
 
 
-def test_gather_without_processes():
-    with pytest.raises(RuntimeError, match="there is no process group"):
-        nonlinear_rate(torch.zeros(4, 3), torch.zeros(()), gather=True)
-
-
 # ---- several processes
 
 

@@ -187,5 +187,3 @@ def test_what_does_not_fit():
         pair_sums(gram(x), gram(y[:5]))
     with pytest.raises(ValueError, match="one block_size"):
         pair_sums(gram(x, block_size=3), gram(y, block_size=4))
-    with pytest.raises(RuntimeError, match="no process group"):
-        gram(x, gather=True)

@@ -219,10 +219,3 @@ def test_training_reaches_the_information_of_the_label():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         NonlinearBottleneck(FEATURES, **options)
-
-
-def test_gather_needs_processes_in_training_alone():
-    layer, x = NonlinearBottleneck(FEATURES, gather=True), torch.randn(SHAPES[2])
-    with pytest.raises(RuntimeError, match="there is no process group"):
-        layer.measure(x)
-    assert layer.eval().measure(x).logs["rate"] > 0
