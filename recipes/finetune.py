@@ -99,6 +99,7 @@ def part_of(
     accelerator: Accelerator,
 ) -> Part:
     """Draws the labelled images of every seed, and says how they are trained on."""
+    name = f"{shots}_per_class" if shots else "all"
     few = {seed: few_shot(data, shots, validation=cfg.data.validation, seed=seed) for seed in cfg.seeds}
     rows = len(few[cfg.seeds[0]].train)
     processes = accelerator.num_processes
@@ -114,9 +115,10 @@ def part_of(
         ).metrics(),
         quality=lambda validation: (-validation["nll"],),  # accuracy on a handful of images says little
         parameters=lambda model: learning_rate_groups(model, lr=cfg.lr, lr_backbone=cfg.lr_backbone),
+        label=f"{name}/",
     )
     images = shots or len(data.train) / data.classes
-    return Part(f"{shots}_per_class" if shots else "all", images, own, task)
+    return Part(name, images, own, task)
 
 
 def run(

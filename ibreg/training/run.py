@@ -58,6 +58,7 @@ class Task:
         quality: orders epochs and grid points by these metrics, larger is better.
         mix: turns a training batch into another one, such as mixtures of its rows; None: as it is.
         parameters: those of a model that are trained, or groups of them, as an optimizer takes them.
+        label: what its trainings are called before their own name, where a run has several tasks.
         adversary: what takes the loss of a batch on attacked inputs instead, given model, criterion, the output of the
             clean inputs, inputs and targets; None: nothing does.
     """
@@ -70,6 +71,7 @@ class Task:
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     parameters: Callable[[nn.Module], Iterable[Any]] = nn.Module.parameters
     adversary: Callable[[Trial], Adversary | None] = lambda trial: None
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,10 @@ def train(
 ) -> dict[str, Any]:
     """Trains one model and returns its last state: selected weights, epoch and validation metrics, all rows."""
     path, epochs = folder / CHECKPOINTS / f"{trial.name}.pt", epochs_of(cfg, trial)
+    name = f"{task.label}{trial.name}"
     state = load_checkpoint(path)
     if state is not None and state["epoch"] == epochs:
-        lines.advance(f"{trial.name}: done before", epochs)
+        lines.advance(f"{name}: done before", epochs)
         return state
 
     accelerator.free_memory()  # of the training before
@@ -220,9 +223,9 @@ def train(
     parts |= {"ema": ema} if ema else {}
     parts |= {"beta_schedule": beta_schedule} if beta_schedule else {}
     if state is not None:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        lines.advance(f"{trial.name}: resumed", state["epoch"])
+        for key, part in parts.items():
+            part.load_state_dict(state[key])
+        lines.advance(f"{name}: resumed", state["epoch"])
 
     written = time.monotonic()
     for epoch in range(state["epoch"] if state else 0, epochs):
@@ -247,30 +250,30 @@ def train(
                         beta_schedule.step(output)
                     if ema:
                         ema.update_parameters(plain)
-            for name, value in quantities(loss, output).items():
-                running[name] = running.get(name, 0) + value
+            for quantity, value in quantities(loss, output).items():
+                running[quantity] = running.get(quantity, 0) + value
         lr_schedule.step()
 
-        means = {name: accelerator.reduce(value / len(batches), "mean").item() for name, value in running.items()}
+        means = {key: accelerator.reduce(value / len(batches), "mean").item() for key, value in running.items()}
         if not math.isfinite(means["loss"]):
-            raise RuntimeError(f"{trial.name}: the loss of epoch {epoch + 1} is {means['loss']}: lower lr or beta")
-        row = asdict(trial) | {"epoch": epoch + 1} | {f"train/{name}": value for name, value in means.items()}
+            raise RuntimeError(f"{name}: the loss of epoch {epoch + 1} is {means['loss']}: lower lr or beta")
+        row = asdict(trial) | {"epoch": epoch + 1} | {f"train/{key}": value for key, value in means.items()}
         validation = None
         if data.validation is not None:
             validation = task.measure(trial, evaluated)
-            row |= {f"validation/{name}": value for name, value in validation.items()}
+            row |= {f"validation/{key}": value for key, value in validation.items()}
         keeps_last = cfg.selection == "last" or trial.stop is not None
         better = keeps_last or state is None or task.quality(validation) > task.quality(state["validation"])
         state = next_state(
             state, row, validation, selected=evaluated if better else None, parts=parts if epoch + 1 < epochs else {}
         )
-        accelerator.log({f"{trial.name}/{key}": value for key, value in row.items() if "/" in key}, step=epoch + 1)
+        accelerator.log({f"{name}/{key}": value for key, value in row.items() if "/" in key}, step=epoch + 1)
         if accelerator.is_main_process:
             save_checkpoint(path, state)
             if epoch + 1 == epochs or time.monotonic() > written + METRICS_EVERY:
                 write_rows(folder / METRICS, [row for other in (*earlier.values(), state) for row in other["rows"]])
                 written = time.monotonic()
-        lines.advance(f"{trial.name} epoch {epoch + 1}/{epochs}  {described(row)}")
+        lines.advance(f"{name} epoch {epoch + 1}/{epochs}  {described(row)}")
     return state
 
 

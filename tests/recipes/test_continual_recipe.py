@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from folders import rows_of, summary_of
 from sklearn.metrics import accuracy_score
 from torch import nn
@@ -210,6 +211,15 @@ def test_two_processes_learn_what_one_learns(run, tmp_path):
     assert two["key_value"]["test/accuracy"]["mean"] == pytest.approx(
         one["key_value"]["test/accuracy"]["mean"], abs=0.1
     )
+
+
+def test_a_tracker_gets_every_split(launch, cache, monkeypatch):
+    told = {}
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: told.setdefault(step, {}).update(values))
+    folder = launch(*SMALL, "bottlenecks=[]", "learners=[]", "device=cpu", "batch_size=16", cache)
+    expected = [float(row["validation/accuracy"]) for row in rows_of(folder) if row["arm"] == "none"]
+    assert list(told) == [1, 2, 3, 4]
+    assert [told[step]["none-setting0-seed0/validation/accuracy"] for step in told] == expected
 
 
 def test_help_shows_the_choices(run, tmp_path):

@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 from folders import summary_of
+from omegaconf import OmegaConf
 
 RECIPE = "classification"
 COMPARE = Path(__file__).resolve().parents[2] / "recipes" / "compare.py"
+ROOT = COMPARE.parents[1]
 FIXED = ["seeds=[0]", "epochs=1", "sweep.betas=[]", "model.hidden=[8]", "device=cpu", "control=false"]
+
+
+@pytest.mark.parametrize("recipe", ["classification", "regression", "robustness", "concepts", "continual", "finetune"])
+def test_every_recipe_can_be_swept_and_tracked(recipe):
+    cfg = OmegaConf.load(ROOT / "configs" / f"{recipe}.yaml")
+    # Beside the runs; Hydra's own choice would be a folder multirun/ that holds one file.
+    assert cfg.hydra.sweep == {"dir": f"outputs/{recipe}", "subdir": "."}
+    assert cfg.tracker == "none"
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])

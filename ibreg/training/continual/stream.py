@@ -245,6 +245,8 @@ def train(
             row |= {"train/loss": loss, **measure(learner, stream.validation, accelerator)}
             snapshots = [*state["snapshots"], _changed(learner.network, state["snapshots"][0])]
             state = state | {"rows": [*state["rows"], row], "snapshots": snapshots}
+            tracked = {f"{training.name}/{key}": value for key, value in row.items() if "/" in key}
+            accelerator.log(tracked, step=stage + 1)
             lines.advance(_described(training, row, len(stages)), int(epoch + 1 == epochs))
         state = {**state, "epoch": epoch + 1}
         if accelerator.is_main_process:
