@@ -1,12 +1,14 @@
 """A recipe as a user runs it. A module of tests names its recipe in `RECIPE` and a quick run's overrides in `QUICK`."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from folders import summary_of
 from hydra import compose, initialize_config_dir
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -48,6 +50,23 @@ def run(command):
 
     def call(*overrides, cwd):
         return subprocess.run(command(*overrides), cwd=cwd, capture_output=True, text=True, timeout=300)
+
+    return call
+
+
+@pytest.fixture
+def two_processes(command, tmp_path):
+    """Runs the recipe in two processes on the CPU; the output folder is `tmp_path / "two"`."""
+
+    def call(*overrides):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        script = command(*overrides, f"output_dir={tmp_path / 'two'}")[3:]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run([*torchrun, *script], env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        assert "destroy_process_group" not in result.stderr
+        assert summary_of(tmp_path / "two")["hardware"]["processes"] == 2
+        return tmp_path / "two"
 
     return call
 

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pytest
 import torch
 
 from ibreg.training.checkpoint import load_checkpoint
@@ -31,3 +32,15 @@ def assert_equal_runs(first, second):
         assert one[name].keys() == other[name].keys()
         assert all(torch.equal(one[name][key], other[name][key]) for key in one[name]), name
     assert (first / METRICS).read_text() == (second / METRICS).read_text()
+
+
+def assert_same_results(one, two, tolerance):
+    """What two runs of one configuration measured in training and at test, but for rounding."""
+    first, second = summary_of(one)["results"], summary_of(two)["results"]
+    assert {arm: set(metrics) for arm, metrics in first.items()} == {arm: set(second[arm]) for arm in second}
+    for arm, metrics in first.items():
+        for metric, entry in metrics.items():
+            assert second[arm][metric]["values"] == pytest.approx(entry["values"], abs=tolerance), (arm, metric)
+    for row, other in zip(rows_of(one), rows_of(two), strict=True):
+        for key in filter(row.get, ("train/loss", "train/penalty")):
+            assert float(other[key]) == pytest.approx(float(row[key]), abs=tolerance), key

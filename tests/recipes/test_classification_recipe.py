@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import assert_equal_runs, rows_of, summary_of, weights_of
+from folders import assert_equal_runs, assert_same_results, rows_of, summary_of, weights_of
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
@@ -407,6 +407,30 @@ def test_two_processes_give_the_metrics_of_one(run, tmp_path):
     for row, other in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
         assert float(other["train/loss"]) == pytest.approx(float(row["train/loss"]), abs=1e-5)
     assert (tmp_path / "two" / CONFIG).is_file()
+
+
+def test_a_run_of_two_processes_goes_on_with_one(launch, tmp_path):
+    options = ["bottlenecks=[hsic]", "bottleneck.hsic.gather=true", "control=false", "seeds=[0]", "epochs=3"]
+    options += ["device=cpu", "batch_size=64", "sweep.betas=[]", "model.hidden=[32]"]
+    whole = launch(*options).rename(tmp_path / "whole")
+    killed = tmp_path / "killed.py"
+    killed.write_text(
+        "import os, runpy, sys\n"
+        "import ibreg.training.run as run\n"
+        "save_checkpoint = run.save_checkpoint\n"
+        "run.save_checkpoint = lambda *state: (save_checkpoint(*state), os._exit(1))\n"
+        f"sys.argv[0] = {str(ROOT / 'recipes' / 'classification.py')!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    first = subprocess.run(
+        [*torchrun, str(killed), *options, f"output_dir={tmp_path / 'run'}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert first.returncode != 0
+    (path,) = (tmp_path / "run" / CHECKPOINTS).glob("*.pt")
+    assert load_checkpoint(path)["epoch"] == 1
+    assert_same_results(whole, launch(*options, "resume=true"), tolerance=1e-5)
 
 
 def test_experiments_compose(recipe):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from folders import assert_equal_runs, rows_of, summary_of
+from folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
 import ibreg
 from ibreg.training.checkpoint import load_checkpoint
@@ -100,6 +100,14 @@ def test_a_killed_run_resumes_bit_identically(run, command, finished, tmp_path):
     assert_equal_runs(whole, tmp_path / "run")
     for name in ("interventions.csv", "leakage.csv"):
         assert (whole / name).read_text() == (tmp_path / "run" / name).read_text()
+
+
+def test_two_processes_give_the_metrics_of_one(launch, two_processes):
+    options = [
+        "data=xor", "data.size=400", "bottlenecks=[concept]", "seeds=[0]", "epochs=2", "model.hidden=[16]",
+        "device=cpu", "rows=100", "interventions.rows=40", "interventions.policies=[random]",
+    ]  # fmt: skip
+    assert_same_results(launch(*options), two_processes(*options), tolerance=1e-5)
 
 
 def test_help_shows_the_choices(run, tmp_path):

@@ -5,7 +5,8 @@ import csv
 import pytest
 import torch
 import torchvision
-from folders import assert_equal_runs, summary_of, weights_of
+from accelerate import Accelerator
+from folders import assert_equal_runs, assert_same_results, rows_of, summary_of, weights_of
 from PIL import Image
 
 import ibreg.training.run
@@ -133,6 +134,22 @@ def test_a_stopped_run_resumes_bit_identically(launch, monkeypatch, tmp_path):
         one, other = (weights_of(each / CHECKPOINTS / part) for each in (folder, resumed))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name][key], other[name][key]) for name in one for key in one[name])
+
+
+def test_two_processes_give_the_metrics_of_one(launch, two_processes):
+    options = [
+        *SHORT, "bottlenecks=[hsic]", "bottleneck.hsic.gather=true", "dropout=0", "corrupted.rows=20",
+    ]  # fmt: skip
+    assert_same_results(launch(*options), two_processes(*options), tolerance=1e-5)
+
+
+def test_a_tracker_can_tell_the_numbers_of_images_apart(launch, monkeypatch):
+    told = {}
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: told.update(values))
+    folder = launch(*SHORT, "shots=[3,5]", "control=false")
+    for images in ("3_per_class", "5_per_class"):
+        last = [float(row["train/loss"]) for row in rows_of(folder) if row["images"] == images][-1]
+        assert told[f"{images}/variational-decay0-seed0/train/loss"] == last
 
 
 def stored_in(overrides):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from folders import assert_equal_runs, rows_of, summary_of
+from folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
 import ibreg
 from ibreg.training.checkpoint import load_checkpoint
@@ -154,6 +154,15 @@ def test_a_killed_run_resumes_bit_identically(run, command, finished, tmp_path):
     again = run(*overrides, "resume=true", cwd=tmp_path)
     assert again.returncode == 0
     assert "finished before" in again.stdout
+
+
+def test_two_processes_give_the_metrics_of_one(launch, two_processes):
+    options = [
+        "bottlenecks=[hsic,cauchy_schwarz]", "bottleneck.hsic.gather=true", "bottleneck.cauchy_schwarz.gather=true",
+        "seeds=[0]", "epochs=2", "model.hidden=[16]", "device=cpu", "attack.eps=[0.1]", "attack.steps=2",
+        "attack.rows=20",
+    ]  # fmt: skip
+    assert_same_results(launch(*options), two_processes(*options), tolerance=1e-5)
 
 
 def test_help_shows_the_choices(run, tmp_path):

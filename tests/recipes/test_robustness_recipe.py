@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import assert_equal_runs, rows_of, summary_of
+from folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 from hydra import compose, initialize_config_dir
 
 from ibreg.evaluation.attacks import pgd
@@ -211,6 +211,13 @@ def test_painted_digits_are_measured_by_group(launch, data_root, tmp_path):
     control = {name: summary["results"]["none"][f"test/accuracy/{name}"]["mean"] for name in GROUPS}
     assert control["small digit, red"] + control["large digit, green"] > 1.5
     assert control["small digit, green"] + control["large digit, red"] < 0.5
+
+
+def test_two_processes_give_the_metrics_of_one(launch, two_processes):
+    options = [
+        *SMALL, "bottlenecks=[hsic]", "bottleneck.hsic.gather=true", "seeds=[0]", "epochs=2", "decayed_control=0",
+    ]  # fmt: skip
+    assert_same_results(launch(*options), two_processes(*options), tolerance=1e-5)
 
 
 def test_help_shows_the_choices(run, tmp_path):
