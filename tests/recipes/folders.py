@@ -40,7 +40,9 @@ def assert_same_results(one, two, tolerance):
     assert {arm: set(metrics) for arm, metrics in first.items()} == {arm: set(second[arm]) for arm in second}
     for arm, metrics in first.items():
         for metric, entry in metrics.items():
-            assert second[arm][metric]["values"] == pytest.approx(entry["values"], abs=tolerance), (arm, metric)
+            # A rank of confidences jumps where rounding swaps two samples of some hundred.
+            allowed = 1e-4 if metric == "test/aurc" else tolerance
+            assert second[arm][metric]["values"] == pytest.approx(entry["values"], abs=allowed), (arm, metric)
     for row, other in zip(rows_of(one), rows_of(two), strict=True):
         for key in filter(row.get, ("train/loss", "train/penalty")):
             assert float(other[key]) == pytest.approx(float(row[key]), abs=tolerance), key
