@@ -63,7 +63,8 @@ def main(cfg: DictConfig) -> None:
     check_robustness(cfg, data)
     check_batch_size(cfg, rows=len(data.train), processes=accelerator.num_processes)
     check_distillation(cfg, lambda: build_network(cfg, data.input_shape, data.classes))
-    adversary = build_adversary(cfg.adversarial, pixels_of(cfg, data))
+    pixels = pixels_of(cfg, data)
+    build_adversary(cfg.adversarial, pixels, epoch=0)
     task = Task(
         data=lambda trial: data,
         model=lambda trial: build_model(cfg, data, trial),
@@ -72,7 +73,7 @@ def main(cfg: DictConfig) -> None:
             model, data.validation, accelerator, draws=cfg.prediction_draws
         ).metrics(),
         quality=lambda validation: (validation["accuracy"], -validation["nll"]),
-        adversary=lambda trial: adversary,
+        adversary=lambda trial, epoch: build_adversary(cfg.adversarial, pixels, epoch),
     )
     rehearse(cfg, task)
     if cfg.checkpoint is not None:

@@ -59,8 +59,8 @@ class Task:
         mix: turns a training batch into another one, such as mixtures of its rows; None: as it is.
         parameters: those of a model that are trained, or groups of them, as an optimizer takes them.
         label: what its trainings are called before their own name, where a run has several tasks.
-        adversary: what takes the loss of a batch on attacked inputs instead, given model, criterion, the output of the
-            clean inputs, inputs and targets; None: nothing does.
+        adversary: of a training in an epoch, what takes the loss of a batch on attacked inputs instead, given model,
+            criterion, the output of the clean inputs, inputs and targets; None: nothing does.
     """
 
     data: Callable[[Trial], Data]
@@ -70,7 +70,7 @@ class Task:
     quality: Callable[[Mapping[str, float]], tuple[float, ...]]
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     parameters: Callable[[nn.Module], Iterable[Any]] = nn.Module.parameters
-    adversary: Callable[[Trial], Adversary | None] = lambda trial: None
+    adversary: Callable[[Trial, int], Adversary | None] = lambda trial, epoch: None
     label: str = ""
 
 
@@ -206,7 +206,6 @@ def train(
     data, model = task.data(trial), task.model(trial)
     regularized = isinstance(model, Regularized)
     criterion = Penalized(task.loss(trial))
-    adversary = task.adversary(trial)
     optimizer = torch.optim.AdamW(
         task.parameters(model), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
     )
@@ -233,6 +232,7 @@ def train(
         data.train.seed_augmentation(*trial.key, epoch, accelerator.process_index)
         batches.set_epoch(epoch)
         training_mode(model)
+        adversary = task.adversary(trial, epoch)
         running: dict[str, Tensor] = {}
         for batch in batches:
             if task.mix:

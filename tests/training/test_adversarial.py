@@ -61,8 +61,8 @@ def test_trades_ends_at_the_worst_corner_of_one_side():
 
 @pytest.mark.parametrize("name", ["pgd", "trades"])
 def test_the_penalty_is_that_of_the_clean_inputs(name):
-    options = {"name": name, "eps": 0.5, "steps": 2, "step_size": None, "weight": 1.0}
-    adversary = build_adversary(OmegaConf.create(options), TABLE)
+    options = {"name": name, "eps": 0.5, "warmup": 0, "steps": 2, "step_size": None, "weight": 1.0}
+    adversary = build_adversary(OmegaConf.create(options), TABLE, epoch=0)
     torch.manual_seed(0)
     net = ibreg.inject(nn.Sequential(nn.Linear(4, 3)), {"0": ibreg.HSICBottleneck()}).train()
     model, criterion = ibreg.Regularized(net), ibreg.Penalized(nn.CrossEntropyLoss())
@@ -99,8 +99,8 @@ def test_training_on_attacked_digits_raises_the_accuracy_under_pgd():
     x, y = data.train.inputs, data.train.targets
     accuracies = {}
     for name in ("none", "pgd", "trades"):
-        options = {"name": name, "eps": 0.15, "steps": 3, "step_size": None, "weight": 6.0}
-        adversary = build_adversary(OmegaConf.create(options), pixels)
+        options = {"name": name, "eps": 0.15, "warmup": 0, "steps": 3, "step_size": None, "weight": 6.0}
+        adversary = build_adversary(OmegaConf.create(options), pixels, epoch=0)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         criterion, optimizer = ibreg.Penalized(nn.CrossEntropyLoss()), torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -120,6 +120,13 @@ def test_training_on_attacked_digits_raises_the_accuracy_under_pgd():
     assert accuracies["trades"] > accuracies["none"] + 0.1
 
 
+@pytest.mark.parametrize(("warmup", "radii"), [(0, [0.3, 0.3, 0.3, 0.3]), (2, [0.1, 0.2, 0.3, 0.3])])
+def test_eps_grows_over_the_first_epochs(warmup, radii):
+    options = {"name": "pgd", "eps": 0.3, "warmup": warmup, "steps": 2, "step_size": None, "weight": 6.0}
+    built = [build_adversary(OmegaConf.create(options), TABLE, epoch) for epoch in range(4)]
+    assert [adversary.search.eps for adversary in built] == pytest.approx(radii)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -127,12 +134,14 @@ def test_training_on_attacked_digits_raises_the_accuracy_under_pgd():
         ({"eps": -0.1}, "adversarial.eps is a finite number greater than 0, got -0.1"),
         ({"weight": "much"}, "adversarial.weight is a finite number greater than 0"),
         ({"step_size": 0}, "adversarial.step_size is a finite number greater than 0"),
+        ({"warmup": -1}, "adversarial.warmup is a number of epochs, 0 for none, got -1"),
+        ({"warmup": 0.5}, "adversarial.warmup is a number of epochs"),
     ],
 )
 def test_wrong_options_are_refused(changes, message):
-    options = {"name": "pgd", "eps": 0.1, "steps": 2, "step_size": None, "weight": 6.0} | changes
+    options = {"name": "pgd", "eps": 0.1, "warmup": 0, "steps": 2, "step_size": None, "weight": 6.0} | changes
     with pytest.raises(ValueError, match=message):
-        build_adversary(OmegaConf.create(options), TABLE)
+        build_adversary(OmegaConf.create(options), TABLE, epoch=0)
 
 
 def test_pictures_need_a_scale():

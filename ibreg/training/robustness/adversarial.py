@@ -120,12 +120,14 @@ def divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1), probabilities, reduction="none").sum(-1)
 
 
-def build_adversary(options: DictConfig, pixels: Pixels) -> Adversary | None:
-    """Builds what trains on attacked inputs, None where nothing does.
+def build_adversary(options: DictConfig, pixels: Pixels, epoch: int) -> Adversary | None:
+    """Builds what trains on attacked inputs in an epoch, None where nothing does.
 
     Args:
-        options: `name` (none, pgd or trades), `eps`, `steps`, `step_size` and `weight` (of trades).
+        options: `name` (none, pgd or trades), `eps`, `warmup` (epochs in which it grows in equal steps), `steps`,
+            `step_size` and `weight` (of trades).
         pixels: the unit of eps.
+        epoch: from 0 on.
 
     Raises:
         ValueError: an unknown name, or a number out of range.
@@ -138,7 +140,10 @@ def build_adversary(options: DictConfig, pixels: Pixels) -> Adversary | None:
             key == "step_size" and value is None
         ):
             raise ValueError(f"adversarial.{key} is a finite number greater than 0, got {value}")
-    search = Search(pixels, options.eps, options.steps, options.step_size)
+    if type(options.warmup) is not int or options.warmup < 0:
+        raise ValueError(f"adversarial.warmup is a number of epochs, 0 for none, got {options.warmup}")
+    eps = options.eps * min(1.0, (epoch + 1) / (options.warmup + 1))
+    search = Search(pixels, eps, options.steps, options.step_size)
     return ADVERSARIES[options.name](search, options)
 
 
