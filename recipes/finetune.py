@@ -29,7 +29,7 @@ from ibreg.evaluation.few_shot_plots import images_curve
 from ibreg.evaluation.plots import learning_curves, reliability_diagram
 from ibreg.training.arms import build_arm
 from ibreg.training.checks import check_batch_size, check_configuration
-from ibreg.training.classification import Classified, classify
+from ibreg.training.classification import Classified, classify, mixup
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data.classification import ClassificationData
 from ibreg.training.data.few_shot import few_shot
@@ -109,11 +109,12 @@ def part_of(
     task = Task(
         data=lambda trial: few[trial.seed],
         model=lambda trial: build_arm(own, trial, backbone, example=torch.zeros(1, *data.input_shape)),
-        loss=lambda trial: nn.CrossEntropyLoss(),
+        loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
         measure=lambda trial, model: classify(
             model, few[trial.seed].validation, accelerator, draws=cfg.prediction_draws
         ).metrics(),
         quality=lambda validation: (-validation["nll"],),  # accuracy on a handful of images says little
+        mix=mixup(cfg.mixup, data.classes) if cfg.mixup else None,
         parameters=lambda model: learning_rate_groups(model, lr=cfg.lr, lr_backbone=cfg.lr_backbone),
         label=f"{name}/",
     )

@@ -9,7 +9,7 @@ import pytest
 
 import ibreg
 from ibreg import cli
-from ibreg.training.installed import beside, described, first_sentence, recipes
+from ibreg.training.installed import beside, call_of, described, first_sentence, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,6 +44,13 @@ def test_bottlenecks_name_their_paper():
 def test_experiments_stand_under_their_recipe():
     assert "vib_mnist" in described()["experiment of classification"]
     assert "cs_ib_housing" in described()["experiment of regression"]
+
+
+def test_a_run_of_an_installed_package_is_repeated_by_its_command_line(monkeypatch, tmp_path):
+    assert call_of("regression") == "python recipes/regression.py"
+    (tmp_path / "ibreg" / "recipes").mkdir(parents=True)
+    monkeypatch.setattr(ibreg, "__file__", str(tmp_path / "ibreg" / "__init__.py"))
+    assert call_of("regression") == "ibreg regression"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ibreg import registry
 from ibreg.layers import Bottleneck
-from ibreg.training.installed import beside
+from ibreg.training.installed import beside, call_of
 
 # They say how and where to run, not what: a run that differs in them alone is the same run.
 NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "cache", "tracker")
@@ -62,7 +62,7 @@ def command_of(recipe: str) -> str:
     """Returns the command that repeats this run."""
     # In a sweep the command line has the values of all its runs.
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
-    return " ".join([f"python recipes/{recipe}.py", *filter(is_part_of_a_run, overrides)])
+    return " ".join([call_of(recipe), *filter(is_part_of_a_run, overrides)])
 
 
 def identity_of(cfg: DictConfig) -> dict[str, Any]:

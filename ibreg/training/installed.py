@@ -25,6 +25,11 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(beside(RECIPES).glob("*.py"))}
 
 
+def call_of(recipe: str) -> str:
+    """Says how a recipe is started: by its script in a checkout, by `ibreg` where the package is installed."""
+    return f"ibreg {recipe}" if beside(RECIPES).parent == Path(ibreg.__file__).parent else f"python recipes/{recipe}.py"
+
+
 def described() -> dict[str, dict[str, str]]:
     """Says in a line what every recipe, bottleneck, data set, model and experiment is.
 

@@ -29,6 +29,12 @@ def test_tables_have_ratios(run, tmp_path):
         assert word in result.stdout
 
 
+def test_help_shows_what_a_benchmark_takes(run, tmp_path):
+    result = run("--help", cwd=tmp_path)
+    assert "largest_dense: 8192" in result.stdout
+    assert "experiment" not in result.stdout
+
+
 @pytest.mark.parametrize("overrides", [["cases=[mpl]"], ["repeats=0"]])
 def test_wrong_input_says_what_is_valid(run, tmp_path, overrides):
     result = run(*overrides, cwd=tmp_path)

@@ -217,6 +217,15 @@ def test_several_bottlenecks_in_one_network_and_another_test_set(launch, small_r
     assert betas == {"model.layer2.bottleneck.beta", "model.avgpool.bottleneck.beta"}
 
 
+def test_mixed_pictures_and_smoothed_labels_are_another_training(launch, small_resnet, pictures):
+    few = [*SHORT, *small_resnet, *pictures, "control=false"]
+    losses = [
+        rows_of(launch(*few, *options, "overwrite=true") / CHECKPOINTS / "5_per_class")[-1]["train/loss"]
+        for options in ([], ["mixup=0.4"], ["label_smoothing=0.2"])
+    ]
+    assert len(set(losses)) == 3
+
+
 def test_torchvision_weights_by_name(launch, monkeypatch, pictures):
     torch.manual_seed(9)
     stored = torchvision.models.squeezenet1_1().state_dict()
