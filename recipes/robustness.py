@@ -116,7 +116,7 @@ def run(
         data=data.name,
         tested={arm: [each["metrics"] for each in seeds] for arm, seeds in report.items()},
         selected=trained.choices(cfg),
-        headline=columns(cfg, data),
+        headline=columns(cfg, data, report),
         checks=[
             {"arm": arm, "seed": seed} | check
             for arm, seeds in report.items()
@@ -217,7 +217,9 @@ def draw(
         )
 
 
-def columns(cfg: DictConfig, data: datasets.ClassificationData) -> list[tuple[str, str, int, int]]:
+def columns(
+    cfg: DictConfig, data: datasets.ClassificationData, report: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[tuple[str, str, int, int]]:
     """Lists the columns of the table; those of a part of the test rows say of how many."""
     rows = len(data.test)
     shown = [("test/accuracy", "clean accuracy (%)", 100, 2)]
@@ -232,6 +234,8 @@ def columns(cfg: DictConfig, data: datasets.ClassificationData) -> list[tuple[st
     shown.append(("test/ece", "ECE (%)", 100, 2))
     if cfg.outliers.data is not None:
         shown.append(("test/auroc_maximum_softmax", f"AUROC against {cfg.outliers.data} (%)", 100, 1))
+        if any("auroc_rate" in seeds[0]["metrics"] for seeds in report.values()):
+            shown.append(("test/auroc_rate", "the same by the rate (%)", 100, 1))
     return [*shown, ("test/checks_passed", "checks passed, of 4", 1, 1)]
 
 
