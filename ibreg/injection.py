@@ -7,19 +7,28 @@ through it. A plain `nn.Sequential` calls its children itself, so there the chil
 from __future__ import annotations
 
 import copy
-import difflib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
+from ibreg.hosts import (
+    CHILD,
+    batch_first,
+    cannot_take,
+    code_of,
+    device_and_dtype,
+    first_of,
+    is_host,
+    modules_by_name,
+    names_matching,
+    outputs_of,
+    refusal_of,
+    runs_its_children,
+)
 from ibreg.layers.base import Bottleneck, named_bottlenecks
-from ibreg.regularized import Regularized, evaluating, unwrap
-
-CHILD = "bottleneck"
+from ibreg.regularized import Regularized, unwrap
 
 Layer = Bottleneck | Callable[[str, nn.Module], Bottleneck]
 
@@ -75,16 +84,16 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
     """
     _refuse_wrapped(model)
     network = unwrap(model)
-    hosts = _modules(network)
+    hosts = modules_by_name(network)
     places: dict[str, Bottleneck] = {}
     for pattern, layer in layers.items():
-        for name in _match(pattern, hosts):
+        for name in names_matching(pattern, hosts):
             if name in places:
                 raise ValueError(f"{name!r} is named twice, the second time by {pattern!r}")
             places[name] = _layer_for(name, hosts[name], layer, copied="*" in pattern)
     _check_hosts(hosts, places)
     _check_layers(network, places)
-    outputs = _outputs(network, {name: hosts[name] for name in places}, example) if example is not None else {}
+    outputs = outputs_of(network, {name: hosts[name] for name in places}, example) if example is not None else {}
     for name, calls in outputs.items():
         for output in calls:
             _check_fit(name, hosts[name], places[name], output)
@@ -98,7 +107,7 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
             sizes[name] = _features(name, hosts[name], layer, outputs[name])
             copy.deepcopy(layer).materialize(sizes[name], device="meta")  # what it refuses, it refuses here
         weightless = any(tensor.is_meta for tensor in layer.state_dict().values())
-        if weightless and _device_and_dtype(network, name)[0].type != "meta":
+        if weightless and device_and_dtype(network, name)[0].type != "meta":
             raise ValueError(
                 f"the layer for {name!r} is on the meta device, where it has no weights to move to its host"
             )
@@ -106,11 +115,11 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
     for name, layer in places.items():
         host = hosts[name]
         layer.materialize(sizes.get(name))
-        device, dtype = _device_and_dtype(network, name)
+        device, dtype = device_and_dtype(network, name)
         layer.to(device=device, dtype=dtype).train(host.training)
         layer._injected = True
         host.add_module(CHILD, layer)
-        if not _runs_its_children(host):
+        if not runs_its_children(host):
             host.register_forward_hook(_through_bottleneck)
     return model
 
@@ -127,12 +136,12 @@ def candidates(model: nn.Module, example: Any) -> list[Candidate]:
         Candidate(name='1', type='ReLU', shape=(1, 8), features=8)
     """
     model = unwrap(model)
-    modules = _modules(model)
-    hosts = {name: module for name, module in modules.items() if name and _refusal(name, modules) is None}
+    modules = modules_by_name(model)
+    hosts = {name: module for name, module in modules.items() if name and refusal_of(name, modules) is None}
     rule = Bottleneck()
     found = []
-    for name, calls in _outputs(model, hosts, example).items():
-        codes = [_code(hosts[name], output) for output in calls]
+    for name, calls in outputs_of(model, hosts, example).items():
+        codes = [code_of(hosts[name], output) for output in calls]
         if any(code is None or code.dim() < 2 for code in codes):
             continue
         features = {code.shape[rule.feature_axis(code)] for code in codes}
@@ -151,7 +160,7 @@ def eject(model: nn.Module) -> nn.Module:
         ValueError: there is nothing to take out.
     """
     model = unwrap(model)
-    hosts = [module for module in model.modules() if _is_host(module)]
+    hosts = [module for module in model.modules() if is_host(module)]
     if not hosts:
         raise ValueError("no bottleneck was injected into this model")
     for host in hosts:
@@ -179,85 +188,16 @@ def bottlenecks(model: nn.Module) -> dict[str, Bottleneck]:
 
 def _through_bottleneck(host: nn.Module, args: tuple, output: Any) -> Any:
     """The hook of every host: a function of the module, so that copies and pickles of the host work on themselves."""
-    code = _code(host, output)
+    code = code_of(host, output)
     if code is None:
-        raise TypeError(_cannot_take(type(host).__name__, host, output))
-    laid_out = _first(output).is_contiguous()
-    code = _batch_first(host, host.bottleneck(code))
+        raise TypeError(cannot_take(type(host).__name__, host, output))
+    laid_out = first_of(output).is_contiguous()
+    code = batch_first(host, host.bottleneck(code))
     code = code.contiguous() if laid_out else code  # a `view` behind the host may count on it
     if isinstance(output, Tensor):
         return code
     rest = output[1:]
     return type(output)(code, *rest) if hasattr(output, "_fields") else (code, *rest)
-
-
-def _code(host: nn.Module, output: Any) -> Tensor | None:
-    """Returns the tensor of a host's output that goes through a bottleneck, batch first; None where there is none."""
-    first = _first(output)
-    if isinstance(first, Tensor) and first.is_floating_point() and not first.is_nested:
-        return _batch_first(host, first)
-    return None
-
-
-def _first(output: Any) -> Any:
-    # A PackedSequence is a tuple as well, but what stands first in it has no batch axis.
-    return output[0] if isinstance(output, tuple) and output and not isinstance(output, PackedSequence) else output
-
-
-def _cannot_take(name: str, host: nn.Module, output: Any) -> str:
-    first = _first(output)
-    if isinstance(first, Tensor) and first.is_nested:
-        return f"{name} returns a nested tensor: build the nn.TransformerEncoder with enable_nested_tensor=False"
-    got = f"a {first.dtype} tensor" if isinstance(first, Tensor) else type(first).__name__
-    where = " first in a tuple" if first is not output else ""
-    wanted = "a bottleneck takes a floating-point tensor: choose another module"
-    return f"{name} ({type(host).__name__}) returns {got}{where}, {wanted}"
-
-
-def _batch_first(host: nn.Module, code: Tensor) -> Tensor:
-    """Swaps (sequence, batch, features) of torch's sequence modules with (batch, sequence, features), and back."""
-    return code.transpose(0, 1) if _sequence_first(host) and code.dim() == 3 else code
-
-
-def _sequence_first(module: nn.Module) -> bool:
-    if isinstance(module, (nn.TransformerEncoder, nn.TransformerDecoder)):
-        module = module.layers[0]
-    if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
-        module = module.self_attn
-    return isinstance(module, (nn.RNNBase, nn.MultiheadAttention, nn.Transformer)) and not module.batch_first
-
-
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns the modules by every name that they have, without those inside a bottleneck."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    layers = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Bottleneck))
-    return {name: module for name, module in modules.items() if not f"{name}.".startswith(layers)}
-
-
-def _match(pattern: str, hosts: dict[str, nn.Module]) -> list[str]:
-    if not isinstance(pattern, str):
-        raise TypeError(f"a module is named by a string such as '0' or 'layer3.*', got {pattern!r}")
-    if "*" not in pattern:
-        if pattern not in hosts:
-            close = difflib.get_close_matches(pattern, hosts, n=3, cutoff=0.5)
-            first = [name for name in hosts if name][:8]
-            hint = f"closest: {', '.join(close)}" if close else f"it has {', '.join(first)}, ..."
-            raise ValueError(f"the model has no module {pattern!r} that can take a bottleneck; {hint}")
-        return [pattern]
-    meaning = {"**.": r"(?:.*\.)?", "**": ".*", "*": "[^.]*"}
-    expression = "".join(meaning.get(part, re.escape(part)) for part in re.split(r"(\*\*\.|\*\*|\*)", pattern))
-    # A module with several names is matched by its first; containers that never run are passed over.
-    first = {id(module): name for name, module in reversed(hosts.items())}
-    matched = [
-        name
-        for name, module in hosts.items()
-        if name and re.fullmatch(expression, name) and first[id(module)] == name and not isinstance(module, _CONTAINERS)
-    ]
-    if not matched:
-        raise ValueError(
-            f"no module matches {pattern!r}; '*' stays within one segment of a dotted name, '**' crosses them"
-        )
-    return matched
 
 
 def _layer_for(name: str, host: nn.Module, layer: Layer, *, copied: bool) -> Bottleneck:
@@ -276,33 +216,11 @@ def _layer_for(name: str, host: nn.Module, layer: Layer, *, copied: bool) -> Bot
     return built
 
 
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
-
-
-def _refusal(name: str, hosts: dict[str, nn.Module]) -> str | None:
-    """Returns why a module cannot be a host, or None."""
-    host = hosts[name]
-    if isinstance(host, _CONTAINERS) or (isinstance(host, nn.Sequential) and not _runs_its_children(host)):
-        return f"{name!r} is a {type(host).__name__} that runs its elements itself: name one of its elements"
-    if _is_host(host):
-        return f"{name!r} has a bottleneck already: eject(model) takes it out"
-    if hasattr(host, CHILD):
-        return f"{name!r} ({type(host).__name__}) has an attribute {CHILD!r} of its own: choose another module"
-    if not _sequence_first(host):
-        for parent in (name[: dot.start()] for dot in re.finditer(r"\.", name)):
-            if _sequence_first(hosts[parent]):
-                return (
-                    f"{name!r} is inside {parent!r} ({type(hosts[parent]).__name__}), where the batch is the second "
-                    f"axis: build that with batch_first=True, or name {parent!r}"
-                )
-    return None
-
-
 def _check_hosts(hosts: dict[str, nn.Module], places: dict[str, Bottleneck]) -> None:
     names_of: dict[int, str] = {}
     for name in places:
         host = hosts[name]
-        refusal = _refusal(name, hosts)
+        refusal = refusal_of(name, hosts)
         if refusal is not None:
             raise ValueError(refusal)
         if id(host) in names_of:
@@ -322,9 +240,9 @@ def _check_layers(model: nn.Module, places: dict[str, Bottleneck]) -> None:
 
 
 def _check_fit(name: str, host: nn.Module, layer: Bottleneck, output: Any) -> None:
-    code = _code(host, output)
+    code = code_of(host, output)
     if code is None:
-        raise TypeError(_cannot_take(repr(name), host, output))
+        raise TypeError(cannot_take(repr(name), host, output))
     if layer.in_features is None:
         layer = copy.copy(layer)
         layer.sized = False  # any size fits, but rank and axis have to be right
@@ -340,60 +258,13 @@ def _check_fit(name: str, host: nn.Module, layer: Bottleneck, output: Any) -> No
 
 
 def _features(name: str, host: nn.Module, layer: Bottleneck, calls: list[Any]) -> int:
-    codes = [_code(host, output) for output in calls]
+    codes = [code_of(host, output) for output in calls]
     features = {code.shape[layer.feature_axis(code)] for code in codes}
     if len(features) > 1:
         raise ValueError(
             f"{name!r} is called with {', '.join(map(str, sorted(features)))} features: choose another module"
         )
     return features.pop()
-
-
-def _outputs(model: nn.Module, hosts: dict[str, nn.Module], example: Any) -> dict[str, list[Any]]:
-    """Runs the example and returns what each host gave, call by call; hosts that were not called are left out."""
-    seen: dict[str, list[Any]] = {}
-
-    def remember(name):
-        def hook(module, args, output):
-            seen.setdefault(name, []).append(output)
-
-        return hook
-
-    handles = [host.register_forward_hook(remember(name)) for name, host in hosts.items()]
-    try:
-        with evaluating(model), torch.no_grad():
-            if isinstance(example, Mapping):
-                model(**example)
-            else:
-                model(*example) if isinstance(example, tuple) else model(example)
-    except Exception:
-        # What stands behind the hosts may be built for the size of the code already: only what they gave counts.
-        if len(seen) < len(hosts):
-            raise
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: seen[name] for name in hosts if name in seen}
-
-
-def _device_and_dtype(model: nn.Module, name: str) -> tuple[torch.device, torch.dtype]:
-    """Returns those of the host's first floating-point parameter or buffer, or of the nearest module around it."""
-    segments = name.split(".")
-    for length in range(len(segments), -1, -1):
-        module = model.get_submodule(".".join(segments[:length]))
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point():
-                return tensor.device, tensor.dtype
-    return torch.device("cpu"), torch.get_default_dtype()
-
-
-def _runs_its_children(host: nn.Module) -> bool:
-    return isinstance(host, nn.Sequential) and type(host).forward is nn.Sequential.forward
-
-
-def _is_host(module: nn.Module) -> bool:
-    # A user's own Sequential may have an element of that name too: that one is not ours to take out.
-    return getattr(getattr(module, CHILD, None), "_injected", False)
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 import ibreg
-from ibreg.injection import CHILD, bottlenecks, inject
+from ibreg.hosts import CHILD
+from ibreg.injection import bottlenecks, inject
 from ibreg.layers.base import Bottleneck, without_wrappers
 from ibreg.registry import build
 from ibreg.regularized import unwrap

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg import schedules
-from ibreg.injection import CHILD, bottlenecks, inject
+from ibreg.hosts import CHILD
+from ibreg.injection import bottlenecks, inject
 from ibreg.layers import Bottleneck
 from ibreg.regularized import Regularized, predict
 from ibreg.training.configuration import build_bottleneck
