@@ -419,6 +419,12 @@ FSDP2 = ["-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"
 FSDP2 += ["--main_process_port", "0"]
 
 
+# bfloat16 has 8 bits, and a process rounds the gradient of its own rows.
+@pytest.mark.parametrize(("override", "tolerance"), [("accumulate=2", 1e-5), ("precision=bf16", 2**-8)])
+def test_two_processes_take_the_steps_of_one(launch, two_processes, override, tolerance):
+    assert_same_results(launch(*HSIC, override), two_processes(*HSIC, override), tolerance=tolerance)
+
+
 @pytest.fixture
 def begun(tmp_path):
     """Runs the recipe with a launcher and kills it behind its first checkpoint; returns what it printed."""
