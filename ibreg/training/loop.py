@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,9 @@ def build_accelerator(cfg: DictConfig) -> Accelerator:
             raise ValueError("FSDP's first version is not supported: accelerate launch --use_fsdp --fsdp_version 2 ...")
         if cfg.get("ema"):
             raise ValueError(f"ema={cfg.ema} averages whole weights, of which FSDP leaves a process a shard: use ema=0")
+        if policy := accelerator.state.fsdp_plugin.mixed_precision_policy:
+            # Losses and penalties are float32, as with autocast; accelerate would round all that a model returns.
+            accelerator.state.fsdp_plugin.mixed_precision_policy = replace(policy, output_dtype=torch.float32)
     return accelerator
 
 
