@@ -19,6 +19,7 @@ import hydra
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from omegaconf import DictConfig
 from torch import nn
 
@@ -54,6 +55,8 @@ def main(cfg: DictConfig) -> None:
     """Checks all that can be checked, opens the folder and runs what is not finished in it."""
     check_continual(cfg, CONFIGS / "continual.yaml")
     accelerator = build_accelerator(cfg)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("a learner is whole in every process: launch without --use_fsdp")
     data = continual_data.load(**cfg.data)
     unlabelled = load_unlabelled(cfg, data)
     if not set(cfg.unlearning.classes) < set(range(data.classes)):

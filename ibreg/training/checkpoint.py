@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 from ibreg.training.folder import replace
 
@@ -63,3 +65,40 @@ def next_state(
         kept = {key: state[key] for key in ("best", "validation", "weights")}
     goes_on = {name: part.state_dict() for name, part in parts.items()}
     return {"epoch": row["epoch"], "rows": [*state["rows"], row], **kept, **goes_on}
+
+
+def whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a state dict with the whole of what FSDP has cut into shards; then every rank has to call it."""
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+
+
+class WholeOptimizer:
+    """The state of an optimizer in whole tensors, however its parameters are sharded: one process can go on from it.
+
+    Args:
+        optimizer: may have shards of parameters; then every rank has to call what is here.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the optimizer's state dict."""
+        state = self.optimizer.state_dict()
+        return state | {"state": {index: whole(tensors) for index, tensors in state["state"].items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Gives each parameter its part of a state dict."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parts = {
+            index: {name: _part(value, parameters[index]) for name, value in tensors.items()}
+            for index, tensors in state["state"].items()
+        }
+        self.optimizer.load_state_dict(state | {"state": parts})
+
+
+def _part(value: Any, parameter: Tensor) -> Any:
+    """Cuts what an optimizer keeps for every entry of a parameter as the parameter is cut."""
+    if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedType, FullyShardedDataParallelPlugin
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -26,11 +28,15 @@ def build_accelerator(cfg: DictConfig) -> Accelerator:
     """Builds what trains on one process or several, on a CPU or elsewhere.
 
     Raises:
-        ValueError: the device does not have the precision, or the tracker's package is not installed.
+        ValueError: the device does not have the precision, the tracker's package is not installed, or FSDP cannot do
+            what is asked for.
     """
     tracker = cfg.get("tracker", "none")
     if tracker not in ("none", "all", *map(str, get_available_trackers())):
         raise ValueError(f"tracker={tracker} needs a package that is not installed: pip install {tracker}, or use none")
+    if sharded := os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # Every process builds the model itself; the launcher's default, to send it, fails on buffers such as beta.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     accelerator = Accelerator(
         cpu=cfg.device == "cpu",
         mixed_precision=str(cfg.precision),
@@ -41,6 +47,20 @@ def build_accelerator(cfg: DictConfig) -> Accelerator:
     )
     if cfg.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision=fp16 needs an accelerator: on the CPU use bf16 or no")
+    if sharded and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # There accelerate leaves FSDP out without a word, though torch has it, and so has the rest of accelerate.
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        if cfg.precision != "no":
+            accelerator.state.fsdp_plugin.set_mixed_precision(str(cfg.precision))
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise ValueError("FSDP's first version is not supported: accelerate launch --use_fsdp --fsdp_version 2 ...")
+        if cfg.get("ema"):
+            raise ValueError(f"ema={cfg.ema} averages whole weights, of which FSDP leaves a process a shard: use ema=0")
+        if policy := accelerator.state.fsdp_plugin.mixed_precision_policy:
+            # Losses and penalties are float32, as with autocast; accelerate would round all that a model returns.
+            accelerator.state.fsdp_plugin.mixed_precision_policy = replace(policy, output_dtype=torch.float32)
     return accelerator
 
 

@@ -5,6 +5,7 @@ Trainings are functions of configuration and seed. All that depends on the kind 
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
@@ -21,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ibreg.regularized import Penalized, Regularized
 from ibreg.training.arms import beta_used, build_schedule
-from ibreg.training.checkpoint import load_checkpoint, next_state, save_checkpoint
+from ibreg.training.checkpoint import WholeOptimizer, load_checkpoint, next_state, save_checkpoint, whole
 from ibreg.training.data.classification import Rows, loader
 from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.training.loop import EpochSampler, Lines, described, quantities, seed_all
@@ -213,12 +215,17 @@ def train(
     beta_schedule = build_schedule(cfg, trial.arm, model)
     sampler = EpochSampler(len(data.train), seed=trial.key[0] + 1_000_003 * trial.key[1])
     batches = loader(data.train, cfg.batch_size, sampler=sampler, drop_last=True)
+    if state is not None:
+        model.load_state_dict(state["model"])
+    # Measures run parts of a model and read its weights, of which FSDP leaves a rank a shard: they get a whole one.
+    gathered = copy.deepcopy(model).to(accelerator.device) if accelerator.is_fsdp2 else None
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     plain = accelerator.unwrap_model(model)
     ema = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
-    evaluated = ema.module if ema else plain
+    saved = plain if gathered is None else gathered
+    evaluated = ema.module if ema else saved
 
-    parts = {"model": plain, "optimizer": optimizer, "lr_schedule": lr_schedule}
+    parts = {"model": saved, "optimizer": WholeOptimizer(optimizer), "lr_schedule": lr_schedule}
     parts |= {"ema": ema} if ema else {}
     parts |= {"beta_schedule": beta_schedule} if beta_schedule else {}
     if state is not None:
@@ -258,6 +265,9 @@ def train(
         if not math.isfinite(means["loss"]):
             raise RuntimeError(f"{name}: the loss of epoch {epoch + 1} is {means['loss']}: lower lr or beta")
         row = asdict(trial) | {"epoch": epoch + 1} | {f"train/{key}": value for key, value in means.items()}
+        if gathered is not None:
+            broadcast(list(plain.buffers()))  # those of the main process are everybody's, as with DDP
+            gathered.load_state_dict(whole(plain.state_dict()))
         validation = None
         if data.validation is not None:
             validation = task.measure(trial, evaluated)

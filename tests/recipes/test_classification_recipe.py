@@ -4,13 +4,16 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from folders import assert_equal_runs, assert_same_results, rows_of, summary_of, weights_of
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
@@ -409,28 +412,87 @@ def test_two_processes_give_the_metrics_of_one(run, tmp_path):
     assert (tmp_path / "two" / CONFIG).is_file()
 
 
-def test_a_run_of_two_processes_goes_on_with_one(launch, tmp_path):
-    options = ["bottlenecks=[hsic]", "bottleneck.hsic.gather=true", "control=false", "seeds=[0]", "epochs=3"]
-    options += ["device=cpu", "batch_size=64", "sweep.betas=[]", "model.hidden=[32]"]
-    whole = launch(*options).rename(tmp_path / "whole")
-    killed = tmp_path / "killed.py"
-    killed.write_text(
-        "import os, runpy, sys\n"
-        "import ibreg.training.run as run\n"
-        "save_checkpoint = run.save_checkpoint\n"
-        "run.save_checkpoint = lambda *state: (save_checkpoint(*state), os._exit(1))\n"
-        f"sys.argv[0] = {str(ROOT / 'recipes' / 'classification.py')!r}\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    first = subprocess.run(
-        [*torchrun, str(killed), *options, f"output_dir={tmp_path / 'run'}"],
+HSIC = ["bottlenecks=[hsic]", "bottleneck.hsic.gather=true", "control=false", "seeds=[0]", "epochs=3"]
+HSIC += ["device=cpu", "batch_size=64", "sweep.betas=[]", "model.hidden=[32]"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FSDP2 = ["-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
+FSDP2 += ["--main_process_port", "0"]
+
+
+# bfloat16 has 8 bits, and a process rounds the gradient of its own rows.
+@pytest.mark.parametrize(("override", "tolerance"), [("accumulate=2", 1e-5), ("precision=bf16", 2**-8)])
+def test_two_processes_take_the_steps_of_one(launch, two_processes, override, tolerance):
+    assert_same_results(launch(*HSIC, override), two_processes(*HSIC, override), tolerance=tolerance)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Runs the recipe with a launcher and kills it behind its first checkpoint; returns what it printed."""
+
+    def call(launcher, *overrides):
+        script = tmp_path / "begun.py"
+        script.write_text(
+            "import gc, os, runpy, sys\n"
+            "import ibreg.training.run as run\n"
+            "from torch.distributed.fsdp import FSDPModule\n"
+            "def killed(*state):\n"
+            "    save_checkpoint(*state)\n"
+            "    print('sharded:', any(issubclass(type(each), FSDPModule) for each in gc.get_objects()), flush=True)\n"
+            "    os._exit(1)\n"
+            "save_checkpoint, run.save_checkpoint = run.save_checkpoint, killed\n"
+            f"sys.argv[0] = {str(ROOT / 'recipes' / 'classification.py')!r}\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        )
+        result = subprocess.run(
+            [sys.executable, *launcher, str(script), *overrides, f"output_dir={tmp_path / 'run'}"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert result.returncode != 0
+        (path,) = (tmp_path / "run" / CHECKPOINTS).glob("*.pt")
+        assert load_checkpoint(path)["epoch"] == 1
+        return result.stdout
+
+    return call
+
+
+def test_a_run_of_two_processes_goes_on_with_one(launch, begun, tmp_path):
+    whole = launch(*HSIC).rename(tmp_path / "whole")
+    assert "sharded: False" in begun(TORCHRUN, *HSIC)
+    assert_same_results(whole, launch(*HSIC, "resume=true"), tolerance=1e-5)
+
+
+def test_two_processes_with_shards_of_a_model_equal_one_and_go_on_as_two_or_one(launch, begun, tmp_path):
+    whole = launch(*HSIC).rename(tmp_path / "whole")
+    assert "sharded: True" in begun(FSDP2, *HSIC)
+    shutil.copytree(tmp_path / "run", tmp_path / "two")
+    script = ROOT / "recipes" / "classification.py"
+    double = subprocess.run(
+        [sys.executable, *FSDP2, str(script), *HSIC, f"output_dir={tmp_path / 'two'}", "resume=true"],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert first.returncode != 0
-    (path,) = (tmp_path / "run" / CHECKPOINTS).glob("*.pt")
-    assert load_checkpoint(path)["epoch"] == 1
-    assert_same_results(whole, launch(*options, "resume=true"), tolerance=1e-5)
+    assert double.returncode == 0, double.stderr
+    assert "hsic-decay0-seed0: resumed" in double.stdout
+    assert "destroy_process_group" not in double.stderr
+    assert summary_of(tmp_path / "two")["hardware"]["processes"] == 2
+    assert_same_results(whole, tmp_path / "two", tolerance=1e-5)
+    assert_same_results(whole, launch(*HSIC, "resume=true"), tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("version", "override", "message"), [("1", "ema=0", "version 2"), ("2", "ema=0.9", "ema=0.9")])
+def test_what_fsdp_cannot_do_is_refused(launch, tmp_path, monkeypatch, version, override, message):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    launcher |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    launcher |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        launch(override, "device=cpu")
+    torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_experiments_compose(recipe):
