@@ -187,8 +187,9 @@ def _draw_information_plane(rows: Sequence[Mapping[str, Any]], compression: str,
         way, color, marker = ways[arm], styles[arm]["color"], styles[arm]["marker"]
         panel.plot(*way.T, linestyle=styles[arm]["linestyle"], color=color, marker=marker, linewidth=0.8, markersize=3)
         panel.plot(*way[0], linestyle="", color=color, marker=marker, markersize=8, markerfacecolor="white")
-        # The legend shows the last epoch's marker, the largest one.
-        panel.plot(*way[-1], linestyle="", color=color, marker=marker, markersize=8, label=arm_label(arm))
+        # The legend shows the last epoch's marker, the largest one, on the arm's line, which a point does not have.
+        last = {"linestyle": styles[arm]["linestyle"], "markersize": 8, "label": arm_label(arm)}
+        panel.plot(*way[-1], color=color, marker=marker, **last)
     scale_rates(panel, [point[0] for way in ways.values() for point in way])
     if panel.get_xscale() == "log":
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
