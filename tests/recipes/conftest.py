@@ -14,14 +14,6 @@ from hydra import compose, initialize_config_dir
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before groups are read
-def pytest_collection_modifyitems(items):
-    """Keeps the tests of a recipe in one process, as they look at one finished run."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-
-
 @pytest.fixture(scope="module")
 def recipe(request):
     """The recipe as a Python module."""
