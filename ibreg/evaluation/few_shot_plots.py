@@ -47,7 +47,8 @@ def _draw_images_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     panels = figure.subplots(height, width, squeeze=False).flat
     # Side by side within a tenth of the way from one number of images to the next.
     steps = np.log(images[1:]) - np.log(images[:-1]) if len(images) > 1 else np.array([1.0])
-    shifts = np.exp(steps.min() * (np.linspace(-0.1, 0.1, len(styles)) if len(styles) > 1 else np.zeros(1)))
+    places = np.linspace(-0.1, 0.1, len(styles))
+    shifts = np.exp(steps.min() * (places - places.mean()))
     for panel, quantity in zip(panels, quantities, strict=False):
         for shift, (arm, style) in zip(shifts, styles.items(), strict=True):
             values = [

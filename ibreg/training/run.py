@@ -225,13 +225,14 @@ def train(
     saved = plain if gathered is None else gathered
     evaluated = ema.module if ema else saved
 
-    parts = {"model": saved, "optimizer": WholeOptimizer(optimizer), "lr_schedule": lr_schedule}
+    parts = {"optimizer": WholeOptimizer(optimizer), "lr_schedule": lr_schedule}
     parts |= {"ema": ema} if ema else {}
     parts |= {"beta_schedule": beta_schedule} if beta_schedule else {}
     if state is not None:
         for key, part in parts.items():
             part.load_state_dict(state[key])
         lines.advance(f"{name}: resumed", state["epoch"])
+    parts["model"] = saved  # which has its state already
 
     written = time.monotonic()
     for epoch in range(state["epoch"] if state else 0, epochs):
