@@ -22,8 +22,6 @@ from pathlib import Path
 import hydra
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer
@@ -42,28 +40,27 @@ ADAM = partial(torch.optim.AdamW, lr=1e-6, fused=True)
 
 @hydra.main(config_path=str(CONFIGS), config_name="benchmark", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Runs the cases and prints a table of ratios."""
+    """Runs the cases and prints a row of ratios for each."""
     unknown = [case for case in cfg.cases if case not in CASES]
     if unknown or cfg.repeats < 1:
         raise ValueError(f"cases are some of {', '.join(CASES)} and repeats at least 1, got {cfg.cases}, {cfg.repeats}")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.cases:
-        Console(width=120).print(networks(cfg))
+        networks(cfg)
     if cfg.samples:
-        Console(width=120).print(quantities(cfg))
+        quantities(cfg)
 
 
-def networks(cfg: DictConfig) -> Table:
+def networks(cfg: DictConfig) -> None:
     """Measures the steps of networks with a bottleneck against those with a plain layer in its place."""
-    table = Table(title=f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {cfg.repeats}")
-    for heading in ("case", "plain (ms)", "bottleneck (ms)", "ratio", "memory kept", "wanted at most"):
-        table.add_column(heading, justify="left" if heading == "case" else "right")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {cfg.repeats}")
+    print_row("case", "plain (ms)", "ours (ms)", "ratio", "memory kept", "at most")
     for case in cfg.cases:
         for label, plain, bottleneck, bound in CASES[case]():
             first, second = alternate(plain, bottleneck, cfg.repeats, label)
             memory = kept_for_backward(bottleneck) / max(kept_for_backward(plain), 1)
-            table.add_row(
+            print_row(
                 label,
                 f"{1e3 * first:.2f}",
                 f"{1e3 * second:.2f}",
@@ -71,22 +68,12 @@ def networks(cfg: DictConfig) -> Table:
                 f"{memory:.2f}" if memory else "-",
                 "-" if bound is None else f"{bound:.2f}",
             )
-    return table
 
 
-def quantities(cfg: DictConfig) -> Table:
+def quantities(cfg: DictConfig) -> None:
     """Measures kernel quantities, forward and backward, against dense, published and least possible work."""
-    table = Table(title=f"x 64-d, code 256-d, float32, {torch.get_num_threads()} threads: times of ours")
-    for heading in (
-        "quantity",
-        "samples",
-        "ours (ms)",
-        "dense / ours",
-        "published / ours",
-        "ours / floor",
-        "peak (MB)",
-    ):
-        table.add_column(heading, justify="left" if heading == "quantity" else "right")
+    print(f"x 64-d, code 256-d, float32, {torch.get_num_threads()} threads")
+    print_row("quantity, samples", "ours (ms)", "dense/ours", "publ./ours", "ours/floor", "peak (MB)")
     for samples in cfg.samples:
         torch.manual_seed(0)
         x = torch.randn(samples, 64)
@@ -99,15 +86,18 @@ def quantities(cfg: DictConfig) -> Table:
             repeats = max(1, min(cfg.repeats, int(2e7 / samples**2)))
             memory = peak_memory(forms[0])
             times = in_turns(forms, repeats, f"{name}, {samples} samples")
-            table.add_row(
-                name,
-                f"{samples:,}",
+            print_row(
+                f"{name}, {samples:,}",
                 f"{1e3 * times[0]:.1f}",
                 *([f"{time / times[0]:.1f}" for time in times[1:]] + ["-", "-"])[:2],
                 f"{times[0] / (products * 2 * samples**2 / multiplications_per_second()):.1f}",
                 "-" if memory is None else f"{memory / 2**20:.0f}",
             )
-    return table
+
+
+def print_row(label: str, *cells: str) -> None:
+    """Prints a row as soon as it is measured, as a benchmark may be stopped before its last."""
+    print(f"{label:<60}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
 
 
 def forward_and_backward(quantity: Callable, x: Tensor, code: Tensor) -> None:
@@ -249,12 +239,12 @@ def kernel_layer_cases():
 
 
 def overhead_cases(compiled: bool = False):
-    """Every bottleneck with its defaults, as wide as the features that it takes, behind a ResNet-20 and a ViT-tiny."""
+    """Every bottleneck with its defaults, as wide as its input, behind a ResNet-20 and a ViT-tiny of 65 tokens."""
     torch.manual_seed(0)
     x, y, concepts = torch.randn(128, 3, 32, 32), torch.randint(10, (128,)), torch.rand(128, 8).round()
     for network, build, place, features in (
         ("ResNet-20", partial(models.build, "resnet20", input_shape=(3, 32, 32), classes=10), "avgpool", 64),
-        ("ViT-tiny, 65 tokens", vision_transformer, "encoder.ln", 192),
+        ("ViT-tiny", vision_transformer, "encoder.ln", 192),
     ):
         for name in ibreg.names():
             options = {"concepts": concepts.shape[1], "out_features": features, "straight_through": True}

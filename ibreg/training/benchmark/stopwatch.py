@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def alternate(first: Step, second: Step, repeats: int, label: str) -> tuple[floa
 def in_turns(steps: list[Step], repeats: int, label: str) -> list[float]:
     """Returns the median seconds of steps that run in turns, forwards and backwards, after one round that warms up."""
     times: dict[Step, list[float]] = {step: [] for step in steps}
-    for repeat in track(range(repeats + 1), description=label, transient=True):
+    for repeat in track(range(repeats + 1), description=label, transient=True, console=Console(stderr=True)):
         for step in steps if repeat % 2 else reversed(steps):
             start = time.perf_counter()
             step()
