@@ -58,7 +58,7 @@ ROWS = {
     "hsic": {
         "default": {},
         "normalized": {"estimator": "normalized", "bandwidth_t": ("rms", 1.0), "lambda_y": 0.0},
-        "debiased": {"estimator": "debiased", "kernel_y": "linear"},
+        "debiased": {"estimator": "debiased"},
         "blocks": {"block_size": 3, "positions": "mean"},
         "cka": {"estimator": "cka", "lambda_x": 0.0},
     },

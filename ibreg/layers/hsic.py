@@ -45,8 +45,8 @@ class HSICBottleneck(KernelBottleneck):
         bandwidth_t: of the code's Gaussian kernel. A length invites the code to change its size instead of what it
             knows; the other two follow its size.
         bandwidth_y: of the target's kernel, where that has one.
-        kernel_y: "gaussian", "inverse_multiquadric", "linear" (one-hot or soft labels) or "delta" (equality of
-            labels); None: delta for integer targets, else gaussian.
+        kernel_y: "gaussian", "inverse_multiquadric", "linear" (one-hot or soft labels) or "delta" (equality of class
+            indices, which is the linear kernel of their one-hot labels); None: delta for integers, else gaussian.
         stop_gradient: whether the output lets no gradient back, so that the penalty alone trains what stands before the
             layer, back to the next such layer. With one behind each block of a network this is the layer-wise training
             of arXiv 1908.01580, without back-propagation between blocks; the task loss trains the head.
@@ -74,7 +74,8 @@ class HSICBottleneck(KernelBottleneck):
     micro-batch. A batch below the estimator's minimum (4 for the unbiased, else 2) is an error in training.
 
     Raises:
-        ValueError: an option out of range, a batch that is too small, inputs of integers.
+        ValueError: an option out of range, a batch that is too small, inputs of integers, class indices as the target
+            with a kernel other than delta.
 
     Example:
         >>> layer = HSICBottleneck()
@@ -187,6 +188,12 @@ class HSICBottleneck(KernelBottleneck):
         target = scope.target
         floating = target.is_floating_point()
         kernel = self.kernel_y or ("gaussian" if floating else "delta")
+        if not floating and kernel != "delta":
+            raise ValueError(
+                f"bottleneck {scope.name_of(self)} got class indices and kernel_y={kernel!r}, which would compare them "
+                "as numbers: leave kernel_y=None ('delta' is the linear kernel of one-hot labels), or give one-hot "
+                "labels, or numbers as floating point"
+            )
         if floating:
             assert_finite(target, f"bottleneck {scope.name_of(self)} got NaN or infinite values in its target")
         if kernel == "delta" and can_assert(target):
@@ -194,4 +201,4 @@ class HSICBottleneck(KernelBottleneck):
                 (target >= 0).all(),
                 f"bottleneck {scope.name_of(self)} takes class indices of at least 0: HSIC leaves no sample out",
             )
-        return target if floating or kernel == "delta" else target.float(), kernel
+        return target, kernel

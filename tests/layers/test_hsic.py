@@ -74,6 +74,13 @@ def test_kernel_of_the_target_follows_its_type(estimator):
     torch.testing.assert_close(layer.measure(code, inputs=x, target=number.unsqueeze(1)).logs["hsic_y"], measured)
 
 
+@pytest.mark.parametrize("kernel", ["linear", "gaussian", "inverse_multiquadric"])
+def test_class_indices_are_never_compared_as_numbers(kernel):
+    x, code, y = batch()
+    with pytest.raises(ValueError, match=f"class indices and kernel_y='{kernel}'.*one-hot"):
+        HSICBottleneck(kernel_y=kernel).measure(code, inputs=x, target=y)
+
+
 def test_labels_below_zero_are_an_error():
     x, code, y = batch()
     with pytest.raises(RuntimeError, match="class indices of at least 0: HSIC leaves no sample out"):
