@@ -25,7 +25,7 @@ from torch import nn
 from ibreg.evaluation.metrics import label_entropy
 from ibreg.evaluation.plots import information_curve, learning_curves, reliability_diagram
 from ibreg.training.arms import build_bottleneck, build_model
-from ibreg.training.checks import check_batch_size, check_configuration
+from ibreg.training.checks import check_steps, check_configuration
 from ibreg.training.classification import Classified, classify, mixup
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data import classification as datasets
@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     check_configuration(cfg, CONFIGS / "classification.yaml")
     accelerator = build_accelerator(cfg)
     data = datasets.load(**cfg.data)
-    check_batch_size(cfg, rows=len(data.train), processes=accelerator.num_processes)
+    check_steps(cfg, rows=len(data.train), processes=accelerator.num_processes)
     task = Task(
         data=lambda trial: data,
         model=lambda trial: build_model(cfg, trial, data.input_shape, data.classes),

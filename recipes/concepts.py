@@ -28,7 +28,7 @@ from ibreg.evaluation.plots import learning_curves
 from ibreg.layers.concept_layer import ConceptLayer
 from ibreg.regularized import Regularized
 from ibreg.training.arms import build_model
-from ibreg.training.checks import check_batch_size, check_configuration
+from ibreg.training.checks import check_steps, check_configuration
 from ibreg.training.classification import classify
 from ibreg.training.concepts.report import Examined, check_interventions, examine, some_rows
 from ibreg.training.concepts.training import apart, training_of, with_concepts
@@ -80,7 +80,7 @@ def main(cfg: DictConfig) -> None:
     first = data[cfg.seeds[0]]
     check_interventions(cfg, first)
     for of_seed in data.values():
-        check_batch_size(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
+        check_steps(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
     cfg = with_concepts(cfg, first)
     task = Task(
         data=lambda trial: data[trial.seed],

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ibreg.evaluation.continual_plots import accuracy_over_splits, decision_regions, key_usage
-from ibreg.training.checks import check_batch_size
+from ibreg.training.checks import check_steps
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.continual.checks import check_continual
 from ibreg.training.continual.stream import (
@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"unlearning.classes={cfg.unlearning.classes} are some of the {data.classes} classes, from 0")
     for split in {split for splits in class_splits(cfg, data).values() for split in splits}:
         rows = torch.isin(data.train.targets, torch.tensor(split)).sum()
-        check_batch_size(cfg, rows=int(rows), processes=accelerator.num_processes)
+        check_steps(cfg, rows=int(rows), processes=accelerator.num_processes)
     encoder = build_encoder(cfg, data.input_shape)
     features, others = (encoder(inputs[[0]]).shape[1] for inputs in (data.test.inputs, unlabelled))
     if features != others:

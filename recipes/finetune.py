@@ -28,7 +28,7 @@ from torch import nn
 from ibreg.evaluation.few_shot_plots import images_curve
 from ibreg.evaluation.plots import learning_curves, reliability_diagram
 from ibreg.training.arms import build_arm
-from ibreg.training.checks import check_batch_size, check_configuration
+from ibreg.training.checks import check_steps, check_configuration
 from ibreg.training.classification import Classified, classify, mixup
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data.classification import ClassificationData
@@ -105,7 +105,7 @@ def part_of(
     processes = accelerator.num_processes
     batch = min(cfg.batch_size, rows // processes * processes)
     own = OmegaConf.merge(cfg, {"batch_size": batch, "epochs": max(cfg.epochs, -(-cfg.steps // (rows // batch)))})
-    check_batch_size(own, rows=rows, processes=processes)
+    check_steps(own, rows=rows, processes=processes)
     task = Task(
         data=lambda trial: few[trial.seed],
         model=lambda trial: build_arm(own, trial, backbone, example=torch.zeros(1, *data.input_shape)),

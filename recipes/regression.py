@@ -27,7 +27,7 @@ from torch import nn
 from ibreg.evaluation.plots import learning_curves
 from ibreg.evaluation.regression_plots import attack_curves, information_plane, prediction_plot, residual_plot
 from ibreg.training.arms import build_model
-from ibreg.training.checks import check_batch_size, check_configuration
+from ibreg.training.checks import check_steps, check_configuration
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data import regression as regression_data
 from ibreg.training.data.cuts import load_cuts
@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> None:
     data = load_cuts(cfg, regression_data.load)
     for of_seed in data.values():
         check_data(of_seed)
-        check_batch_size(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
+        check_steps(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
 
     def measure(trial: Trial, model: nn.Module) -> dict[str, float]:
         return evaluate(cfg, model, data[trial.seed], accelerator, "validation").metrics()

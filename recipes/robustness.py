@@ -33,7 +33,7 @@ from ibreg.evaluation.robustness_plots import (
 )
 from ibreg.training.arms import build_arm, build_network
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
-from ibreg.training.checks import check_batch_size, check_configuration
+from ibreg.training.checks import check_steps, check_configuration
 from ibreg.training.classification import classify
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data import classification as datasets
@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> None:
     accelerator = build_accelerator(cfg)
     data = datasets.load(**cfg.data)
     check_robustness(cfg, data)
-    check_batch_size(cfg, rows=len(data.train), processes=accelerator.num_processes)
+    check_steps(cfg, rows=len(data.train), processes=accelerator.num_processes)
     check_distillation(cfg, lambda: build_network(cfg, data.input_shape, data.classes))
     pixels = pixels_of(cfg, data)
     build_adversary(cfg.adversarial, pixels, epoch=0)
@@ -138,7 +138,9 @@ def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial
         built = build_network(cfg, data.input_shape, data.classes, code_features)
         if cfg.distillation.teacher is None:
             return built
-        return prune_smallest(load_teacher(built, cfg.distillation.teacher, trial.seed), cfg.distillation.prune)
+        return prune_smallest(
+            load_teacher(built, cfg.distillation.teacher, trial.arm, trial.seed), cfg.distillation.prune
+        )
 
     return build_arm(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
 
@@ -147,7 +149,8 @@ def build_loss(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial)
     """Builds the task loss: the cross-entropy, with what the teacher says where there is one."""
     if cfg.distillation.teacher is None:
         return nn.CrossEntropyLoss()
-    teacher = load_teacher(build_network(cfg, data.input_shape, data.classes), cfg.distillation.teacher, trial.seed)
+    network = build_network(cfg, data.input_shape, data.classes)
+    teacher = load_teacher(network, cfg.distillation.teacher, trial.arm, trial.seed)
     return Distilled(teacher, temperature=cfg.distillation.temperature, weight=cfg.distillation.weight)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ WHOLE_NUMBERS = {
 }  # fmt: skip
 NUMBERS_ABOVE_0 = ("lr", "lr_factor")
 FRACTIONS = ("ema", "label_smoothing")
+# Of the weights of the first step in what an average is at the end.
+LARGEST_SHARE_OF_START = 0.01
 LISTS = ("grid.beta", "grid.weight_decay", "sweep.betas", "attack.eps", "attack.eps_l2")
 CHOICES = {
     "selection": ("best", "last"),
@@ -157,13 +160,22 @@ def _check_section(name: str, section: Any, known: Iterable[Any]) -> None:
             raise ValueError(f"{name} needs the key {key!r}, which was removed: give it a value instead")
 
 
-def check_batch_size(cfg: DictConfig, *, rows: int, processes: int) -> None:
-    """Checks that training rows fill a batch, and that processes can share it."""
+def check_steps(cfg: DictConfig, *, rows: int, processes: int) -> None:
+    """Checks that training rows fill a batch, that processes can share it, and that an average forgets its start."""
     if rows < cfg.batch_size:
         raise ValueError(f"batch_size={cfg.batch_size} is more than the {rows} training rows")
     if cfg.batch_size % processes:
         raise ValueError(
             f"batch_size={cfg.batch_size} is shared by {processes} processes: give a multiple of {processes}"
+        )
+    if not cfg.get("ema"):
+        return
+    steps = cfg.epochs * (rows // cfg.batch_size) // cfg.accumulate
+    if cfg.ema**steps > LARGEST_SHARE_OF_START:
+        warnings.warn(
+            f"ema={cfg.ema}: after {steps} steps {cfg.ema**steps:.0%} of the averaged weights are those of the first "
+            f"step. Use at most {LARGEST_SHARE_OF_START ** (1 / steps):.3g}, or train longer",
+            stacklevel=2,
         )
 
 

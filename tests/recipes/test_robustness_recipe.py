@@ -182,7 +182,7 @@ def test_adversarial_training_and_a_pruned_student_of_its_control(launch, tmp_pa
     folder = launch(*ONE, *short, f"distillation.teacher={teacher}", "distillation.prune=0.8")
     results = summary_of(folder)["results"]
     assert all(metrics["test/sparsity"]["mean"] == pytest.approx(0.8, abs=1e-3) for metrics in results.values())
-    with pytest.raises(FileNotFoundError, match="0 controls of seed 5"):
+    with pytest.raises(FileNotFoundError, match="0 controls 'none' of seed 5"):
         launch(*ONE, *short, f"distillation.teacher={teacher}", "seeds=[5]", "overwrite=true")
 
 
@@ -263,7 +263,7 @@ def test_an_experiment_trains_a_step_and_is_measured(launch, data_root, experime
         (["bottlenecks=[decayed]"], "are the controls"),
         (["+places.hsic=[trunk.9]"], "inject_at=trunk.9: .*no module"),
         (["+places.hsik=trunk"], "places names hsik"),
-        (["distillation.teacher=/nowhere"], "0 controls of seed 0"),
+        (["distillation.teacher=/nowhere"], "0 controls 'none' of seed 0"),
         (["distillation.teacher=/nowhere", "ema=0.9"], "distillation prunes.*give ema=0"),
         (["+attack.norm=2"], "attack has no key 'norm'"),
         (["checkpoint=/nowhere"], "is no finished run"),

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from ibreg import registry
 from ibreg.training.arms import build_bottleneck
-from ibreg.training.checks import check_batch_size, check_configuration, check_keys
+from ibreg.training.checks import check_steps, check_configuration, check_keys
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = CONFIGS / "classification.yaml"
@@ -107,11 +107,18 @@ def test_an_empty_output_folder_is_refused(configured):
 
 def test_the_batch_is_filled_and_shared(configured):
     cfg = configured("batch_size=65")
-    check_batch_size(cfg, rows=65, processes=5)
+    check_steps(cfg, rows=65, processes=5)
     with pytest.raises(ValueError, match="batch_size=65 is more than the 64 training rows"):
-        check_batch_size(cfg, rows=64, processes=1)
+        check_steps(cfg, rows=64, processes=1)
     with pytest.raises(ValueError, match="batch_size=65 is shared by 2 processes: give a multiple of 2"):
-        check_batch_size(cfg, rows=1000, processes=2)
+        check_steps(cfg, rows=1000, processes=2)
+
+
+def test_an_average_that_remembers_its_first_step_is_told(configured):
+    cfg = configured("batch_size=10", "epochs=5", "ema=0.99")  # 0.99^50 = 0.605, 0.99^500 = 0.007
+    with pytest.warns(UserWarning, match=r"after 50 steps 61% of the averaged weights.*at most 0.912"):
+        check_steps(cfg, rows=109, processes=1)
+    check_steps(cfg, rows=1000, processes=1)
 
 
 @pytest.mark.parametrize("group", ["bottleneck", "data", "model"])

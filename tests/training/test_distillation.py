@@ -64,12 +64,19 @@ def test_numbers_out_of_range_are_refused(temperature, weight):
 def test_the_teacher_is_the_control_of_the_same_seed(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     taught = nn.Linear(2, 3)
-    with pytest.raises(FileNotFoundError, match="0 controls of seed 3"):
-        load_teacher(nn.Linear(2, 3), tmp_path, 3)
+    with pytest.raises(FileNotFoundError, match="0 controls 'none' of seed 3"):
+        load_teacher(nn.Linear(2, 3), tmp_path, "hsic", 3)
     save_checkpoint(tmp_path / "checkpoints" / "none-decay0-seed3.pt", {"weights": taught.state_dict()})
     save_checkpoint(tmp_path / "checkpoints" / "none-decay0-seed4.pt", {"weights": {}, "optimizer": {}})
-    assert torch.equal(load_teacher(nn.Linear(2, 3), tmp_path, 3).weight, taught.weight)
+    assert torch.equal(load_teacher(nn.Linear(2, 3), tmp_path, "hsic", 3).weight, taught.weight)
     with pytest.raises(ValueError, match="has not ended"):
-        load_teacher(nn.Linear(2, 3), tmp_path, 4)
+        load_teacher(nn.Linear(2, 3), tmp_path, "hsic", 4)
     with pytest.raises(ValueError, match="of another architecture"):
-        load_teacher(nn.Linear(2, 4), tmp_path, 3)
+        load_teacher(nn.Linear(2, 4), tmp_path, "hsic", 3)
+    # The second control has a start of its own here as everywhere, or it would say nothing of luck.
+    with pytest.raises(FileNotFoundError, match="0 controls 'null' of seed 3"):
+        load_teacher(nn.Linear(2, 3), tmp_path, "null", 3)
+    second = nn.Linear(2, 3)
+    save_checkpoint(tmp_path / "checkpoints" / "null-decay0-seed3.pt", {"weights": second.state_dict()})
+    assert torch.equal(load_teacher(nn.Linear(2, 3), tmp_path, "null", 3).weight, second.weight)
+    assert torch.equal(load_teacher(nn.Linear(2, 3), tmp_path, "none", 3).weight, taught.weight)

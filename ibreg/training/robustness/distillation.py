@@ -5,8 +5,8 @@ r"""Pruning a trained network, and what the pruned one learns of it: PwoA, Jian 
     \mathrm{KL}\big(\operatorname{softmax}(t / T) \,\|\, \operatorname{softmax}(s / T)\big)
 
 with logits s of the student and t of the teacher. The squared temperature keeps the size of the gradient (Hinton et al.
-2015, arXiv 1503.02531). The paper prunes in several rounds; here the smallest weights go at once and the rest is
-trained on.
+2015, arXiv 1503.02531). The paper's code prunes every layer by the same share, with ADMM; here the smallest weights of
+all layers go at once and the rest is trained on.
 """
 
 from __future__ import annotations
@@ -72,22 +72,24 @@ class Distilled(nn.Module):
         return F.cross_entropy(output, target) + self.weight * self.temperature**2 * missed
 
 
-def load_teacher(network: nn.Module, folder: str | Path, seed: int) -> nn.Module:
-    """Gives a network the weights of the control of a run, and returns it.
+def load_teacher(network: nn.Module, folder: str | Path, arm: str, seed: int) -> nn.Module:
+    """Gives a network the weights of a control of a run, and returns it.
 
     Args:
         network: changed in place.
         folder: of the run.
+        arm: that is trained: the second control learns of the run's second control, every other arm of the first.
         seed: of the training.
 
     Raises:
         FileNotFoundError: the run has no control of this seed, or several.
         ValueError: its training has not ended, its file is damaged, or its weights are those of another architecture.
     """
-    found = sorted((Path(folder).expanduser() / CHECKPOINTS).glob(f"none-decay*-seed{seed}.pt"))
+    control = "null" if arm == "null" else "none"
+    found = sorted((Path(folder).expanduser() / CHECKPOINTS).glob(f"{control}-decay*-seed{seed}.pt"))
     if len(found) != 1:
         raise FileNotFoundError(
-            f"distillation.teacher={folder} has {len(found)} controls of seed {seed}: it is the folder of a finished "
+            f"distillation.teacher={folder} has {len(found)} controls {control!r} of seed {seed}: it is the folder of a finished "
             "run with control=true, the same seeds and tune=false"
         )
     state = load_checkpoint(found[0])
@@ -104,7 +106,7 @@ def check_distillation(cfg: DictConfig, build: Callable[[], nn.Module]) -> None:
     """Checks that there is a teacher for every seed.
 
     Args:
-        cfg: the recipe's configuration: `distillation`, `seeds`, `ema`.
+        cfg: the recipe's configuration: `distillation`, `control`, `seeds`, `ema`.
         build: makes the network of teacher and student.
 
     Raises:
@@ -114,8 +116,9 @@ def check_distillation(cfg: DictConfig, build: Callable[[], nn.Module]) -> None:
         return
     if cfg.ema:
         raise ValueError("distillation prunes, and a pruned network cannot be copied for an average: give ema=0")
-    for seed in cfg.seeds:
-        load_teacher(build(), cfg.distillation.teacher, seed)
+    for arm in ("none", "null") if cfg.control else ("none",):
+        for seed in cfg.seeds:
+            load_teacher(build(), cfg.distillation.teacher, arm, seed)
 
 
 def prune_smallest(network: nn.Module, amount: float) -> nn.Module:

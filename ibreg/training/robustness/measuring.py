@@ -306,10 +306,16 @@ def _batched(attack, subject: Subject, x: Tensor, y: Tensor, **options: Any) -> 
 
 
 def _attack_what_is_left(attack, subject: Subject, x: Tensor, y: Tensor, left: Tensor, **options: Any) -> None:
-    """Attacks the samples that stood all attacks before, and takes those from `left` that fall."""
+    """Attacks the samples that stood all attacks before, and takes those from `left` that fall.
+
+    They are judged at their places among all samples: there each meets the codes that it met before, where other codes
+    would fell some that no attack has changed.
+    """
     rows = left.nonzero().squeeze(1)
     if len(rows):
-        left[rows] &= subject.is_right(_batched(attack, subject, x[rows], y[rows], **options), y[rows])
+        reached = x.clone()
+        reached[rows] = _batched(attack, subject, x[rows], y[rows], **options)
+        left &= subject.is_right(reached, y)
 
 
 def _parts(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
