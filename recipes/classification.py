@@ -25,7 +25,7 @@ from torch import nn
 from ibreg.evaluation.metrics import label_entropy
 from ibreg.evaluation.plots import information_curve, learning_curves, reliability_diagram
 from ibreg.training.arms import build_bottleneck, build_model
-from ibreg.training.checks import check_steps, check_configuration
+from ibreg.training.checks import check_configuration, check_steps
 from ibreg.training.classification import Classified, classify, mixup
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data import classification as datasets

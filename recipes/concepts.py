@@ -28,7 +28,7 @@ from ibreg.evaluation.plots import learning_curves
 from ibreg.layers.concept_layer import ConceptLayer
 from ibreg.regularized import Regularized
 from ibreg.training.arms import build_model
-from ibreg.training.checks import check_steps, check_configuration
+from ibreg.training.checks import check_configuration, check_steps
 from ibreg.training.classification import classify
 from ibreg.training.concepts.report import Examined, check_interventions, examine, some_rows
 from ibreg.training.concepts.training import apart, training_of, with_concepts

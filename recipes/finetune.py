@@ -28,7 +28,7 @@ from torch import nn
 from ibreg.evaluation.few_shot_plots import images_curve
 from ibreg.evaluation.plots import learning_curves, reliability_diagram
 from ibreg.training.arms import build_arm
-from ibreg.training.checks import check_steps, check_configuration
+from ibreg.training.checks import check_configuration, check_steps
 from ibreg.training.classification import Classified, classify, mixup
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data.classification import ClassificationData

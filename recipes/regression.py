@@ -27,7 +27,7 @@ from torch import nn
 from ibreg.evaluation.plots import learning_curves
 from ibreg.evaluation.regression_plots import attack_curves, information_plane, prediction_plot, residual_plot
 from ibreg.training.arms import build_model
-from ibreg.training.checks import check_steps, check_configuration
+from ibreg.training.checks import check_configuration, check_steps
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data import regression as regression_data
 from ibreg.training.data.cuts import load_cuts

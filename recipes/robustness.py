@@ -33,7 +33,7 @@ from ibreg.evaluation.robustness_plots import (
 )
 from ibreg.training.arms import build_arm, build_network
 from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
-from ibreg.training.checks import check_steps, check_configuration
+from ibreg.training.checks import check_configuration, check_steps
 from ibreg.training.classification import classify
 from ibreg.training.configuration import register_with_hydra
 from ibreg.training.data import classification as datasets

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from ibreg import registry
 from ibreg.training.arms import build_bottleneck
-from ibreg.training.checks import check_steps, check_configuration, check_keys
+from ibreg.training.checks import check_configuration, check_keys, check_steps
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = CONFIGS / "classification.yaml"
