@@ -89,8 +89,8 @@ def load_teacher(network: nn.Module, folder: str | Path, arm: str, seed: int) ->
     found = sorted((Path(folder).expanduser() / CHECKPOINTS).glob(f"{control}-decay*-seed{seed}.pt"))
     if len(found) != 1:
         raise FileNotFoundError(
-            f"distillation.teacher={folder} has {len(found)} controls {control!r} of seed {seed}: it is the folder of a "
-            "finished run with control=true, the same seeds and tune=false"
+            f"distillation.teacher={folder} has {len(found)} controls {control!r} of seed {seed}: it is the folder of "
+            "a finished run with control=true, the same seeds and tune=false"
         )
     state = load_checkpoint(found[0])
     if "optimizer" in state:
