@@ -1,9 +1,7 @@
 """The recipe of continual learning as a user runs it: from the command line, with wrong input, killed and resumed."""
 
 import os
-import random
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -146,24 +144,18 @@ def test_keys_stay_and_values_of_pairs_that_were_not_hit_too(finished):
             assert bool(start["model.0.keys_frozen"])
 
 
-def test_a_killed_run_resumes_bit_identically(finished, run, command, tmp_path):
+def test_a_killed_run_resumes_bit_identically(launch, kill, cache, finished):
     whole, _ = finished
-    overrides = [*QUICK, "output_dir=run"]
-    generator = random.Random(torch.randint(2**31, ()).item())
-    for kill_after in sorted(generator.sample(range(1, 70), 2)):
-        process = subprocess.Popen(command(*overrides, "resume=true"), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        for number, _ in enumerate(process.stdout):
-            if number >= kill_after:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        assert not (tmp_path / "run" / SUMMARY).exists()
-    result = run(*overrides, "resume=true", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert_equal_runs(whole, tmp_path / "run")
-    again = run(*overrides, "resume=true", cwd=tmp_path)
-    assert again.returncode == 0
+    first, second = torch.randint(1, 70, (2,)).tolist()
+    kill(*QUICK, cache, checkpoint=first)
+    kill(*QUICK, cache, "resume=true", checkpoint=second)
+    assert_equal_runs(whole, launch(*QUICK, cache, "resume=true"))
+
+
+def test_resuming_a_finished_run_shows_its_table(run, finished):
+    folder, _ = finished
+    again = run(*QUICK, "output_dir=run", "resume=true", cwd=folder.parent)
+    assert again.returncode == 0, again.stderr
     assert "finished before" in again.stdout
 
 
