@@ -47,6 +47,9 @@ def two_processes(command, tmp_path):
         result = subprocess.run([*torchrun, *script], env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
         assert "destroy_process_group" not in result.stderr
+        told = [line for line in result.stdout.splitlines() if " epoch 1/" in line or " split 1/" in line]
+        assert told  # by one of the two
+        assert len(set(told)) == len(told)
         assert summary_of(tmp_path / "two")["hardware"]["processes"] == 2
         return tmp_path / "two"
 
