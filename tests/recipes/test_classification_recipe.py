@@ -341,7 +341,7 @@ def test_an_augmented_run_resumes_bit_identically(launch, kill, augmented, tmp_p
 
 def test_every_option_of_the_loop_runs(launch):
     folder = launch(
-        "seeds=[0]", "epochs=2", "sweep.betas=[]", "ema=0.9", "draws=3", "prediction_draws=4", "accumulate=2",
+        "seeds=[0]", "epochs=2", "sweep.betas=[]", "ema=0.5", "draws=3", "prediction_draws=4", "accumulate=2",
         "precision=bf16", "selection=last", "lr_every=1", "lr_factor=0.5", "schedule.name=target_rate",
         "schedule.rate=5",
         "bottleneck.variational.prior=conditional", "bottleneck.variational.classes=10",

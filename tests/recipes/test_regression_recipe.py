@@ -241,7 +241,7 @@ def test_an_arm_may_have_another_loss_alone(launch):
 
 def test_every_option_of_the_loop_runs(launch):
     folder = launch(
-        "bottlenecks=[variational,hsic]", "seeds=[0]", "epochs=2", "ema=0.9", "draws=3", "prediction_draws=4",
+        "bottlenecks=[variational,hsic]", "seeds=[0]", "epochs=2", "ema=0.5", "draws=3", "prediction_draws=4",
         "accumulate=2", "precision=bf16", "selection=last", "lr_every=1", "lr_factor=0.5", "schedule.name=target_rate",
         "schedule.rate=5", "bottlenecks=[variational]", "task_loss=absolute_error", "control=false",
     )  # fmt: skip

@@ -32,6 +32,7 @@ def few_pictures(data_root, monkeypatch):
     monkeypatch.setattr(datasets, "load", load_few)
 
 
+@pytest.mark.filterwarnings("ignore:ema=.* are those of the first step")  # after three steps
 @pytest.mark.parametrize("experiment", experiments_of("robustness"))
 def test_an_experiment_trains_a_step_and_is_measured(launch, few_pictures, experiment, tmp_path):
     overrides = [f"experiment={experiment}", *SHORT]
