@@ -10,6 +10,11 @@ collect_ignore_glob = ["*conftest.py"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start share two cores with the tests themselves
 
 
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first, so that no process is left with one of them when the others have done."""
+    items.sort(key=lambda item: item.path.name != "test_contract.py" and item.path.parent.name != "recipes")
+
+
 @pytest.fixture
 def data_root() -> Path:
     """The folder of real data, for tests that need some."""

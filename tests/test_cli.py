@@ -74,6 +74,11 @@ def test_help_shows_the_usage_and_the_recipes(arguments, capsys):
         assert word in printed
 
 
+def test_a_name_that_is_no_recipe(capsys):
+    assert cli.main(["classify"]) == 2
+    assert "classification" in capsys.readouterr().err
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"ibreg {ibreg.__version__}\n"

@@ -113,7 +113,7 @@ def test_transformations():
     torch.testing.assert_close(hessian, hessian.T)
 
 
-@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("block_size", [None, 4])
 def test_compiled(block_size):
     torch._dynamo.reset()
 

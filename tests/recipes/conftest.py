@@ -1,28 +1,23 @@
 """A recipe as a user runs it. A module of tests names its recipe in `RECIPE` and a quick run's overrides in `QUICK`."""
 
-import importlib.util
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from command_line import ROOT, module_of, run_here, script_of
 from folders import summary_of
 from hydra import compose, initialize_config_dir
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from matplotlib.figure import Figure
 
 
 @pytest.fixture(scope="module")
 def recipe(request):
     """The recipe as a Python module."""
-    name = request.module.RECIPE
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return module_of(request.module.RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +25,15 @@ def command(request):
     """The command that runs the recipe in a process of its own."""
 
     def call(*overrides):
-        script = ROOT / "recipes" / f"{request.module.RECIPE}.py"
-        return [sys.executable, "-W", "error::UserWarning", str(script), *overrides]
+        return [sys.executable, "-W", "error::UserWarning", str(script_of(request.module.RECIPE)), *overrides]
 
     return call
 
 
 @pytest.fixture(scope="module")
-def run(command):
-    """Runs the recipe in a process of its own."""
-
-    def call(*overrides, cwd):
-        return subprocess.run(command(*overrides), cwd=cwd, capture_output=True, text=True, timeout=300)
-
-    return call
+def run(request):
+    """Runs the recipe's command line in this process."""
+    return partial(run_here, request.module.RECIPE)
 
 
 @pytest.fixture
@@ -57,6 +47,9 @@ def two_processes(command, tmp_path):
         result = subprocess.run([*torchrun, *script], env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
         assert "destroy_process_group" not in result.stderr
+        told = [line for line in result.stdout.splitlines() if " epoch 1/" in line or " split 1/" in line]
+        assert told  # by one of the two
+        assert len(set(told)) == len(told)
         assert summary_of(tmp_path / "two")["hardware"]["processes"] == 2
         return tmp_path / "two"
 
@@ -65,7 +58,7 @@ def two_processes(command, tmp_path):
 
 @pytest.fixture
 def launch(recipe, tmp_path):
-    """Runs the recipe in this process, which is quicker; the output folder is `tmp_path / "run"`."""
+    """Calls the recipe's `main`, whose errors are raised here; the output folder is `tmp_path / "run"`."""
 
     def call(*overrides):
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -77,6 +70,31 @@ def launch(recipe, tmp_path):
     return call
 
 
+class Killed(BaseException):
+    """Nothing in a recipe catches it, and nothing of a recipe comes after it."""
+
+
+@pytest.fixture
+def kill(launch, monkeypatch):
+    """Launches a run that ends with its so many-th checkpoint written aside, but not yet in place of the one before."""
+
+    def call(*overrides, checkpoint):
+        replace, written = os.replace, []
+
+        def replace_or_end(partial, path):
+            written.extend([path] if Path(path).suffix == ".pt" else [])
+            if len(written) == checkpoint:
+                raise Killed
+            replace(partial, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace_or_end)
+            with pytest.raises(Killed):
+                launch(*overrides)
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def finished(request, run, tmp_path_factory):
     """The folder of an uninterrupted quick run, and what it printed."""
@@ -84,3 +102,9 @@ def finished(request, run, tmp_path_factory):
     result = run(*request.module.QUICK, "output_dir=run", cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder / "run", result.stdout
+
+
+@pytest.fixture(autouse=True)
+def _empty_pictures(monkeypatch):
+    """Runs make their figures, but write empty files, as drawing takes longer than training; `finished` draws."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())

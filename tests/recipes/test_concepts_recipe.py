@@ -1,8 +1,6 @@
 """The concept recipe as a user runs it: from the command line, with wrong input, killed and resumed."""
 
 import csv
-import signal
-import subprocess
 
 import pytest
 import torch
@@ -84,22 +82,13 @@ def test_the_learnt_weights_are_those_that_were_tested(finished):
         assert results["test/concept_accuracy"]["values"][position] == pytest.approx(float(agreed))
 
 
-def test_a_killed_run_resumes_bit_identically(run, command, finished, tmp_path):
+def test_a_killed_run_resumes_bit_identically(launch, kill, finished):
     whole, _ = finished
-    overrides = [*QUICK, "output_dir=run"]
-    process = subprocess.Popen(command(*overrides), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    for done, _ in enumerate(process.stdout, start=1):
-        if done >= int(torch.randint(1, 15, ())):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not (tmp_path / "run" / SUMMARY).exists()
-    result = run(*overrides, "resume=true", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert_equal_runs(whole, tmp_path / "run")
+    kill(*QUICK, checkpoint=int(torch.randint(1, 4 * 2 * 2, ())))
+    resumed = launch(*QUICK, "resume=true")
+    assert_equal_runs(whole, resumed)
     for name in ("interventions.csv", "leakage.csv"):
-        assert (whole / name).read_text() == (tmp_path / "run" / name).read_text()
+        assert (whole / name).read_text() == (resumed / name).read_text()
 
 
 def test_two_processes_give_the_metrics_of_one(launch, two_processes):

@@ -1,12 +1,6 @@
 """The recipe of continual learning as a user runs it: from the command line, with wrong input, killed and resumed."""
 
-import os
-import random
 import re
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +18,6 @@ from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
 from ibreg.training.models.features import standardised
 
 RECIPE = "continual"
-ROOT = Path(__file__).resolve().parent.parent.parent
 ARMS = ["none", "null", "mlp", "ewc", "replay", "joint", "key_value"]
 QUICK = [
     "seeds=[0,1]", "epochs=2", "data.rows=640", "batch_size=16", "device=cpu", "initialise.epochs=2", "momentum=0.5",
@@ -146,24 +139,18 @@ def test_keys_stay_and_values_of_pairs_that_were_not_hit_too(finished):
             assert bool(start["model.0.keys_frozen"])
 
 
-def test_a_killed_run_resumes_bit_identically(finished, run, command, tmp_path):
+def test_a_killed_run_resumes_bit_identically(launch, kill, cache, finished):
     whole, _ = finished
-    overrides = [*QUICK, "output_dir=run"]
-    generator = random.Random(torch.randint(2**31, ()).item())
-    for kill_after in sorted(generator.sample(range(1, 70), 2)):
-        process = subprocess.Popen(command(*overrides, "resume=true"), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        for number, _ in enumerate(process.stdout):
-            if number >= kill_after:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        assert not (tmp_path / "run" / SUMMARY).exists()
-    result = run(*overrides, "resume=true", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert_equal_runs(whole, tmp_path / "run")
-    again = run(*overrides, "resume=true", cwd=tmp_path)
-    assert again.returncode == 0
+    first, second = torch.randint(1, 70, (2,)).tolist()
+    kill(*QUICK, cache, checkpoint=first)
+    kill(*QUICK, cache, "resume=true", checkpoint=second)
+    assert_equal_runs(whole, launch(*QUICK, cache, "resume=true"))
+
+
+def test_resuming_a_finished_run_shows_its_table(run, finished):
+    folder, _ = finished
+    again = run(*QUICK, "output_dir=run", "resume=true", cwd=folder.parent)
+    assert again.returncode == 0, again.stderr
     assert "finished before" in again.stdout
 
 
@@ -192,18 +179,11 @@ def test_a_run_goes_on_within_a_split(recipe, launch, cache, tmp_path, monkeypat
     assert_equal_runs(whole, launch(*launch_again))
 
 
-def test_two_processes_learn_what_one_learns(run, tmp_path):
+def test_two_processes_learn_what_one_learns(run, two_processes, tmp_path):
     options = [*SMALL, "seeds=[1]", "learners=[ewc,joint]", "device=cpu", "batch_size=16"]
     single = run(*options, "output_dir=one", "cache=one_cache", cwd=tmp_path)
     assert single.returncode == 0, single.stderr
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    double = subprocess.run(
-        [*torchrun, str(ROOT / "recipes" / "continual.py"), *options, "output_dir=two", "cache=two_cache"],
-        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert double.returncode == 0, double.stderr
-    assert double.stdout.count("none-setting0-seed1 split 1/4") == 1
-    assert summary_of(tmp_path / "two")["hardware"]["processes"] == 2
+    two_processes(*options, f"cache={tmp_path / 'two_cache'}")
     one, two = summary_of(tmp_path / "one")["results"], summary_of(tmp_path / "two")["results"]
     for arm in ("none", "null", "ewc", "joint"):
         assert two[arm]["test/accuracy"]["values"] == pytest.approx(one[arm]["test/accuracy"]["values"], abs=1e-5)

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from folders import assert_equal_runs, assert_same_results, rows_of, summary_of, weights_of
 from PIL import Image
 
-import ibreg.training.run
 from ibreg.training.checkpoint import load_checkpoint
 from ibreg.training.data import classification as datasets
 from ibreg.training.data.few_shot import of_classes
@@ -26,7 +25,7 @@ QUICK += ["grid.beta=[1e-4,1e-2]", "grid.weight_decay=[0,0.1]", "grid.dropout=[0
 
 @pytest.fixture(autouse=True)
 def _without_plots(recipe, monkeypatch):
-    """Plots take longer than these trainings; those of a run in a process of its own are drawn."""
+    """Plots take longer than these trainings; those of `finished` are drawn."""
     monkeypatch.setattr(recipe, "draw", lambda *args: None)
     monkeypatch.setattr(recipe, "images_curve", lambda *args: None)
 
@@ -114,24 +113,14 @@ def test_the_learnt_weights_are_those_that_were_tested(finished):
             assert right.double().mean().item() == pytest.approx(reported, abs=1e-12)
 
 
-def test_a_stopped_run_resumes_bit_identically(launch, monkeypatch, tmp_path):
-    folder = launch(*SHORT, "shots=[3,5]").rename(tmp_path / "whole")
-    save_checkpoint, saved = ibreg.training.run.save_checkpoint, []
-
-    def stopped_later(path, state):
-        if len(saved) == 15:  # of 24 epochs
-            raise RuntimeError("stopped")
-        save_checkpoint(path, state)
-        saved.append(path)
-
-    monkeypatch.setattr(ibreg.training.run, "save_checkpoint", stopped_later)
-    with pytest.raises(RuntimeError, match="stopped"):
-        launch(*SHORT, "shots=[3,5]")
-    monkeypatch.setattr(ibreg.training.run, "save_checkpoint", save_checkpoint)
-    resumed = launch(*SHORT, "shots=[3,5]", "resume=true")
-    assert_equal_runs(folder, resumed)
-    for part in ("3_per_class", "5_per_class"):
-        one, other = (weights_of(each / CHECKPOINTS / part) for each in (folder, resumed))
+def test_a_killed_run_resumes_bit_identically(launch, kill, finished):
+    whole, _ = finished
+    # Of 56 epochs: while the second number of images trains.
+    kill(*QUICK, checkpoint=int(torch.randint(30, 56, ())))
+    resumed = launch(*QUICK, "resume=true")
+    assert_equal_runs(whole, resumed)
+    for part in ("2_per_class", "5_per_class"):
+        one, other = (weights_of(each / CHECKPOINTS / part) for each in (whole, resumed))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name][key], other[name][key]) for name in one for key in one[name])
 

@@ -2,14 +2,11 @@
 
 import random
 import re
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import run_here
 from folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
 import ibreg
@@ -19,7 +16,6 @@ from ibreg.training.folder import CHECKPOINTS, SUMMARY
 from ibreg.training.models import classifiers as models
 from ibreg.training.regression import task_losses
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 RECIPE = "regression"
 ARMS = "bottlenecks=[variational,cauchy_schwarz,hsic,symmetric]"
 QUICK = [
@@ -133,26 +129,18 @@ def test_epochs_and_grid_points_are_the_best_on_validation(finished):
     assert {float(row["beta"]) for row in rows if row["arm"] == "cauchy_schwarz"} == {1e-3, 100}
 
 
-def test_a_killed_run_resumes_bit_identically(run, command, finished, tmp_path):
+def test_a_killed_run_resumes_bit_identically(launch, kill, finished):
     whole, _ = finished
-    overrides = [*QUICK, "output_dir=run"]
-    generator = random.Random(torch.randint(2**31, ()).item())
-    for kill_after in sorted(generator.sample(range(1, 60), 2)):
-        process = subprocess.Popen(command(*overrides, "resume=true"), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        done = 0
-        for line in process.stdout:
-            done += 3 if "done before" in line else 1
-            if done >= kill_after:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        assert not (tmp_path / "run" / SUMMARY).exists()
-    result = run(*overrides, "resume=true", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert_equal_runs(whole, tmp_path / "run")
-    again = run(*overrides, "resume=true", cwd=tmp_path)
-    assert again.returncode == 0
+    first, second = torch.randint(1, (5 * 2 + 1) * 3, (2,)).tolist()
+    kill(*QUICK, checkpoint=first)
+    kill(*QUICK, "resume=true", checkpoint=second)
+    assert_equal_runs(whole, launch(*QUICK, "resume=true"))
+
+
+def test_resuming_a_finished_run_shows_its_table(run, finished):
+    folder, _ = finished
+    again = run(*QUICK, "output_dir=run", "resume=true", cwd=folder.parent)
+    assert again.returncode == 0, again.stderr
     assert "finished before" in again.stdout
 
 
@@ -217,8 +205,7 @@ def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, ove
 
 
 def test_classification_refuses_an_experiment_of_regression(tmp_path):
-    classification = [sys.executable, str(ROOT / "recipes" / "classification.py"), "experiment=cs_ib_housing"]
-    result = subprocess.run(classification, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    result = run_here("classification", "experiment=cs_ib_housing", cwd=tmp_path)
     assert result.returncode != 0
     assert "another recipe: python recipes/regression.py" in result.stderr
     assert not list(tmp_path.iterdir())
@@ -254,7 +241,7 @@ def test_an_arm_may_have_another_loss_alone(launch):
 
 def test_every_option_of_the_loop_runs(launch):
     folder = launch(
-        "bottlenecks=[variational,hsic]", "seeds=[0]", "epochs=2", "ema=0.9", "draws=3", "prediction_draws=4",
+        "bottlenecks=[variational,hsic]", "seeds=[0]", "epochs=2", "ema=0.5", "draws=3", "prediction_draws=4",
         "accumulate=2", "precision=bf16", "selection=last", "lr_every=1", "lr_factor=0.5", "schedule.name=target_rate",
         "schedule.rate=5", "bottlenecks=[variational]", "task_loss=absolute_error", "control=false",
     )  # fmt: skip

@@ -23,11 +23,12 @@ def test_every_recipe_can_be_swept_and_tracked(recipe):
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_sweep_has_a_run_for_each_value_and_a_table_of_all(run, tmp_path, launcher):
+def test_a_sweep_has_a_run_for_each_value_and_a_table_of_all(command, tmp_path, launcher):
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install hydra-joblib-launcher")
     chosen = [] if launcher == "basic" else [f"hydra/launcher={launcher}", "hydra.launcher.n_jobs=2"]
-    result = run("--multirun", *FIXED, "bottleneck.variational.beta=1e-4,1e-1", *chosen, cwd=tmp_path)
+    sweep = command("--multirun", *FIXED, "bottleneck.variational.beta=1e-4,1e-1", *chosen)
+    result = subprocess.run(sweep, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     outputs = tmp_path / "outputs" / "classification"
     found = {summary["command"].split()[-1]: summary for summary in map(summary_of, outputs.glob("*/"))}
