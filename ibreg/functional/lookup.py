@@ -118,7 +118,10 @@ def merged(best: tuple[Tensor, Tensor] | None, scores: Tensor, start: int, count
 
 
 def smallest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Returns the smallest values of the last axis and their positions; unlike topk, the first of equal ones first."""
+    """Returns the smallest values of the last axis and their positions, and overwrites what it was given.
+
+    Unlike with topk, the first of equal ones comes first.
+    """
     if count == 1:
         return scores.min(-1, keepdim=True)
     if count > 8:
@@ -126,8 +129,9 @@ def smallest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return values[..., :count], positions[..., :count]
     found = []
     for _ in range(count):
+        if found:
+            scores.scatter_(-1, found[-1].indices, torch.inf)
         found.append(scores.min(-1, keepdim=True))
-        scores = scores.scatter(-1, found[-1].indices, torch.inf)
     return torch.cat([each.values for each in found], -1), torch.cat([each.indices for each in found], -1)
 
 
