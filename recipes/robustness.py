@@ -228,8 +228,9 @@ def columns(
     shown = [("test/accuracy", "clean accuracy (%)", 100, 2)]
     if data.groups is not None:
         shown.append(("test/worst_group_accuracy", "worst group (%)", 100, 2))
+    expectation = f", EOT-{cfg.attack.draws}" if any(seeds[0]["stochastic"] for seeds in report.values()) else ""
     for norm, eps in radii(cfg).items():
-        heading = f"PGD-{cfg.attack.steps}, EOT-{cfg.attack.draws}, {ATTACKS[NORMS[norm]]}"
+        heading = f"PGD-{cfg.attack.steps}{expectation}, {ATTACKS[NORMS[norm]]}"
         unit = f"(%, {min(cfg.attack.rows, rows)} rows)"
         shown += [(f"test/attacked/pgd/{NORMS[norm]}/{each:g}", f"{heading} {each:g} {unit}", 100, 1) for each in eps]
     if cfg.corruption.rows:

@@ -46,8 +46,9 @@ def measure_robustness(
         device: where.
 
     Returns:
-        `metrics` by name, `checks` (name, passed, figures), `probabilities` and `targets` of the clean test part,
-        `outliers` (score: inside, outside) and `examples` (attacked pictures); all that a checkpoint can hold.
+        `metrics` by name, `checks` (name, passed, figures), whether the model is `stochastic`, `probabilities` and
+        `targets` of the clean test part, `outliers` (score: inside, outside) and `examples` (attacked pictures); all
+        that a checkpoint can hold.
     """
     pixels = pixels_of(cfg, data)
     subject = Subject(pixels.reader(model), cfg.prediction_draws)
@@ -89,6 +90,7 @@ def measure_robustness(
     return {
         "metrics": metrics,
         "checks": [{"name": each.name, "passed": each.passed, "figures": each.figures} for each in checks],
+        "stochastic": subject.is_stochastic,
         "probabilities": probabilities.cpu(),
         "targets": y.cpu(),
         "outliers": scores,
