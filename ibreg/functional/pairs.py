@@ -12,6 +12,7 @@ centring comes before the products, and totals are float64.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ TILE = 512  # rows and columns of a tile: a few of them stay in a core's cache
 KEPT = 2048  # up to so many samples the tiles are kept from pass to pass: 8 MB a variable
 
 
-class Walk(NamedTuple):
+@dataclass(frozen=True)
+class Walk:
     """Which pairs this process visits: those of its own rows with all rows, tile by tile.
 
     Attributes:
