@@ -3,6 +3,7 @@
     python recipes/benchmark.py                # every case
     python recipes/benchmark.py repeats=50 cases=[mlp]
     python recipes/benchmark.py cases=[overhead] repeats=9               # every bottleneck behind a ResNet and a ViT
+    python recipes/benchmark.py cases=[overhead] repeats=9 only=hsic     # the rows of one of them
     python recipes/benchmark.py cases=[lookup] repeats=5                 # searches for keys
     python recipes/benchmark.py cases=[] samples=[128,1024,4096]         # kernel quantities, forward and backward
     python recipes/benchmark.py cases=[attack] repeats=15                # PGD beside that of another library
@@ -58,6 +59,8 @@ def networks(cfg: DictConfig) -> None:
     print_row("case", "plain (ms)", "ours (ms)", "ratio", "memory kept", "at most")
     for case in cfg.cases:
         for label, plain, bottleneck, bound in CASES[case]():
+            if cfg.only not in label:
+                continue
             first, second = alternate(plain, bottleneck, cfg.repeats, label)
             memory = kept_for_backward(bottleneck) / max(kept_for_backward(plain), 1)
             print_row(
