@@ -377,9 +377,8 @@ def assert_compiled_equals_eager(layer, draws):
     torch.testing.assert_close(measured.logs, expected.logs, rtol=1e-5, atol=1e-6)
     assert measured.penalty == expected.penalty == 0
 
-    if torch.__version__ >= "2.14":  # torch 2.9 drops assertions from compiled graphs
-        with pytest.raises(RuntimeError, match="bottleneck 1 got NaN or infinite"):
-            compiled(torch.full_like(x, float("nan")), **needed(layer))
+    with pytest.raises(RuntimeError, match="bottleneck 1 got NaN or infinite"):
+        compiled(torch.full_like(x, float("nan")), **needed(layer))
 
 
 @every_name
