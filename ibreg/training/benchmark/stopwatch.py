@@ -1,4 +1,7 @@
-"""Time and memory of steps, for ratios: steps run in turns, so that what else the machine does meets all of them."""
+"""Time and memory of steps, for ratios: steps run in turns, so that what else the machine does meets all of them.
+
+Time is that of the process on all its CPUs, without what it waits for them.
+"""
 
 from __future__ import annotations
 
@@ -35,21 +38,21 @@ def peak_memory(step: Step) -> int | None:
 
 
 def alternate(first: Step, second: Step, repeats: int, label: str) -> tuple[float, float]:
-    """Returns the median seconds of two steps that run in turns, each leading every other time."""
+    """Returns the median CPU seconds of two steps that run in turns, each leading every other time."""
     for _ in range(2):
         first(), second()
     return tuple(in_turns([first, second], repeats, label))
 
 
 def in_turns(steps: list[Step], repeats: int, label: str) -> list[float]:
-    """Returns the median seconds of steps that run in turns, forwards and backwards, after one round that warms up."""
+    """Returns the median CPU seconds of steps that run in turns, forwards and backwards, after one round that warms up."""
     times: dict[Step, list[float]] = {step: [] for step in steps}
     for repeat in track(range(repeats + 1), description=label, transient=True, console=Console(stderr=True)):
         for step in steps if repeat % 2 else reversed(steps):
-            start = time.perf_counter()
+            start = time.process_time()
             step()
             if repeat:
-                times[step].append(time.perf_counter() - start)
+                times[step].append(time.process_time() - start)
     return [statistics.median(times[step]) for step in steps]
 
 
