@@ -9,8 +9,8 @@
     python recipes/benchmark.py cases=[attack] repeats=15                # PGD beside that of another library
 
 Times are CPU seconds of all threads. They depend on the machine and on what else it does; alternating runs see the same
-disturbances, so read their ratio. Memory of a network is what the graph keeps for the backward pass, counted exactly; that of a kernel quantity is
-the peak of the process above what it held before (Linux).
+disturbances, so read their ratio. Memory of a network is what the graph keeps for the backward pass, counted exactly;
+that of a kernel quantity is the peak of the process above what it held before (Linux).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def alternate(first: Step, second: Step, repeats: int, label: str) -> tuple[floa
 
 
 def in_turns(steps: list[Step], repeats: int, label: str) -> list[float]:
-    """Returns the median CPU seconds of steps that run in turns, forwards and backwards, after one round that warms up."""
+    """Returns the median CPU seconds of steps that run in turns, forwards and backwards, after one round to warm up."""
     times: dict[Step, list[float]] = {step: [] for step in steps}
     for repeat in track(range(repeats + 1), description=label, transient=True, console=Console(stderr=True)):
         for step in steps if repeat % 2 else reversed(steps):
