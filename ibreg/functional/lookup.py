@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ibreg.functional.transformations import inside_transformation
+
 KEYS_AT_ONCE = 4096
 KEYS_WHILE_TRACING = 512  # with all rows and codebooks
 ROWS_AT_ONCE = 256
@@ -128,9 +130,11 @@ def smallest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         values, positions = scores.sort(dim=-1, stable=True)
         return values[..., :count], positions[..., :count]
     found = []
+    # A copy of all scores would take as long as their minimum, but vmap has no rule for the operation in place.
+    cross_out = Tensor.scatter if inside_transformation(scores) else Tensor.scatter_
     for _ in range(count):
         if found:
-            scores.scatter_(-1, found[-1].indices, torch.inf)
+            scores = cross_out(scores, -1, found[-1].indices, torch.inf)
         found.append(scores.min(-1, keepdim=True))
     return torch.cat([each.values for each in found], -1), torch.cat([each.indices for each in found], -1)
 

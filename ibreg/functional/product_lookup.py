@@ -85,9 +85,11 @@ def product_nearest(
             return (_of_all if tracing else _of_growing_boxes)(first, second, usable[books], top_k)
 
         scores, indices = in_parts(find, codebooks, queries.shape[1], size)
-        found = torch.stack([indices // size, indices % size], 1).flatten(0, 1)
-        distances = squared_distances_to(halves.flatten(0, 1), sub_keys.flatten(0, 1), found)
-        return distances.unflatten(0, (-1, 2)).sum(1).where(scores < torch.inf, torch.inf), indices
+        first, second = (
+            squared_distances_to(halves[:, half], sub_keys[:, half], found)
+            for half, found in enumerate((indices // size, indices % size))
+        )
+        return (first + second).where(scores < torch.inf, torch.inf), indices
 
 
 def _of_few(queries: Tensor, sub_keys: Tensor, top_k: int, usable: Tensor, most: int) -> Found:

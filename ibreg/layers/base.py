@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ibreg.functional.transformations import inside_transformation
 from ibreg.layers.options import check_count, check_number
 from ibreg.layers.scope import Record, Scope, current_scope, inside_checkpoint, opened
 
@@ -298,13 +299,6 @@ def can_assert(x: Tensor) -> bool:
     torch.func's transformations nor exported programs know the operation.
     """
     return x.device.type == "cpu" and not torch.compiler.is_exporting() and not inside_transformation(x)
-
-
-def inside_transformation(x: Tensor) -> bool:
-    """Whether this runs inside torch.func, which must not move what lies outside of it."""
-    if torch.compiler.is_compiling():
-        return torch._C._functorch.is_batchedtensor(x)
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def assert_finite(x: Tensor, message: str) -> None:

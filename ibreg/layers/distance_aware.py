@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ibreg.distributed import over_ranks
 from ibreg.functional.lookup import full_precision
-from ibreg.layers.base import Bottleneck, batch_mean, inside_transformation
+from ibreg.functional.transformations import inside_transformation
+from ibreg.layers.base import Bottleneck, batch_mean
 from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
 from ibreg.layers.moving_codebooks import WideBuffers
 from ibreg.layers.options import check_count, check_number

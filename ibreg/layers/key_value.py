@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.distributed import over_ranks
-from ibreg.layers.base import Bottleneck, at_least_float32, batch_mean, inside_transformation
+from ibreg.functional.transformations import inside_transformation
+from ibreg.layers.base import Bottleneck, at_least_float32, batch_mean
 from ibreg.layers.key_start import KeyStart, fit_keys
 from ibreg.layers.moving_codebooks import MovingCodebooks, known_false
 from ibreg.layers.options import check_choice, check_count, check_switch
