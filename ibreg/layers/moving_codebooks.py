@@ -99,8 +99,11 @@ class MovingCodebooks(WideBuffers):
 
     def distances_to(self, queries: Tensor, indices: Tensor) -> Tensor:
         """Returns squared distances of queries to pairs `(codebooks, rows, count)`, with gradient to the queries."""
-        parts = squared_distances_to(self.halved(queries), self.keys, self.halved_indices(indices))
-        return parts.unflatten(0, (-1, self.halves)).sum(1)
+        if self.halves == 1:
+            return squared_distances_to(queries, self.keys, indices)
+        halves = queries.unflatten(-1, (2, -1)).unbind(-2), self.keys.unflatten(0, (-1, 2)).unbind(1)
+        first, second = map(squared_distances_to, *halves, (indices // self.size, indices % self.size))
+        return first + second
 
     def halved(self, queries: Tensor) -> Tensor:
         """Returns queries `(codebooks, rows, features)` as what is compared with (sub-)keys, in each of the books."""
