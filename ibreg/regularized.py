@@ -130,7 +130,11 @@ class Regularized(nn.Module):
             if name in self._warned:
                 continue
             if layer not in called:
-                problem = "was not called: is its host used at all, and as a module (not through a functional call)?"
+                problem = (
+                    "was not called: is its host used at all, and as a module (not through a functional call)? If the "
+                    "network is compiled, compile its Regularized, and torch._dynamo.reset() before: a graph of an "
+                    "equal network without bottleneck may have run"
+                )
             elif not layer.training:
                 problem = "is in eval mode while the model trains, so it charges nothing: call train() on it"
             else:

@@ -255,6 +255,7 @@ def overhead_cases(compiled: bool = False):
             layer = ibreg.build(name, in_features=features, **options)
             plain, model = build(), ibreg.Regularized(ibreg.inject(build(), {place: layer}))
             if compiled:
+                torch._dynamo.reset()  # it would take the graph of an equal network without bottleneck, after a few
                 plain.compile()
                 model.compile()
             steps = training(plain, x, y), training(model, x, y, concepts=concepts)
