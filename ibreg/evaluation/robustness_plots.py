@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -241,7 +242,7 @@ def _draw_pictures(images, attacked, said, truth, clamp) -> Figure:
         panel.set(xticks=[], yticks=[])
     for number, (name, pictures) in enumerate(shown.items()):
         line = panels[max(2 * number - 1, 0)]
-        line[0].set_ylabel(name)
+        line[0].set_ylabel(fill(name, 14, break_long_words=False))  # about as wide as a picture is high
         for panel, picture, decision, right in zip(line, pictures, said[name], truth, strict=True):
             shade = ((picture - clamp[0]) / (clamp[1] - clamp[0])).clamp(0, 1)
             _show(panel, shade, cmap="gray", vmin=0, vmax=1)
