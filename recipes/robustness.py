@@ -230,9 +230,11 @@ def columns(
         shown.append(("test/worst_group_accuracy", "worst group (%)", 100, 2))
     expectation = f", EOT-{cfg.attack.draws}" if any(seeds[0]["stochastic"] for seeds in report.values()) else ""
     for norm, eps in radii(cfg).items():
-        heading = f"PGD-{cfg.attack.steps}{expectation}, {ATTACKS[NORMS[norm]]}"
+        attacks = {"pgd": f"PGD-{cfg.attack.steps}"} | ({"ensemble": "ensemble"} if cfg.attack.ensemble else {})
         unit = f"(%, {min(cfg.attack.rows, rows)} rows)"
-        shown += [(f"test/attacked/pgd/{NORMS[norm]}/{each:g}", f"{heading} {each:g} {unit}", 100, 1) for each in eps]
+        for attack, name in attacks.items():
+            heading, figures = f"{name}{expectation}, {ATTACKS[NORMS[norm]]}", f"test/attacked/{attack}/{NORMS[norm]}"
+            shown += [(f"{figures}/{each:g}", f"{heading} {each:g} {unit}", 100, 1) for each in eps]
     if cfg.corruption.rows:
         shown.append(("test/corrupted_accuracy", f"corrupted (%, {min(cfg.corruption.rows, rows)} rows)", 100, 1))
     shown.append(("test/ece", "ECE (%)", 100, 2))

@@ -136,6 +136,19 @@ def test_models_of_a_finished_run_are_measured_as_they_are(finished, launch):
     assert summary_of(folder)["results"] == summary_of(whole)["results"]
 
 
+def test_the_ensemble_stands_beside_pgd_in_the_table(finished, launch):
+    pytest.importorskip("pyautoattack", reason="needs the extra attacks")
+    attack = ["checkpoint=" + str(finished[0]), "attack.ensemble=[apgd_ce]", "attack.eps=[0.1]", "attack.eps_l2=[]"]
+    summary = summary_of(launch(*QUICK, *attack))
+    assert [key for key, *_ in summary["headline"] if "attacked" in key] == [
+        "test/attacked/pgd/linf/0.1", "test/attacked/ensemble/linf/0.1",
+    ]  # fmt: skip
+    for metrics in summary["results"].values():
+        clean, attacked = (metrics[f"test/attacked/ensemble/linf/{eps}"]["values"] for eps in ("0", "0.1"))
+        assert clean == metrics["test/attacked/pgd/linf/0"]["values"]
+        assert sum(attacked) < sum(clean)
+
+
 def test_models_of_a_classification_run_are_measured(launch, tmp_path):
     common = ["bottlenecks=[variational]", "model.hidden=[16]", "seeds=[0]", "epochs=1", "lr=1e-2", "device=cpu"]
     trained = tmp_path / "trained"

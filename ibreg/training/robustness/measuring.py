@@ -148,8 +148,8 @@ def accuracies_under_attack(
     ball = {"norm": norm, "clamp": pixels.clamp}
     clean = subject.is_right(x, y)
     expectations = (0, options.draws) if subject.is_stochastic else (0,)
-    found = {("fgsm", 0.0): clean, ("pgd", 0.0): clean}
-    left = {"pgd": clean.clone()} | ({"ensemble": clean.clone()} if options.ensemble else {})
+    left = {attack: clean.clone() for attack in ("pgd", "ensemble") if attack == "pgd" or options.ensemble}
+    found = {(attack, 0.0): clean for attack in ("fgsm", *left)}
     for radius in eps:
         each = [
             subject.is_right(_batched(fgsm, subject, x, y, eps=radius, expectation=draws, **ball), y)
