@@ -201,7 +201,7 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
 
     Raises:
         ValueError: draws below 0, draws of a model without a stochastic bottleneck, another `mean`, or none for an
-            output of more than two axes.
+            output of more than two axes; a module whose own forward runs a `Regularized`.
 
     Example:
         >>> import ibreg
@@ -214,7 +214,7 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
         raise ValueError(f"mean is 'softmax', 'output' or None, got {mean!r}")
     if draws == 0:
         with evaluating(model), torch.no_grad():
-            return unwrap(model)(x)
+            return network_to_run(model)(x)
     with torch.no_grad():
         outputs = draw(model, x, draws=draws, seed=seed)
     if mean is None:
@@ -241,7 +241,7 @@ def draw(model: nn.Module, x: Tensor, *, draws: int, seed: int | None = None) ->
     """
     if not isinstance(draws, int) or draws < 1:
         raise ValueError(f"draws is a whole number of at least 0, got {draws!r}")
-    network = unwrap(model)
+    network = network_to_run(model)
     layers = named_bottlenecks(network)
     if not any(layer.stochastic for layer in layers):
         raise ValueError(f"draws={draws} needs a stochastic bottleneck, the model has none")
@@ -281,7 +281,28 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     A module that holds a `Regularized` (a LightningModule, say) counts as a wrapper of it.
     """
-    model = next((module for module in model.modules() if isinstance(module, Regularized)), model)
+    return _without_wrappers(next((module for module in model.modules() if isinstance(module, Regularized)), model))
+
+
+def network_to_run(model: nn.Module) -> nn.Module:
+    """Returns the model inside, for whoever runs it in place of the whole.
+
+    Raises:
+        ValueError: a module with a forward of its own holds a `Regularized`, and what it does before and after (a
+            normalisation, say) would be left out.
+    """
+    network, outside = unwrap(model), _without_wrappers(model)
+    forward = type(outside).forward
+    # A LightningModule without a forward of its own has one that only refuses.
+    if outside is not network and forward is not nn.Module.forward and not forward.__module__.startswith(LIGHTNING):
+        raise ValueError(
+            f"{type(outside).__name__} holds a Regularized and has a forward of its own, which would be left out: give "
+            "what it holds, or wrap the whole, Regularized(nn.Sequential(normalise, net))"
+        )
+    return network
+
+
+def _without_wrappers(model: nn.Module) -> nn.Module:
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
     while True:
         if isinstance(model, Regularized):
@@ -294,6 +315,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+LIGHTNING = ("lightning.", "pytorch_lightning.")
 NO_BOTTLENECK = (
     "there is no bottleneck in the model: put one in, ibreg.inject(model, {'name.of.a.module': "
     "ibreg.VariationalBottleneck()}, example=x), where ibreg.candidates(model, x) lists the places"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.scope import Scope, opened
-from ibreg.regularized import evaluating, unwrap
+from ibreg.regularized import evaluating, network_to_run
 
 
 class UncertainOutput(NamedTuple):
@@ -47,7 +47,7 @@ def uncertainty(model: nn.Module, x: Tensor) -> UncertainOutput:
         >>> output.shape, score.shape
         (torch.Size([8, 5]), torch.Size([8]))
     """
-    network = unwrap(model)
+    network = network_to_run(model)
     with evaluating(network), opened(Scope(inputs=x)) as scope:
         output = network(x)
         layers = [record for record in scope.records if isinstance(record.layer, DistanceAwareBottleneck)]

@@ -61,6 +61,8 @@ class Ball:
     def project(self, candidate: Tensor, rows: Tensor | None = None) -> Tensor:
         """Returns the nearest points of the ball, then clamped, which brings them nearer to their centres.
 
+        For "2" that is a point of both, not the nearest one of both; for "inf" it is.
+
         Args:
             candidate: points to project.
             rows: numbers of the samples that they belong to; None: all of them.
@@ -80,7 +82,7 @@ class Ball:
             change = 2 * torch.rand(self.x.shape, generator=generator) - 1
         else:
             change = torch.randn(self.x.shape, generator=generator)
-            radius = torch.rand(len(change), generator=generator) ** (1 / change[0].numel())
+            radius = torch.rand(len(change), generator=generator) ** (1 / math.prod(change.shape[1:]))
             change = change * per_sample(radius / change.flatten(1).norm(dim=1), change)
         return self.project(self.x + self.eps * change.to(self.x))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ibreg.evaluation.attack_ball import Ball, per_sample
 from ibreg.evaluation.attack_objective import Objective, Worst, check_targets
 from ibreg.evaluation.attacks import undisturbed
-from ibreg.regularized import draw, unwrap
+from ibreg.regularized import draw
 
 STANDARD = ("apgd_ce", "apgd_targeted", "fab_targeted", "square")
 
@@ -89,7 +89,7 @@ def attack_ensemble(
     with undisturbed(model, x, seed), _without_gradients_of_parameters(model):
         worst = Worst(ball.x)
         worst.meet(ball.x, objective.judge(ball.x, seed), torch.arange(len(x), device=x.device))
-        network = _OnUnitBox(unwrap(model), low, width, expectation, x.dtype)
+        network = _OnUnitBox(objective.network, low, width, expectation, x.dtype)
         classes = network(ball.x[:1]).shape[1]
         if "apgd_targeted" in attacks and classes < 4:
             raise ValueError(f"apgd_targeted needs four classes, there are {classes}: leave it out")
@@ -107,7 +107,7 @@ def attack_ensemble(
             rows = (~worst.fooled).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
-            found = searches[name]((ball.x[rows] - low) / width, target[rows].long())
+            found = searches[name]((ball.x[rows] - low) / width, target[rows].long()).detach()
             found = ball.project(low + width * found.to(x), rows)
             judgement = objective.judge(found, seed, rows)
             worst.meet(torch.where(per_sample(judgement.fooled, x), found, ball.x[rows]), judgement, rows)
@@ -154,9 +154,12 @@ class _OnUnitBox(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.low + self.width * x.to(self.dtype)
         if self.expectation == 0:
-            return self.network(x).float()
-        each = draw(self.network, x, draws=self.expectation).float().log_softmax(2)
-        return each.logsumexp(0) - math.log(self.expectation)
+            logits = self.network(x).float()
+        else:
+            each = draw(self.network, x, draws=self.expectation).float().log_softmax(2)
+            logits = each.logsumexp(0) - math.log(self.expectation)
+        # A gradient of 0 where the path from the input is cut, which these attacks take for an error.
+        return logits + 0 * x.float().flatten(1).sum(1, keepdim=True)
 
 
 @contextmanager

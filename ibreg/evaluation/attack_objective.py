@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ibreg.evaluation.attack_ball import per_sample
 from ibreg.layers.base import named_bottlenecks
-from ibreg.regularized import draw, unwrap
+from ibreg.regularized import draw, network_to_run
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,10 +41,12 @@ class Objective:
         targeted: whether the output shall come near the target rather than away from it.
 
     Raises:
-        ValueError: a number of draws below 0, or of a model without a stochastic bottleneck.
+        ValueError: a number of draws below 0, or of a model without a stochastic bottleneck; a module whose own forward
+            runs a `Regularized`.
+        RuntimeError: inside `torch.inference_mode()`.
 
     Warns:
-        UserWarning: one draw alone.
+        UserWarning: one draw alone; a gradient that is not finite.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Objective:
         expectation: int = 0,
         targeted: bool = False,
     ):
-        self.network = unwrap(model)
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("an attack needs gradients: call it outside of torch.inference_mode()")
+        self.network = network_to_run(model)
         _check_expectation(self.network, expectation)
         self.target = target
         self.loss = loss or (squared_error if target.is_floating_point() else cross_entropy)
@@ -85,6 +89,14 @@ class Objective:
             return judgement, torch.zeros_like(x)
         # 0 where the path from the input is cut, as by the nearest key: an attack is blind there, and checks tell.
         (gradient,) = torch.autograd.grad(value, x, materialize_grads=True)
+        blind = int((~gradient.flatten(1).isfinite()).any(1).sum()) if gradient.numel() else 0
+        if blind:
+            warnings.warn(
+                f"the gradient of {blind} of {len(x)} samples is not finite, taken for 0 there: the attack is blind, "
+                "which does not make the model robust",
+                stacklevel=2,
+            )
+            gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return Judgement(judgement.value.detach(), judgement.fooled), gradient
 
     def _judgement(self, x: Tensor, noise_seed: int, rows: Tensor | None) -> Judgement:
@@ -220,10 +232,10 @@ def check_targets(x: Tensor, target: Tensor) -> None:
 
 
 def _checked_classes(output: Tensor, target: Tensor) -> Tensor:
-    if output.dim() != 2 or target.shape != output.shape[:1]:
+    if output.dim() != 2 or output.shape[1] < 2 or target.shape != output.shape[:1]:
         raise ValueError(
-            f"a loss of classes needs logits (batch, classes) and targets (batch,), got {tuple(output.shape)} and "
-            f"{tuple(target.shape)}: pass loss="
+            f"a loss of classes needs logits (batch, 2 classes or more) and targets (batch,), got "
+            f"{tuple(output.shape)} and {tuple(target.shape)}: pass loss="
         )
     if target.numel() and not 0 <= target.min() <= target.max() < output.shape[1]:
         raise ValueError(f"targets go from {target.min()} to {target.max()}, there are {output.shape[1]} classes")

@@ -162,8 +162,8 @@ def fgsm(
 
     .. math:: x' = \Pi\big(x + \epsilon\, u(\nabla_x \ell(f(x), y))\big)
 
-    It is the exact worst case where the output is linear in the input. Elsewhere a model can pass it and fail under
-    `pgd`, which is why it is never enough alone.
+    It is the exact worst case where the output is linear in the input (with norm 2, only where nothing is clamped).
+    Elsewhere a model can pass it and fail under `pgd`, which is why it is never enough alone.
 
     Args:
         model: wrapped in `Regularized` or not, with a tensor as output.

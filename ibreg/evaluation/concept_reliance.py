@@ -27,7 +27,7 @@ from ibreg.evaluation.interventions import (
     wrong_labels,
 )
 from ibreg.evaluation.probes import probe
-from ibreg.regularized import evaluating, unwrap
+from ibreg.regularized import evaluating, network_to_run
 
 
 def concept_reliance(
@@ -177,7 +177,7 @@ def _set_to(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: st
     with evaluating(model):
         for rows in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
             with intervene(model, mask[rows], values[rows], space):
-                outputs.append(unwrap(model)(x[rows]))
+                outputs.append(network_to_run(model)(x[rows]))
     return torch.cat(outputs)
 
 

@@ -29,7 +29,7 @@ class Corruption:
     Args:
         function: `function(images, amount, generator)` for images in [0, 1], `(batch, channels, height, width)`.
         amounts: of the severities 1 to 5.
-        smallest: pixels that the shorter side needs.
+        smallest: pixels that the shorter side needs; below it, the mildest blurs would change nothing.
     """
 
     function: Callable[[Tensor, float, torch.Generator], Tensor]
@@ -62,7 +62,7 @@ def corrupt(
     """
     if kind not in CORRUPTIONS:
         raise ValueError(f"corruptions are {', '.join(names())}, got {kind!r}")
-    if severity not in (1, 2, 3, 4, 5):
+    if type(severity) is not int or severity not in (1, 2, 3, 4, 5):
         raise ValueError(f"severity is 1, 2, 3, 4 or 5, got {severity!r}")
     if images.dim() != 4 or not images.is_floating_point():
         raise ValueError(
@@ -87,14 +87,17 @@ def corrupt(
     return (black + (white - black) * changed.clamp(0, 1)).clamp(black, white).to(images.dtype)
 
 
-def names() -> list[str]:
+def names(side: int | None = None) -> list[str]:
     """Lists the kinds that `corrupt` knows.
 
+    Args:
+        side: pixels of the shorter side; None: whatever it is.
+
     Example:
-        >>> names()[:3]
-        ['brightness', 'contrast', 'defocus_blur']
+        >>> names()[:3], "defocus_blur" in names(8)
+        (['brightness', 'contrast', 'defocus_blur'], False)
     """
-    return sorted(CORRUPTIONS)
+    return sorted(kind for kind, corruption in CORRUPTIONS.items() if side is None or side >= corruption.smallest)
 
 
 # --- noise
@@ -259,8 +262,8 @@ CORRUPTIONS: dict[str, Corruption] = {
     "shot_noise": Corruption(_shot_noise, (60, 25, 12, 5, 3)),  # photons
     "impulse_noise": Corruption(_impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27)),  # share of values
     "speckle_noise": Corruption(_speckle_noise, (0.15, 0.2, 0.35, 0.45, 0.6)),  # standard deviation at white
-    "gaussian_blur": Corruption(_gaussian_blur, (0.015, 0.025, 0.035, 0.05, 0.07), smallest=8),  # of the side
-    "defocus_blur": Corruption(_defocus_blur, (0.025, 0.04, 0.055, 0.075, 0.1), smallest=8),  # of the side
+    "gaussian_blur": Corruption(_gaussian_blur, (0.015, 0.025, 0.035, 0.05, 0.07), smallest=24),  # of the side
+    "defocus_blur": Corruption(_defocus_blur, (0.025, 0.04, 0.055, 0.075, 0.1), smallest=24),  # of the side
     "motion_blur": Corruption(_motion_blur, (0.1, 0.15, 0.2, 0.3, 0.4), smallest=8),  # of the side
     "brightness": Corruption(_brightness, (0.1, 0.2, 0.3, 0.4, 0.5)),  # of white
     "contrast": Corruption(_contrast, (0.6, 0.45, 0.3, 0.2, 0.1)),  # factor

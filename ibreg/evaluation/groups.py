@@ -23,7 +23,7 @@ def group_accuracies(
         all fractions.
 
     Raises:
-        ValueError: If there are no samples, shapes or dtypes do not fit, or a group has no name.
+        ValueError: If there are no samples, shapes or dtypes do not fit, a group has no name, or two have the same.
 
     Example:
         >>> group_accuracies(np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]), ["red", "green"])
@@ -37,6 +37,8 @@ def group_accuracies(
         raise ValueError(f"{len(predictions)} predictions, {len(targets)} targets and {len(groups)} groups do not fit")
     if not 0 <= groups.min() <= groups.max() < len(names):
         raise ValueError(f"groups go from {groups.min()} to {groups.max()}, there are {len(names)} names")
+    if len(set(names)) < len(names):
+        raise ValueError(f"names of groups stand twice: {list(names)}")
     right = predictions == targets
     each = {f"accuracy/{names[group]}": float(right[groups == group].mean()) for group in np.unique(groups)}
     return {"accuracy": float(right.mean()), "worst_group_accuracy": min(each.values())} | each

@@ -20,7 +20,7 @@ from ibreg.layers.base import named_bottlenecks
 from ibreg.layers.concept_layer import ConceptIntervention, ConceptLayer
 from ibreg.layers.intervention import intervening
 from ibreg.layers.scope import Scope, opened
-from ibreg.regularized import evaluating, unwrap
+from ibreg.regularized import evaluating, network_to_run, unwrap
 
 SPACES = ("probability", "logit", "percentile")
 FALSE_PERCENTILE, TRUE_PERCENTILE = 5.0, 95.0
@@ -178,7 +178,7 @@ def find_concepts(
     Raises:
         ValueError: not one concept layer, one that does not run once in a pass, a mask or labels that do not fit.
     """
-    layer, network = concept_layer(model), unwrap(model)
+    layer, network = concept_layer(model), network_to_run(model)
     names, parts = named_bottlenecks(network), []
     seen: list[Tensor] = []
     hook = layer.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

@@ -14,7 +14,7 @@ from ibreg.layers.base import named_bottlenecks
 from ibreg.layers.encoding import noise_scale
 from ibreg.layers.scope import Scope, opened
 from ibreg.layers.variational import Code
-from ibreg.regularized import draw, evaluating, unwrap
+from ibreg.regularized import draw, evaluating, network_to_run
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def detection_metrics(inside: Tensor | np.ndarray, outside: Tensor | np.ndarray)
 
 
 def _scores(model: nn.Module, x: Tensor, draws: int, seed: int) -> dict[str, Tensor]:
-    network = unwrap(model)
+    network = network_to_run(model)
     scope = Scope(inputs=x, names=named_bottlenecks(network))
     with evaluating(model), opened(scope):
         logits = network(x)

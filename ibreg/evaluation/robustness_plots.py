@@ -253,7 +253,8 @@ def _draw_pictures(images, attacked, said, truth, clamp) -> Figure:
             panels[2 * number, 0].set_ylabel(f"change,\n±{largest:.2g}", fontsize="small")
             for panel, change in zip(panels[2 * number], changes, strict=True):
                 _show(panel, change, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    figure.suptitle("above each picture what the classifier says, orange where it is wrong", fontsize="medium")
+    said_above = "above each picture what the classifier says (above clean ones the first), orange where it is wrong"
+    figure.suptitle(said_above, fontsize="medium")
     return figure
 
 

@@ -28,7 +28,7 @@ def corrupt_table(rows: Tensor, kind: str, severity: int, *, seed: int = 0) -> T
     """
     if kind not in CORRUPTIONS:
         raise ValueError(f"corruptions of tables are {', '.join(names())}, got {kind!r}")
-    if severity not in (1, 2, 3, 4, 5):
+    if type(severity) is not int or severity not in (1, 2, 3, 4, 5):
         raise ValueError(f"severity is 1, 2, 3, 4 or 5, got {severity!r}")
     if rows.dim() != 2 or not rows.is_floating_point():
         raise ValueError(f"rows are floats (batch, features), got {rows.dtype} of shape {tuple(rows.shape)}")

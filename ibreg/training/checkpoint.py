@@ -26,7 +26,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """Reads a checkpoint onto the CPU, or returns None where there is none.
 
     Raises:
-        ValueError: the file is damaged or holds something else; deleting it starts that training anew.
+        ValueError: the file is damaged or holds something else; without it, its run makes it anew.
     """
     if not path.is_file():
         return None
@@ -34,7 +34,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises four unrelated types for a damaged file
         raise ValueError(
-            f"{path} cannot be read, cut short or no checkpoint: delete it, and resume=true starts that training anew"
+            f"{path} cannot be read, cut short or no checkpoint: delete it, and its own run makes it anew, resume=true"
         ) from error
 
 

@@ -137,3 +137,26 @@ def test_the_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack.autopgd_base", None)
     with pytest.raises(ImportError, match=r"ibreg\[attacks\]"):
         attack_ensemble(classifier(), torch.rand(2, 1, 6, 6), torch.tensor([0, 1]), eps=0.1)
+
+
+@pytest.mark.parametrize("name", ["apgd_ce", "apgd_targeted"])
+def test_what_is_found_carries_no_graph(name):
+    model = classifier()
+    x, y = pictures(model)
+    assert not attack_ensemble(model, x, y, eps=0.3, attacks=[name], **OPTIONS).requires_grad
+
+
+class Cut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = classifier()
+
+    def forward(self, x):
+        return self.inner((x > 0.5).float())
+
+
+def test_a_path_that_is_cut_is_searched_without_a_gradient():
+    model = Cut()
+    x, y = pictures(model)
+    attacked = attack_ensemble(model, x, y, eps=0.3, attacks=["apgd_ce"], **OPTIONS)
+    assert (attacked - x).abs().max() <= 0.3 + 1e-6

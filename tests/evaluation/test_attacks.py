@@ -343,3 +343,62 @@ def test_a_bottleneck_that_lets_no_gradient_through_is_attacked_blindly(frozen):
     torch.testing.assert_close(fgsm(layer, x, y, eps=0.1, clamp=(0, 1)), x)
     attacked = pgd(layer, x, y, eps=0.1, steps=3, clamp=(0, 1))
     assert (attacked - x).abs().max() <= 0.1 + 1e-6
+
+
+class RootOfZero(nn.Module):
+    """Says what a linear model says, with a gradient that is not a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.linear(x) + (x - x).square().sum(1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_gradient_that_is_no_number_is_told_and_not_taken_for_an_attack(norm):
+    model, x = RootOfZero(), torch.rand(5, 6)
+    with pytest.warns(UserWarning, match="the gradient of 5 of 5 samples is not finite"):
+        attacked = fgsm(model, x, torch.tensor([0, 1, 2, 3, 0]), eps=0.3, norm=norm)
+    assert torch.equal(attacked, x)
+
+
+def test_no_attack_runs_where_gradients_are_forbidden():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="an attack needs gradients"):
+        fgsm(nn.Linear(6, 4), torch.rand(2, 6), torch.tensor([0, 1]), eps=0.3)
+
+
+class Normalising(nn.Module):
+    """What stands before the wrapper would be left out."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner((x - 0.13) / 0.31).output
+
+
+def test_a_module_that_runs_more_than_the_wrapper_in_it_is_refused():
+    net = nn.Sequential(ibreg.VariationalBottleneck(6, 3), nn.Linear(3, 4))
+    model, x, y = Normalising(ibreg.Regularized(net)), torch.rand(2, 6), torch.tensor([0, 1])
+    refused = "Normalising holds a Regularized and has a forward of its own"
+    with pytest.raises(ValueError, match=refused):
+        fgsm(model, x, y, eps=0.1)
+    for draws in (0, 3):
+        with pytest.raises(ValueError, match=refused):
+            ibreg.predict(model, x, draws=draws)
+    assert list(ibreg.bottlenecks(model)) == ["0"]
+
+
+def test_one_class_alone_is_refused():
+    with pytest.raises(ValueError, match="2 classes or more"):
+        fgsm(nn.Linear(6, 1), torch.rand(2, 6), torch.tensor([0, 0]), eps=0.1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_batch_without_samples_stays_one(norm):
+    x, y = torch.rand(0, 6), torch.zeros(0, dtype=torch.long)
+    assert pgd(nn.Linear(6, 4), x, y, eps=0.3, norm=norm, steps=2).shape == (0, 6)
+    assert uniform_noise(x, eps=0.3, norm=norm).shape == (0, 6)

@@ -50,8 +50,8 @@ def test_every_severity_changes_more_than_the_one_before(kind, channels, height,
     kind=st.sampled_from(names()),
     severity=st.integers(1, 5),
     channels=st.sampled_from([1, 3]),
-    height=st.integers(8, 20),
-    width=st.integers(8, 20),
+    height=st.integers(24, 40),
+    width=st.integers(24, 40),
     clamp=st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (-2.0, 3.0)]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
@@ -252,11 +252,21 @@ def test_wrong_arguments_are_refused(changes, message):
 def test_small_pictures_are_corrupted_or_refused(kind):
     images = torch.rand(2, 1, 5, 5)
     if CORRUPTIONS[kind].smallest > 5:
-        with pytest.raises(ValueError, match=f"{kind} needs pictures of 8 x 8"):
+        with pytest.raises(ValueError, match=f"{kind} needs pictures of (8 x 8|24 x 24)"):
             corrupt(images, kind, 1)
     else:
         assert not torch.equal(corrupt(images, kind, 5), images)
     assert corrupt(images[:0], kind, 1).shape == (0, 1, 5, 5) if CORRUPTIONS[kind].smallest == 1 else True
+
+
+@pytest.mark.parametrize("kind", names())
+def test_the_smallest_pictures_that_a_kind_takes_are_changed_by_every_severity(kind):
+    side = max(CORRUPTIONS[kind].smallest, 8)
+    images = torch.rand(4, 1, side, side)
+    assert kind in names(side)
+    assert kind not in names(CORRUPTIONS[kind].smallest - 1)
+    for severity in range(1, 6):
+        assert (corrupt(images, kind, severity) - images).square().mean().sqrt() > 0.005
 
 
 # --- tables

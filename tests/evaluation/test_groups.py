@@ -39,9 +39,10 @@ def test_the_worst_group_is_the_least_of_all(seed, samples, number):
         ({"groups": torch.zeros(2, dtype=torch.long)}, "3 predictions, 3 targets and 2 groups"),
         ({"groups": torch.tensor([0, 1, 2])}, "groups go from 0 to 2, there are 2 names"),
         ({"groups": torch.tensor([0, 1, -1])}, "groups go from -1"),
+        ({"names": ["red", "red"]}, "names of groups stand twice"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, message):
     given_to_all = {name: torch.zeros(3, dtype=torch.long) for name in ("predictions", "targets", "groups")} | changes
     with pytest.raises(ValueError, match=message):
-        group_accuracies(**given_to_all, names=["red", "green"])
+        group_accuracies(**{"names": ["red", "green"]} | given_to_all)

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 
 import pytest
 import torch
@@ -149,6 +150,21 @@ def test_the_ensemble_stands_beside_pgd_in_the_table(finished, launch):
         assert sum(attacked) < sum(clean)
 
 
+def test_a_finished_run_is_neither_overwritten_by_itself_nor_measured_in_part(finished, launch, tmp_path):
+    whole, _ = finished
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    with pytest.raises(ValueError, match="is where this run writes as well: give another output_dir"):
+        launch(*QUICK, f"checkpoint={folder}", "overwrite=true")
+    assert_equal_runs(folder, whole)
+    copied = tmp_path / "copied"
+    shutil.move(folder, copied)
+    (copied / CHECKPOINTS / "none-decay0-seed1.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has lost .*none-decay0-seed1.pt: resume=true there makes it anew"):
+        launch(*QUICK, f"checkpoint={copied}")
+    assert not folder.exists()
+
+
 def test_models_of_a_classification_run_are_measured(launch, tmp_path):
     common = ["bottlenecks=[variational]", "model.hidden=[16]", "seeds=[0]", "epochs=1", "lr=1e-2", "device=cpu"]
     trained = tmp_path / "trained"
@@ -237,8 +253,14 @@ def test_help_shows_the_choices(run, tmp_path):
         (["attack.ensemble=[apgd]"], "attack.ensemble has some of apgd_ce, .*, got apgd"),
         (["corruption.kinds=[fog]"], "corruptions are brightness, .*got 'fog'"),
         (["corruption.severities=[6]"], "severity is 1, 2, 3, 4 or 5"),
+        (["corruption.severities=[1.0]"], "severity is 1, 2, 3, 4 or 5, got 1.0"),
+        (["corruption.severities=[true]"], "severity is 1, 2, 3, 4 or 5, got True"),
+        (["corruption.severities=3"], r"corruption.severities is a list, corruption.severities=\[3\]"),
+        (["corruption.kinds=jpeg"], r"corruption.kinds is a list, corruption.kinds=\[jpeg\]"),
+        (["attack.ensemble=square"], r"attack.ensemble is a list, attack.ensemble=\[square\]"),
         (["corruption.severities=[]"], "name some, or corruption.rows=0"),
         (["sanity.steps=[0]"], "sanity.steps are whole numbers of at least 1"),
+        (["outliers.data=digits"], "outliers.data=digits is the data of the training"),
         (["outliers.data=fashion"], "no data set 'fashion'"),
         (["control=false", "bottlenecks=[hsic]", "seeds=[0]"], "the sanity checks need a second model"),
         (["adversarial.name=fgsm"], "adversarial.name is one of none, pgd, trades"),
@@ -247,6 +269,8 @@ def test_help_shows_the_choices(run, tmp_path):
         (["bottlenecks=[decayed]"], "are the controls"),
         (["+places.hsic=[trunk.9]"], "inject_at=trunk.9: .*no module"),
         (["+places.hsik=trunk"], "places names hsik"),
+        (["distillation.prune=2"], "distillation.prune is a share of the weights"),
+        (["distillation.weight=-1"], "distillation takes a temperature above 0 and a weight of at least 0"),
         (["distillation.teacher=/nowhere"], "0 controls 'none' of seed 0"),
         (["distillation.teacher=/nowhere", "ema=0.9"], "distillation prunes.*give ema=0"),
         (["+attack.norm=2"], "attack has no key 'norm'"),
@@ -265,7 +289,7 @@ def test_pictures_too_small_for_a_corruption_are_refused(recipe):
     parts = [datasets.Rows(part.inputs[..., :4, :4], part.targets) for part in (data.train, data.validation, data.test)]
     small = datasets.ClassificationData("small", *parts, (1, 4, 4), data.class_names)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("robustness", ["output_dir=unused"])
+        cfg = compose("robustness", ["output_dir=unused", "corruption.kinds=[jpeg]"])
     with pytest.raises(ValueError, match="needs pictures of 8 x 8 pixels or more, these have 4 x 4"):
         robustness.check_robustness(cfg, small)
 

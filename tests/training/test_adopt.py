@@ -1,10 +1,15 @@
 """The configuration of a run whose models are taken: what differs is said as overrides."""
 
+from types import SimpleNamespace
+
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
+from ibreg.training.checkpoint import save_checkpoint
 from ibreg.training.folder import CHECKPOINTS, CONFIG, SUMMARY
 from ibreg.training.robustness.adopt import adopt, check_adoptable
+from ibreg.training.trials import plan
 
 
 def finished_run(folder, cfg):
@@ -35,8 +40,11 @@ def test_another_configuration_is_refused_with_the_overrides_that_make_it_the_sa
 
 def test_what_is_measured_may_differ_and_training_on_attacks_may_not(configured, tmp_path):
     folder = finished_run(tmp_path / "run", configured())
+    task = SimpleNamespace(model=lambda trial: nn.Linear(2, 1))
+    for trial in plan(configured())[0]:
+        save_checkpoint(folder / CHECKPOINTS / f"{trial.name}.pt", {"weights": nn.Linear(2, 1).state_dict()})
     extra = {"checkpoint": str(folder), "adversarial": {"name": "none"}}
-    check_adoptable(OmegaConf.merge(extra, configured("prediction_draws=3", "resume=true")), task=None)
+    check_adoptable(OmegaConf.merge(extra, configured("prediction_draws=3", "resume=true")), task)
     extra["adversarial"]["name"] = "pgd"
     with pytest.raises(ValueError, match="was trained on clean inputs"):
         check_adoptable(OmegaConf.merge(extra, configured()), task=None)

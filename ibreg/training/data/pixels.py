@@ -40,6 +40,7 @@ class Pixels:
         if self.are_pictures and (mean is None or std is None):
             raise ValueError("pictures are attacked in units of their pixels, which needs data.mean and data.std")
         channels = input_shape[0]
+        self.side = min(input_shape[1:]) if self.are_pictures else None
         self.clamp = (0.0, 1.0) if self.are_pictures else None
         self._mean = torch.tensor(per_channel("mean", mean, channels)).view(-1, 1, 1) if self.are_pictures else None
         self._std = torch.tensor(per_channel("std", std, channels)).view(-1, 1, 1) if self.are_pictures else None

@@ -37,10 +37,13 @@ def check_adoptable(cfg: DictConfig, task: Task) -> None:
         task: builds the models.
 
     Raises:
-        FileNotFoundError: there is no finished run.
-        ValueError: another configuration, with the overrides that make it the same; weights of another architecture.
+        FileNotFoundError: there is no finished run, or weights of it are missing.
+        ValueError: the run's own folder; another configuration, with the overrides that make it the same; weights of
+            another architecture.
     """
     folder = Path(cfg.checkpoint)
+    if folder.resolve() == Path(cfg.output_dir).resolve():
+        raise ValueError(f"checkpoint={folder} is where this run writes as well: give another output_dir")
     if not all((folder / name).is_file() for name in (CONFIG, SUMMARY)):
         raise FileNotFoundError(
             f"checkpoint={folder} is no finished run: give the folder of a run that has {CONFIG} and {SUMMARY}"
@@ -57,8 +60,12 @@ def check_adoptable(cfg: DictConfig, task: Task) -> None:
         raise ValueError(
             f"the models of checkpoint={folder} were built and trained otherwise, give as well: {' '.join(overrides)}"
         )
+    trained = {trial.name for trial in plan(other)[0]}
     for trial in plan(cfg)[0]:
-        state = load_checkpoint(folder / CHECKPOINTS / f"{trial.name}.pt")
+        path = folder / CHECKPOINTS / f"{trial.name}.pt"
+        state = load_checkpoint(path)
+        if state is None and trial.name in trained:
+            raise FileNotFoundError(f"the run of checkpoint={folder} has lost {path}: resume=true there makes it anew")
         if state is None:
             continue  # an arm that the run did not have is trained
         try:

@@ -110,8 +110,11 @@ def check_distillation(cfg: DictConfig, build: Callable[[], nn.Module]) -> None:
         build: makes the network of teacher and student.
 
     Raises:
-        FileNotFoundError, ValueError: as in `load_teacher`; an average of weights, which a pruned network cannot have.
+        FileNotFoundError, ValueError: as in `load_teacher`; numbers out of range; an average of weights, which a pruned
+            network cannot have.
     """
+    Distilled(nn.Identity(), cfg.distillation.temperature, cfg.distillation.weight)
+    prune_smallest(nn.Linear(2, 1), cfg.distillation.prune)
     if cfg.distillation.teacher is None:
         return
     if cfg.ema:

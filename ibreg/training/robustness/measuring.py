@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from ibreg.evaluation import corruptions, table_corruptions
@@ -227,9 +227,10 @@ def pixels_of(cfg: DictConfig, data: ClassificationData) -> Pixels:
 
 
 def corruption_kinds(cfg: DictConfig, pixels: Pixels) -> list[str]:
-    """Returns the kinds of corruption that are measured: those asked for, or all for this kind of data."""
-    known = (corruptions if pixels.are_pictures else table_corruptions).names()
-    return known if cfg.corruption.kinds is None else list(cfg.corruption.kinds)
+    """Returns the kinds of corruption that are measured: those asked for, or all for data of this kind and size."""
+    if cfg.corruption.kinds is not None:
+        return list(cfg.corruption.kinds)
+    return corruptions.names(pixels.side) if pixels.are_pictures else table_corruptions.names()
 
 
 def load_outside(cfg: DictConfig, data: ClassificationData, x: Tensor) -> Tensor | None:
@@ -242,11 +243,13 @@ def load_outside(cfg: DictConfig, data: ClassificationData, x: Tensor) -> Tensor
         x: its test part, as pixels.
 
     Raises:
-        ValueError: they have another shape than the data of the training.
+        ValueError: they are the data of the training, or have another shape.
     """
     name, rows = cfg.outliers.data, cfg.outliers.rows
     if name is None:
         return None
+    if name == cfg.data.name:
+        raise ValueError(f"outliers.data={name} is the data of the training: choose another set, noise or null")
     if name == "noise":
         low, high = (0.0, 1.0) if len(data.input_shape) == 3 else (float(x.min()), float(x.max()))
         generator = torch.Generator().manual_seed(0)
@@ -276,7 +279,11 @@ def check_robustness(cfg: DictConfig, data: ClassificationData) -> None:
     length = cfg.attack.step_size
     if length is not None and not (type(length) in (int, float) and 0 < length < float("inf")):
         raise ValueError(f"attack.step_size is a number greater than 0, or null, got {length}")
-    if unknown := set(cfg.attack.ensemble) - set(STANDARD):
+    for name in ("attack.ensemble", "corruption.kinds", "corruption.severities"):
+        value = OmegaConf.select(cfg, name)
+        if value is not None and not isinstance(value, ListConfig):
+            raise ValueError(f"{name} is a list, {name}=[{value}], got {value!r}")
+    if unknown := [name for name in cfg.attack.ensemble if name not in STANDARD]:
         raise ValueError(f"attack.ensemble has some of {', '.join(STANDARD)}, got {', '.join(map(str, unknown))}")
     if cfg.corruption.rows:
         if not cfg.corruption.severities or (cfg.corruption.kinds is not None and not cfg.corruption.kinds):
