@@ -45,6 +45,7 @@ def test_what_is_measured_may_differ_and_training_on_attacks_may_not(configured,
         save_checkpoint(folder / CHECKPOINTS / f"{trial.name}.pt", {"weights": nn.Linear(2, 1).state_dict()})
     extra = {"checkpoint": str(folder), "adversarial": {"name": "none"}}
     check_adoptable(OmegaConf.merge(extra, configured("prediction_draws=3", "resume=true")), task)
+    check_adoptable(OmegaConf.merge(extra, configured("bottlenecks=[nonlinear]")), task)
     extra["adversarial"]["name"] = "pgd"
     with pytest.raises(ValueError, match="was trained on clean inputs"):
         check_adoptable(OmegaConf.merge(extra, configured()), task=None)

@@ -19,6 +19,7 @@ from ibreg.training.trials import plan
 # They say what is measured and shown of trained models; all else that both runs have made the models what they are.
 NOT_OF_THE_TRAINING = (
     "recipe",
+    "bottlenecks",  # each arm is trained by itself
     "checkpoint",
     "attack",
     "corruption",
