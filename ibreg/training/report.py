@@ -47,8 +47,10 @@ def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Tabl
     """
     headings, *rows = _cells(summary, metrics)
     table = Table()
+    arms = max(len(word) for row in rows for word in row[0].split())  # their names are not cut where there is no room
     for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
+        side, width = ("right", None) if place else ("left", arms)
+        table.add_column(Text(heading), justify=side, overflow="fold", min_width=width)
     for row in rows:
         # As Text, so that the brackets of an interval are not taken for markup.
         table.add_row(*map(Text, row))
