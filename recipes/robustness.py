@@ -229,9 +229,9 @@ def columns(
     if data.groups is not None:
         shown.append(("test/worst_group_accuracy", "worst group (%)", 100, 2))
     expectation = f", EOT-{cfg.attack.draws}" if any(seeds[0]["stochastic"] for seeds in report.values()) else ""
+    attacks = {"pgd": f"PGD-{cfg.attack.steps}"} | ({"ensemble": "ensemble"} if cfg.attack.ensemble else {})
+    unit = f"(%, {min(cfg.attack.rows, rows)} rows)"
     for norm, eps in radii(cfg).items():
-        attacks = {"pgd": f"PGD-{cfg.attack.steps}"} | ({"ensemble": "ensemble"} if cfg.attack.ensemble else {})
-        unit = f"(%, {min(cfg.attack.rows, rows)} rows)"
         for attack, name in attacks.items():
             heading, figures = f"{name}{expectation}, {ATTACKS[NORMS[norm]]}", f"test/attacked/{attack}/{NORMS[norm]}"
             shown += [(f"{figures}/{each:g}", f"{heading} {each:g} {unit}", 100, 1) for each in eps]

@@ -89,7 +89,7 @@ class Objective:
             return judgement, torch.zeros_like(x)
         # 0 where the path from the input is cut, as by the nearest key: an attack is blind there, and checks tell.
         (gradient,) = torch.autograd.grad(value, x, materialize_grads=True)
-        blind = int((~gradient.flatten(1).isfinite()).any(1).sum()) if gradient.numel() else 0
+        blind = int((~gradient.flatten(1).isfinite()).any(1).sum())
         if blind:
             warnings.warn(
                 f"the gradient of {blind} of {len(x)} samples is not finite, taken for 0 there: the attack is blind, "

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
@@ -50,12 +50,13 @@ def test_every_severity_changes_more_than_the_one_before(kind, channels, height,
     kind=st.sampled_from(names()),
     severity=st.integers(1, 5),
     channels=st.sampled_from([1, 3]),
-    height=st.integers(24, 40),
-    width=st.integers(24, 40),
+    height=st.integers(8, 40),
+    width=st.integers(8, 40),
     clamp=st.sampled_from([(0.0, 1.0), (-1.0, 1.0), (-2.0, 3.0)]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_shape_dtype_and_range_are_kept_and_the_seed_decides(kind, severity, channels, height, width, clamp, dtype):
+    assume(kind in names(min(height, width)))
     torch.manual_seed(0)
     images = torch.rand(3, channels, height, width, dtype=dtype) * (clamp[1] - clamp[0]) + clamp[0]
     images.clamp_(*clamp)
@@ -251,8 +252,9 @@ def test_wrong_arguments_are_refused(changes, message):
 @pytest.mark.parametrize("kind", names())
 def test_small_pictures_are_corrupted_or_refused(kind):
     images = torch.rand(2, 1, 5, 5)
-    if CORRUPTIONS[kind].smallest > 5:
-        with pytest.raises(ValueError, match=f"{kind} needs pictures of (8 x 8|24 x 24)"):
+    smallest = CORRUPTIONS[kind].smallest
+    if smallest > 5:
+        with pytest.raises(ValueError, match=f"{kind} needs pictures of {smallest} x {smallest}"):
             corrupt(images, kind, 1)
     else:
         assert not torch.equal(corrupt(images, kind, 5), images)

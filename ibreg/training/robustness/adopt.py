@@ -65,9 +65,11 @@ def check_adoptable(cfg: DictConfig, task: Task) -> None:
     for trial in plan(cfg)[0]:
         path = folder / CHECKPOINTS / f"{trial.name}.pt"
         state = load_checkpoint(path)
-        if state is None and trial.name in trained:
-            raise FileNotFoundError(f"the run of checkpoint={folder} has lost {path}: resume=true there makes it anew")
         if state is None:
+            if trial.name in trained:
+                raise FileNotFoundError(
+                    f"the run of checkpoint={folder} has lost {path}: resume=true there makes it anew"
+                )
             continue  # an arm that the run did not have is trained
         try:
             task.model(trial).load_state_dict(state["weights"])

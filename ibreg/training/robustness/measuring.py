@@ -148,7 +148,7 @@ def accuracies_under_attack(
     ball = {"norm": norm, "clamp": pixels.clamp}
     clean = subject.is_right(x, y)
     expectations = (0, options.draws) if subject.is_stochastic else (0,)
-    left = {attack: clean.clone() for attack in ("pgd", "ensemble") if attack == "pgd" or options.ensemble}
+    left = {attack: clean.clone() for attack in ("pgd", *(["ensemble"] if options.ensemble else []))}
     found = {(attack, 0.0): clean for attack in ("fgsm", *left)}
     for radius in eps:
         each = [
