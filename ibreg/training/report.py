@@ -47,10 +47,9 @@ def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Tabl
     """
     headings, *rows = _cells(summary, metrics)
     table = Table()
-    arms = max(len(word) for row in rows for word in row[0].split())  # their names are not cut where there is no room
     for place, heading in enumerate(headings):
-        side, width = ("right", None) if place else ("left", arms)
-        table.add_column(Text(heading), justify=side, overflow="fold", min_width=width)
+        # Names of arms are not cut where there is no room.
+        table.add_column(Text(heading), justify="right" if place else "left", overflow="fold", no_wrap=place == 0)
     for row in rows:
         # As Text, so that the brackets of an interval are not taken for markup.
         table.add_row(*map(Text, row))
@@ -60,8 +59,11 @@ def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Tabl
 def print_run(folder: Path, state: str) -> None:
     """Prints the table of a run and the files in its folder, under a word on its state."""
     summary = read_summary(folder / SUMMARY)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(console_table(summary, summary["headline"]))
+    table = console_table(summary, summary["headline"])
+    console = Console()
+    if not sys.stdout.isatty():  # a log can be as wide as its longest words need
+        console.width = max(140, console.measure(table, options=console.options.update(width=10_000)).minimum)
+    console.print(table)
     if is_doubtful(summary):
         console.print(DOUBT, highlight=False)
     console.print(f"{state}: {folder}", highlight=False, soft_wrap=True)
