@@ -58,23 +58,63 @@ class Ball:
         flat = flat / _not_zero(flat.abs().amax(1, keepdim=True))
         return (flat / _not_zero(flat.norm(dim=1, keepdim=True))).view_as(gradient)
 
-    def project(self, candidate: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Returns the nearest points of the ball, then clamped, which brings them nearer to their centres.
+    def step(self, candidate: Tensor, gradient: Tensor, length: float, rows: Tensor | None = None) -> Tensor:
+        """Returns the points that a step of this length, the steepest within the bounds, and then `project` lead to.
 
-        For "2" that is a point of both, not the nearest one of both; for "inf" it is.
+        With "2" a step that a bound cuts goes further along the other entries until it has its length, without which
+        it would stay short wherever inputs lie on a bound, as black and white do. From a centre, with length eps, it
+        is the greatest rise of a linear loss.
+
+        Args:
+            candidate: points of the ball.
+            gradient: of the loss at these points.
+            length: in the norm.
+            rows: numbers of the samples that they belong to; None: all of them.
+        """
+        direction = self.steepest(gradient)
+        if self.norm == "inf":
+            return self.project(candidate + length * direction, rows)
+        return self.project(self._along(candidate, direction, length, furthest=math.inf), rows)
+
+    def project(self, candidate: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Returns the nearest points that are in the ball and between the bounds.
 
         Args:
             candidate: points to project.
             rows: numbers of the samples that they belong to; None: all of them.
         """
         x = self.x if rows is None else self.x[rows]
-        if self.norm == "inf":
-            candidate = torch.minimum(torch.maximum(candidate, x - self.eps), x + self.eps)
-        else:
-            change = candidate - x
-            length = _not_zero(change.flatten(1).norm(dim=1))
-            candidate = x + change * per_sample((self.eps / length).clamp(max=1), change)
+        if self.norm == "2":
+            return self._along(x, candidate - x, self.eps, furthest=1)
+        candidate = torch.minimum(torch.maximum(candidate, x - self.eps), x + self.eps)
         return candidate if self.clamp is None else candidate.clamp(*self.clamp)
+
+    def _along(self, start: Tensor, change: Tensor, length: float, furthest: float) -> Tensor:
+        r"""Goes :math:`\lambda` times a change from a start, and then back into the bounds, so far as length allows.
+
+        .. math:: \max \lambda \le \lambda_{\max} \quad \text{subject to} \quad
+            \sum_i \min(\lambda |d_i|, r_i)^2 \le \text{length}^2
+
+        with the room :math:`r_i` that entry i has up to its bound. The largest :math:`\lambda` for the entries that
+        were cut so far is never too large for those that are, so that it grows until no other one is cut.
+        """
+        squares = change.square().flatten(1)
+        furthest = min(furthest, torch.finfo(change.dtype).max)  # times an entry of 0 that is 0
+        factor = (length / _not_zero(squares.sum(1).sqrt())).clamp(max=furthest)
+        if self.clamp is None:
+            return start + change * per_sample(factor, change)
+        cut_before = torch.zeros_like(squares, dtype=torch.bool)
+        while True:
+            moved = start + change * per_sample(factor, change)
+            reached = moved.clamp(*self.clamp)
+            cut = (reached != moved).flatten(1)
+            if torch.equal(cut, cut_before):
+                return reached
+            used = ((reached - start).square().flatten(1) * cut).sum(1)
+            free = (squares * ~cut).sum(1)
+            grown = ((length**2 - used).clamp(min=0) / _not_zero(free)).sqrt().clamp(max=furthest)
+            # Where nothing is free there is nowhere to go, and rounding must not bring it back.
+            factor, cut_before = torch.where(free > 0, torch.maximum(factor, grown), factor), cut
 
     def random_point(self, generator: torch.Generator) -> Tensor:
         """Draws a point for each sample, uniform in the ball, then clamped; on the CPU, the same for every device."""

@@ -132,7 +132,7 @@ def pgd(
                 judgement, gradient = objective.gradient(candidate, _next_seed(generator), rows)
                 worst.meet(candidate, objective.judge(candidate, fixed_noise, rows) if expectation else judgement, rows)
                 direction = momentum * direction + _of_length_one(gradient) if momentum else gradient
-                candidate = ball.project(candidate + length * ball.steepest(direction), rows)
+                candidate = ball.step(candidate, direction, length, rows)
                 if early_stop:
                     going_on = ~worst.fooled[rows]
                     rows, candidate, direction = rows[going_on], candidate[going_on], direction[going_on]
@@ -162,8 +162,8 @@ def fgsm(
 
     .. math:: x' = \Pi\big(x + \epsilon\, u(\nabla_x \ell(f(x), y))\big)
 
-    It is the exact worst case where the output is linear in the input (with norm 2, only where nothing is clamped).
-    Elsewhere a model can pass it and fail under `pgd`, which is why it is never enough alone.
+    It is the exact worst case where the output is linear in the input, also within `clamp`. Elsewhere a model can pass
+    it and fail under `pgd`, which is why it is never enough alone.
 
     Args:
         model: wrapped in `Regularized` or not, with a tensor as output.
@@ -194,7 +194,7 @@ def fgsm(
     objective = Objective(model, target, loss=loss, expectation=expectation, targeted=targeted)
     with undisturbed(model, x, seed):
         _, gradient = objective.gradient(ball.x, seed)
-    return ball.project(ball.x + eps * ball.steepest(gradient))
+    return ball.step(ball.x, gradient, eps)
 
 
 def uniform_noise(

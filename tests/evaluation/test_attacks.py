@@ -81,12 +81,27 @@ def test_linear_classifiers_of_two_classes_lose_the_margin_that_the_ball_reaches
     torch.testing.assert_close(logits[:, 1] - logits[:, 0], expected, rtol=0, atol=1e-10)
 
 
-def test_clamped_linear_regressors_are_pushed_into_the_corner_that_is_left():
-    model, _, y = linear_regressor()
-    x, y = torch.rand(40, 6).double(), 10 * y.sign()  # so far off that no corner is beyond the target
-    attacked = pgd(model, x, y, eps=0.4, steps=20, clamp=(0.0, 1.0), restarts=3)
-    side = (model(x) - y).detach().sign() * model.weight.detach().sign()
-    torch.testing.assert_close(attacked, (x + 0.4 * side).clamp(0, 1))
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "attack", [fgsm, lambda *a, **k: pgd(*a, steps=400, restarts=2, step_size=0.02, **k)], ids=["fgsm", "pgd"]
+)
+def test_clamped_linear_regressors_are_pushed_as_far_as_the_bounds_leave(attack, norm):
+    model, _, _ = linear_regressor()
+    x = torch.rand(40, 6).double().where(torch.rand(40, 6) < 0.5, torch.randint(2, (40, 6)).double())  # many on a bound
+    y = 10 * torch.randn(40, 1).double().sign()  # so far off that no corner is beyond the target
+    attacked = attack(model, x, y, eps=0.6, norm=norm, clamp=(0.0, 1.0))
+    slope = (model(x) - y).detach().sign() * model.weight.detach()
+    if norm == "inf":
+        expected = (x + 0.6 * slope.sign()).clamp(0, 1)
+    else:  # of the points on the path of the multiplier the last one within the ball, by bisection
+        low, high = torch.zeros(40, 1).double(), torch.full((40, 1), 1e6).double()
+        for _ in range(200):
+            middle = (low + high) / 2
+            inside = ((x + middle * slope).clamp(0, 1) - x).norm(dim=1, keepdim=True) <= 0.6
+            low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+        expected = (x + low * slope).clamp(0, 1)
+        assert ((expected - x).norm(dim=1) < 0.6 - 1e-9).sum() < 10  # nearly all have room for the whole length
+    torch.testing.assert_close(attacked, expected, rtol=0, atol=1e-5)
 
 
 # --- the ball
@@ -129,6 +144,28 @@ def test_points_inside_stay_where_they_are_and_others_go_to_the_nearest(norm):
     outside = torch.tensor([[[3.0], [-4.0]]]).double()
     nearest = torch.tensor([[[1.0], [-1.0]]]) if norm == "inf" else torch.tensor([[[0.6], [-0.8]]])
     torch.testing.assert_close(ball.project(outside), nearest.double())
+
+
+@settings(deadline=None, max_examples=40)
+@given(norm=st.sampled_from(NORMS), eps=st.floats(0.01, 2), seed=st.integers(0, 1000))
+def test_no_other_point_of_ball_and_bounds_is_nearer(norm, eps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(5, 4, generator=generator).double()
+    ball = Ball(x, eps, norm, (0.0, 1.0))
+    outside = x + 3 * torch.randn(x.shape, generator=generator)
+    nearest = ball.project(outside)
+    assert (length(nearest - x, norm) <= eps * (1 + 1e-12)).all()
+    assert ((nearest >= 0) & (nearest <= 1)).all()
+    # Of a convex set, the nearest point is the one from which no other one lies towards the outside.
+    for _ in range(50):
+        other = ball.random_point(generator)
+        assert (((outside - nearest) * (other - nearest)).sum(1) <= 1e-12).all()
+
+
+@pytest.mark.parametrize("clamp", [None, (0.0, 1.0)])
+def test_without_a_gradient_there_is_no_step(clamp):
+    x = torch.rand(3, 4)
+    assert torch.equal(Ball(x, 100.0, "2", clamp).step(x, torch.zeros(3, 4), 100.0), x)
 
 
 def test_noise_is_uniform_in_the_ball():
