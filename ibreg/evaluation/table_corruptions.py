@@ -20,7 +20,7 @@ def corrupt_table(rows: Tensor, kind: str, severity: int, *, seed: int = 0) -> T
         seed: of the draws; the same for all severities, so that what is missing at one is missing at the next.
 
     Raises:
-        ValueError: an unknown kind or severity, or rows of another shape or dtype.
+        ValueError: an unknown kind or severity, rows of another shape or dtype, or values that are not finite.
 
     Example:
         >>> (corrupt_table(torch.ones(1000, 20), "missing_features", 5) == 0).float().mean().round(decimals=1)
@@ -32,6 +32,8 @@ def corrupt_table(rows: Tensor, kind: str, severity: int, *, seed: int = 0) -> T
         raise ValueError(f"severity is 1, 2, 3, 4 or 5, got {severity!r}")
     if rows.dim() != 2 or not rows.is_floating_point():
         raise ValueError(f"rows are floats (batch, features), got {rows.dtype} of shape {tuple(rows.shape)}")
+    if not rows.isfinite().all():
+        raise ValueError("rows have values that are not finite: put 0, the mean, where one is missing")
     function, amounts = CORRUPTIONS[kind]
     return function(rows, amounts[severity - 1], torch.Generator().manual_seed(seed))
 

@@ -305,6 +305,7 @@ def test_corruptions_of_tables_are_a_function_of_the_seed(kind):
         (torch.zeros(3, 2), "feature_noise", 9, "severity is"),
         (torch.zeros(3, 2, 2), "feature_noise", 1, "rows are floats"),
         (torch.zeros(3, 2, dtype=torch.long), "feature_noise", 1, "rows are floats"),
+        (torch.full((3, 2), torch.nan), "missing_features", 1, "rows have values that are not finite: put 0"),
     ],
 )
 def test_wrong_arguments_for_tables_are_refused(rows, kind, severity, message):
