@@ -86,7 +86,7 @@ def run(
 ) -> Outcome | None:
     """Trains or adopts, measures every model, and draws."""
     if cfg.checkpoint is not None and accelerator.is_main_process:
-        adopt(Path(cfg.checkpoint), folder)
+        adopt(Path(str(cfg.checkpoint)), folder)
     accelerator.wait_for_everyone()
     trained = train_all(cfg, task, accelerator, folder)
     if not accelerator.is_main_process:

@@ -98,6 +98,8 @@ class Ball:
         with the room :math:`r_i` that entry i has up to its bound. The largest :math:`\lambda` for the entries that
         were cut so far is never too large for those that are, so that it grows until no other one is cut.
         """
+        if change.dtype.itemsize < 4:  # squares of half precision overflow at 256
+            return self._along(start.float(), change.float(), length, furthest).to(change.dtype)
         squares = change.square().flatten(1)
         furthest = min(furthest, torch.finfo(change.dtype).max)  # times an entry of 0 that is 0
         factor = (length / _not_zero(squares.sum(1).sqrt())).clamp(max=furthest)
@@ -112,7 +114,7 @@ class Ball:
                 return reached
             used = ((reached - start).square().flatten(1) * cut).sum(1)
             free = (squares * ~cut).sum(1)
-            grown = ((length**2 - used).clamp(min=0) / _not_zero(free)).sqrt().clamp(max=furthest)
+            grown = ((length * length - used).clamp(min=0) / _not_zero(free)).sqrt().clamp(max=furthest)
             # Where nothing is free there is nowhere to go, and rounding must not bring it back.
             factor, cut_before = torch.where(free > 0, torch.maximum(factor, grown), factor), cut
 

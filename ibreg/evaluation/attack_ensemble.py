@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -71,28 +72,21 @@ def attack_ensemble(
         >>> attacked = attack_ensemble(nn.Linear(3, 4), torch.rand(2, 3), torch.tensor([0, 1]), eps=0.1,
         ...                            attacks=["apgd_ce"], steps=5)  # doctest: +SKIP
     """
-    if not attacks or set(attacks) - set(STANDARD):
-        raise ValueError(f"attacks are some of {', '.join(STANDARD)}, got {list(attacks)}")
     for name, value in (("steps", steps), ("queries", queries)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
-    if clamp is None:
-        raise ValueError("these attacks need bounds of the inputs, clamp=(smallest, largest)")
     ball = Ball(x, eps, norm, clamp)
     check_targets(x, target)
     objective = Objective(model, target, expectation=expectation)
     if not objective.has_classes:
         raise ValueError(f"these attacks need classes, integers (batch,), as target, got {target.dtype}")
-    if "square" in attacks and x.dim() != 4:
-        raise ValueError(f"square needs pictures (batch, channels, height, width), got {tuple(x.shape)}: leave it out")
-    low, width = clamp[0], clamp[1] - clamp[0]
     with undisturbed(model, x, seed), _without_gradients_of_parameters(model):
         worst = Worst(ball.x)
         worst.meet(ball.x, objective.judge(ball.x, seed), torch.arange(len(x), device=x.device))
+        classes = objective.network(ball.x[:1]).shape[1]
+        check_ensemble(attacks, norm=ball.norm, shape=x.shape[1:], classes=classes, clamp=clamp)
+        low, width = clamp[0], clamp[1] - clamp[0]
         network = _OnUnitBox(objective.network, low, width, expectation, x.dtype)
-        classes = network(ball.x[:1]).shape[1]
-        if "apgd_targeted" in attacks and classes < 4:
-            raise ValueError(f"apgd_targeted needs four classes, there are {classes}: leave it out")
         searches = _searches(
             network,
             classes=classes,
@@ -107,11 +101,53 @@ def attack_ensemble(
             rows = (~worst.fooled).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
-            found = searches[name]((ball.x[rows] - low) / width, target[rows].long()).detach()
+            found = searches[name](((ball.x[rows] - low) / width).contiguous(), target[rows].long()).detach()
             found = ball.project(low + width * found.to(x), rows)
             judgement = objective.judge(found, seed, rows)
             worst.meet(torch.where(per_sample(judgement.fooled, x), found, ball.x[rows]), judgement, rows)
     return worst.x
+
+
+def check_ensemble(
+    attacks: Sequence[str], *, norm: str, shape: Sequence[int], classes: int, clamp: tuple[float, float] | None
+) -> None:
+    """Checks that attacks of the ensemble can run.
+
+    Args:
+        attacks: their names.
+        norm: "inf" or "2".
+        shape: of an input, without the batch.
+        classes: of the classifier.
+        clamp: smallest and largest value of an input, or None.
+
+    Raises:
+        ImportError: the package is not installed.
+        ValueError: an unknown attack, or one that these inputs or classes do not allow.
+    """
+    if not attacks or set(attacks) - set(STANDARD):
+        raise ValueError(f"attacks of the ensemble are some of {', '.join(STANDARD)}, got {list(attacks)}")
+    if clamp is None:
+        raise ValueError(
+            "attacks of the ensemble need bounds of the inputs, clamp=(smallest, largest), as pictures have"
+        )
+    if "square" in attacks and len(shape) != 3:
+        raise ValueError(f"square needs pictures (channels, height, width), got inputs {tuple(shape)}: leave it out")
+    if "square" in attacks and norm == "2" and not _tiles_fit(*shape[1:]):
+        raise ValueError(
+            f"square of pyautoattack does not run on pictures of {shape[1]} x {shape[2]} with norm 2: leave it out"
+        )
+    if "apgd_targeted" in attacks and classes < 4:
+        raise ValueError(f"apgd_targeted needs four classes, there are {classes}: leave it out")
+    if find_spec("pyautoattack") is None:
+        raise ImportError('the ensemble is that of the package pyautoattack: pip install "ibreg[attacks]"')
+
+
+def _tiles_fit(height: int, width: int) -> bool:
+    """Whether the tiles of a fifth of the height, with which square starts, end within the picture."""
+    tile = height // 5
+    first = (height - 5 * tile) // 2
+    # One of a single pixel may begin beyond the edge, where nothing is.
+    return tile == 1 or (tile > 1 and all(first + side // tile * tile <= side for side in (height, width)))
 
 
 def _searches(
@@ -126,12 +162,10 @@ def _searches(
     device: torch.device,
 ) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Builds the attacks; each takes inputs in [0, 1] and classes, and returns inputs."""
-    try:
-        from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-        from pyautoattack.fab_pt import FABAttack_PT
-        from pyautoattack.square import SquareAttack
-    except ImportError as error:
-        raise ImportError('the ensemble is that of the package pyautoattack: pip install "ibreg[attacks]"') from error
+    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+    from pyautoattack.fab_pt import FABAttack_PT
+    from pyautoattack.square import SquareAttack
+
     common: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed, "device": device}
     by_gradient: dict[str, Any] = {**common, "n_iter": steps}
     targets = min(9, classes - 1)

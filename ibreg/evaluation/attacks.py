@@ -140,7 +140,9 @@ def pgd(
                 worst.meet(candidate, objective.judge(candidate, fixed_noise, rows), rows)
 
         search(ball.x, 1, eps)  # that of fgsm
-        for _ in range(restarts):
+        for restart in range(restarts):
+            if restart:  # from a start that does not depend on how many steps came before
+                generator.manual_seed(seed + restart)
             search(ball.random_point(generator) if random_start else ball.x, steps, step_size)
     return worst.x
 

@@ -77,7 +77,7 @@ def sanity_checks(
         norm: "inf" or "2".
         steps: numbers of steps; all but the last are tried at the middle eps alone.
         clamp: smallest and largest value of an input; None: no limit.
-        large_eps: a radius that leaves the attack free; None: that of the whole box.
+        large_eps: a radius that leaves the attack free; None: that of the whole box, without one of the range of `x`.
         expectation: 0: the model with the mean code; n: predictions and gradients are means over n draws.
         batch_size: samples at a time.
         seed: of random starts and draws.
@@ -86,8 +86,7 @@ def sanity_checks(
         The four outcomes, in this order.
 
     Raises:
-        ValueError: no eps, steps or samples, targets that are no classes, `large_eps` missing where there is no box, or
-            as in `ibreg.evaluation.attacks.pgd`.
+        ValueError: no eps, steps or samples, targets that are no classes, or as in `ibreg.evaluation.attacks.pgd`.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -104,9 +103,8 @@ def sanity_checks(
             f"the checks are for classes, integers {tuple(x.shape[:1])}, got {target.dtype} {target.shape}"
         )
     if large_eps is None:
-        if clamp is None:
-            raise ValueError("without clamp, say which radius leaves the attack free: large_eps=")
-        width = clamp[1] - clamp[0]
+        low, high = clamp if clamp is not None else (float(x.min()), float(x.max()))
+        width = high - low
         large_eps = width if str(norm) == "inf" else width * math.sqrt(x[0].numel())
     rows = torch.arange(len(x)).split(batch_size)
 

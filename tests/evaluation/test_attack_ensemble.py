@@ -107,8 +107,8 @@ def test_nothing_is_left_behind():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attacks": ["pgd"]}, "attacks are some of apgd_ce"),
-        ({"attacks": []}, "attacks are some of"),
+        ({"attacks": ["pgd"]}, "attacks of the ensemble are some of apgd_ce"),
+        ({"attacks": []}, "attacks of the ensemble are some of"),
         ({"eps": -1.0}, "eps is a finite number"),
         ({"queries": 0}, "queries is a whole number"),
         ({"clamp": (0.0, 0.5)}, "outside of clamp"),
@@ -116,6 +116,7 @@ def test_nothing_is_left_behind():
         ({"target": torch.zeros(4)}, "need classes"),
         ({"target": torch.full((4,), 7)}, "there are 3 classes"),
         ({"x": torch.ones(4, 36)}, "square needs pictures"),
+        ({"x": torch.ones(4, 1, 4, 9), "norm": "2"}, "square of pyautoattack does not run on pictures of 4 x 9"),
         ({}, "apgd_targeted needs four classes, there are 3"),
     ],
 )
@@ -134,9 +135,34 @@ def test_tables_are_attacked_without_square():
 
 
 def test_the_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyautoattack.autopgd_base", None)
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(ImportError, match=r"ibreg\[attacks\]"):
         attack_ensemble(classifier(), torch.rand(2, 1, 6, 6), torch.tensor([0, 1]), eps=0.1)
+
+
+@pytest.mark.parametrize("size", [(side, 16) for side in range(5, 31)] + [(16, side) for side in range(5, 31)])
+def test_pictures_on_which_square_does_not_run_are_refused_and_no_others(size, monkeypatch):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 5))
+    x = torch.rand(2, 1, *size)
+    y = network(x).argmax(1)
+    options = {"eps": 1e-3, "norm": "2", "attacks": ["square"], "queries": 1}
+    try:
+        attacked = attack_ensemble(network, x, y, **options)
+    except ValueError:
+        monkeypatch.setattr("ibreg.evaluation.attack_ensemble._tiles_fit", lambda *size: True)
+        with pytest.raises(RuntimeError):
+            attack_ensemble(network, x, y, **options)
+    else:
+        assert attacked.shape == x.shape
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_inputs_may_have_any_layout(norm):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    x = torch.rand(4, 3, 16, 16).to(memory_format=torch.channels_last)
+    y = network(x).argmax(1)
+    attacked = attack_ensemble(network, x, y, eps=1e-3, norm=norm, **OPTIONS)
+    assert ((attacked - x).flatten(1).norm(dim=1, p=float(norm)) <= 1e-3 + 1e-6).all()
 
 
 @pytest.mark.parametrize("name", ["apgd_ce", "apgd_targeted"])

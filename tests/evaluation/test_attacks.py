@@ -162,6 +162,18 @@ def test_no_other_point_of_ball_and_bounds_is_nearer(norm, eps, seed):
         assert (((outside - nearest) * (other - nearest)).sum(1) <= 1e-12).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("clamp", [None, (0.0, 255.0)])
+def test_half_precision_reaches_lengths_whose_squares_overflow(dtype, clamp):
+    x = (255 * torch.rand(4, 2000)).round().to(dtype)
+    x[:, ::2] = 255 * (x[:, ::2] > 127)
+    ball = Ball(x, 300.0, "2", clamp)
+    reached = ball.step(x, torch.randn(4, 2000).to(dtype), 300.0)
+    assert reached.dtype == dtype
+    assert ((length(reached.double() - x.double(), "2") - 300).abs() < 0.05 * 300).all()
+    assert torch.equal(ball.step(x.float(), torch.zeros(4, 2000), 1e200).to(dtype), x)
+
+
 @pytest.mark.parametrize("clamp", [None, (0.0, 1.0)])
 def test_without_a_gradient_there_is_no_step(clamp):
     x = torch.rand(3, 4)
@@ -204,6 +216,20 @@ def test_the_loss_never_falls_with_more_steps_or_restarts(norm, draws):
     assert chain[-1].mean() > chain[0].mean()
     once, twice = losses(steps=3), losses(steps=3, restarts=2)
     assert (twice >= once).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_accuracy_never_rises_with_steps_of_several_restarts(norm):
+    for seed in range(12):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+        for parameter in net.parameters():
+            parameter.data *= 3
+        x = torch.rand(200, 2)
+        y = net(x).argmax(1)
+        attacked = (pgd(net, x, y, eps=0.1, norm=norm, steps=steps, step_size=0.01, restarts=3) for steps in (2, 3, 5))
+        right = [int((net(each).argmax(1) == y).sum()) for each in attacked]
+        assert right == sorted(right, reverse=True)
 
 
 @settings(deadline=None, max_examples=30)

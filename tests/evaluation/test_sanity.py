@@ -102,7 +102,6 @@ def test_outcomes_are_printed():
         ({"x": torch.zeros(0, 4), "target": torch.zeros(0, dtype=torch.long)}, "and 0"),
         ({"target": torch.zeros(5)}, "the checks are for classes"),
         ({"target": torch.zeros(4, dtype=torch.long)}, "the checks are for classes"),
-        ({"clamp": None}, "large_eps="),
         ({"eps": [-1.0]}, "eps is a finite number"),
     ],
 )
@@ -111,3 +110,21 @@ def test_wrong_arguments_are_refused(changes, message):
     x, target = given.pop("x"), given.pop("target")
     with pytest.raises(ValueError, match=message):
         sanity_checks(nn.Linear(4, 3), nn.Linear(4, 3), x, target, **given)
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_without_a_box_the_range_of_the_inputs_leaves_the_attack_free(norm):
+    torch.manual_seed(0)
+    x = 3 * torch.randn(100, 400)
+    model, surrogate = nn.Linear(400, 2), nn.Linear(400, 2)
+    with torch.no_grad():
+        model.weight *= 1e-3
+        model.bias.copy_(torch.tensor([0.0, 0.3]))
+        surrogate.load_state_dict(model.state_dict())
+    target = model(x).argmax(1)
+    eps = [1.0, 2.0] if norm == "inf" else [20.0, 40.0]
+    checks = sanity_checks(model, surrogate, x, target, eps=eps, norm=norm, steps=[5], clamp=None)
+    width = float(x.max() - x.min())
+    (free,) = checks[1].figures
+    assert free == f"eps {width if norm == 'inf' else 20 * width:g}"
+    assert checks[1].passed

@@ -250,7 +250,8 @@ def test_help_shows_the_choices(run, tmp_path):
         (["attack.eps_l2=[a]"], "attack.eps_l2 is a list of numbers"),
         (["attack.step_size=0"], "attack.step_size is a number greater than 0"),
         (["attack.restarts=0"], "attack.restarts is a whole number of at least 1"),
-        (["attack.ensemble=[apgd]"], "attack.ensemble has some of apgd_ce, .*, got apgd"),
+        (["attack.eps=[0.1,0.1000001]"], "radii differ in their first six digits"),
+        (["attack.ensemble=[apgd]"], "attacks of the ensemble are some of apgd_ce, .*'apgd'"),
         (["corruption.kinds=[fog]"], "corruptions are brightness, .*got 'fog'"),
         (["corruption.severities=[6]"], "severity is 1, 2, 3, 4 or 5"),
         (["corruption.severities=[1.0]"], "severity is 1, 2, 3, 4 or 5, got 1.0"),
@@ -259,6 +260,9 @@ def test_help_shows_the_choices(run, tmp_path):
         (["corruption.kinds=jpeg"], r"corruption.kinds is a list, corruption.kinds=\[jpeg\]"),
         (["attack.ensemble=square"], r"attack.ensemble is a list, attack.ensemble=\[square\]"),
         (["corruption.severities=[]"], "name some, or corruption.rows=0"),
+        (["corruption.kinds=[jpeg,jpeg]"], "corruption.kinds names each once"),
+        (["corruption.severities=[1,1]"], "corruption.severities names each once"),
+        (["sanity.steps=5"], r"sanity.steps is a list, sanity.steps=\[5\]"),
         (["sanity.steps=[0]"], "sanity.steps are whole numbers of at least 1"),
         (["outliers.data=digits"], "outliers.data=digits is the data of the training"),
         (["outliers.data=fashion"], "no data set 'fashion'"),
@@ -271,16 +275,27 @@ def test_help_shows_the_choices(run, tmp_path):
         (["+places.hsik=trunk"], "places names hsik"),
         (["distillation.prune=2"], "distillation.prune is a share of the weights"),
         (["distillation.weight=-1"], "distillation takes a temperature above 0 and a weight of at least 0"),
+        (["distillation.temperature=hot"], "distillation takes a temperature above 0"),
         (["distillation.teacher=/nowhere"], "0 controls 'none' of seed 0"),
         (["distillation.teacher=/nowhere", "ema=0.9"], "distillation prunes.*give ema=0"),
         (["+attack.norm=2"], "attack has no key 'norm'"),
         (["checkpoint=/nowhere"], "is no finished run"),
+        (["checkpoint=3"], "checkpoint=3 is no finished run"),
         (["experiment=vib_mnist"], "the experiment is one of another recipe: python recipes/classification.py"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, overrides, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         launch(*overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_ensemble_is_refused_for_a_table_before_anything_is_written(launch, tmp_path):
+    rows = [f"{number % 7},{number % 5},{'ab'[number % 2]}" for number in range(60)]
+    (tmp_path / "table.csv").write_text("\n".join(["width,height,kind", *rows]))
+    table = ["data=csv", f"data.path={tmp_path / 'table.csv'}", "data.target=kind", "batch_size=8"]
+    with pytest.raises(ValueError, match="ensemble need bounds of the inputs"):
+        launch(*table, "attack.ensemble=[apgd_ce]", "outliers.data=null")
     assert not (tmp_path / "run").exists()
 
 

@@ -42,7 +42,7 @@ def check_adoptable(cfg: DictConfig, task: Task) -> None:
         ValueError: the run's own folder; another configuration, with the overrides that make it the same; weights of
             another architecture.
     """
-    folder = Path(cfg.checkpoint)
+    folder = Path(str(cfg.checkpoint))
     if folder.resolve() == Path(cfg.output_dir).resolve():
         raise ValueError(f"checkpoint={folder} is where this run writes as well: give another output_dir")
     if not all((folder / name).is_file() for name in (CONFIG, SUMMARY)):

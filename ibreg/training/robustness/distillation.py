@@ -50,7 +50,8 @@ class Distilled(nn.Module):
 
     def __init__(self, teacher: nn.Module, temperature: float, weight: float):
         super().__init__()
-        if not (0 < temperature < float("inf") and 0 <= weight < float("inf")):
+        are_numbers = all(type(value) in (int, float) for value in (temperature, weight))
+        if not (are_numbers and 0 < temperature < float("inf") and 0 <= weight < float("inf")):
             raise ValueError(
                 f"distillation takes a temperature above 0 and a weight of at least 0, got {temperature} and {weight}"
             )

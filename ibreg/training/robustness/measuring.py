@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from ibreg.evaluation import corruptions, table_corruptions
-from ibreg.evaluation.attack_ensemble import STANDARD, attack_ensemble
+from ibreg.evaluation.attack_ensemble import attack_ensemble, check_ensemble
 from ibreg.evaluation.attack_objective import cross_entropy, margin
 from ibreg.evaluation.attacks import fgsm, pgd
 from ibreg.evaluation.calibration import calibration_metrics
@@ -82,7 +82,6 @@ def measure_robustness(
         norm=norm,
         steps=list(cfg.sanity.steps),
         clamp=pixels.clamp,
-        large_eps=None if pixels.are_pictures else float(x.max() - x.min()),
         expectation=subject.draws,  # the checks judge the predictor whose figures stand in the table
         batch_size=BATCH,
     )
@@ -268,23 +267,30 @@ def check_robustness(cfg: DictConfig, data: ClassificationData) -> None:
     """Checks what is asked to be measured.
 
     Raises:
-        ValueError: no radius, an unknown corruption or attack, pictures too small for one, another kind of data that
-            does not fit, a check without a second model.
+        ImportError: the package of the ensemble is not installed.
+        ValueError: no radius, an unknown corruption or attack, pictures too small for one, attacks that these data do
+            not allow, something named twice, another kind of data that does not fit, a check without a second model.
     """
     pixels = pixels_of(cfg, data)
     if not radii(cfg):
         raise ValueError(
             "attack.eps and attack.eps_l2 have no radius above 0: give one of them, such as attack.eps=[0.1]"
         )
+    for eps in radii(cfg).values():
+        if len({f"{radius:g}" for radius in eps}) < len(eps):  # as metrics name them
+            raise ValueError(f"radii differ in their first six digits, got {eps}")
     length = cfg.attack.step_size
     if length is not None and not (type(length) in (int, float) and 0 < length < float("inf")):
         raise ValueError(f"attack.step_size is a number greater than 0, or null, got {length}")
-    for name in ("attack.ensemble", "corruption.kinds", "corruption.severities"):
+    for name in ("attack.ensemble", "corruption.kinds", "corruption.severities", "sanity.steps"):
         value = OmegaConf.select(cfg, name)
         if value is not None and not isinstance(value, ListConfig):
             raise ValueError(f"{name} is a list, {name}=[{value}], got {value!r}")
-    if unknown := [name for name in cfg.attack.ensemble if name not in STANDARD]:
-        raise ValueError(f"attack.ensemble has some of {', '.join(STANDARD)}, got {', '.join(map(str, unknown))}")
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError(f"{name} names each once, got {value}")
+    for norm in radii(cfg) if cfg.attack.ensemble else ():
+        limits = {"shape": data.input_shape, "classes": data.classes, "clamp": pixels.clamp}
+        check_ensemble(cfg.attack.ensemble, norm=norm, **limits)
     if cfg.corruption.rows:
         if not cfg.corruption.severities or (cfg.corruption.kinds is not None and not cfg.corruption.kinds):
             raise ValueError("corruption.kinds and corruption.severities name some, or corruption.rows=0")
