@@ -45,12 +45,15 @@ class Moments(NamedTuple):
     Attributes:
         variance: of the codes, `(batch, *positions, out_features)`.
         log_determinant: sum of its logarithms, `(batch, *positions)`.
-        squares: of the distances from the centroids, `(batch, *positions, gaussians, out_features)`.
+        squares: of the distances from the centroids, `(batch, *positions, gaussians, out_features)`; no gradient.
+        mean: of the codes, and `centroids`: both from the middle of the centroids.
     """
 
     variance: Tensor
     log_determinant: Tensor
     squares: Tensor
+    mean: Tensor
+    centroids: Tensor
 
 
 @register("distance_aware")
@@ -184,7 +187,10 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         """Returns what divergences are made of, at least in float32."""
         mean, raw_scale, centroids = (part.to(self.variances.dtype) for part in state)
         scale = noise_scale(raw_scale)
-        return Moments(scale.square(), 2 * scale.log().sum(-1), (mean.unsqueeze(-2) - centroids).square())
+        middle = centroids.detach().mean(0)
+        mean, centroids = mean - middle, centroids - middle
+        squares = (mean.detach().unsqueeze(-2) - centroids.detach()).square()
+        return Moments(scale.square(), 2 * scale.log().sum(-1), squares, mean, centroids)
 
     def divergences(self, moments: Moments, variances: Tensor) -> Tensor:
         r"""Returns the divergence from each Gaussian, `(batch, *positions, gaussians)`, in nats.
@@ -193,10 +199,16 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
             + \sum_d \log v_{jd} - \sum_d \log \sigma_d^2 - D \Big]
 
         Mostly as products of matrices, where `gaussian_kl` would go over samples, Gaussians and features eight times.
-        What it misses is about 1e-7 of D, the number of features.
+        What it misses is about 1e-7 of D, the number of features. Distances have their value from differences, which
+        lose no digits, and their gradient from the expanded square, which goes over samples and features alone.
         """
         precisions = variances.reciprocal()
         distances = torch.einsum("...kd,kd->...k", moments.squares, precisions)
+        if torch.is_grad_enabled():
+            weighted = moments.centroids * precisions
+            constant = (moments.centroids * weighted).sum(-1)
+            expanded = moments.mean.square() @ precisions.mT - 2 * moments.mean @ weighted.mT + constant
+            distances = distances + (expanded - expanded.detach())
         ratios = moments.variance @ precisions.mT - moments.log_determinant.unsqueeze(-1)
         return 0.5 * (distances + ratios + (variances.log().sum(-1) - variances.shape[-1]))
 

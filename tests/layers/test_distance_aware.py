@@ -67,6 +67,25 @@ def test_a_training_step_from_the_formula():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
+def test_codes_far_from_0_lose_no_digits_of_value_and_gradient():
+    layer, x = build(), torch.randn(7, FEATURES, dtype=torch.float64)
+    with torch.no_grad():
+        layer.centroids.add_(1000).copy_(layer.centroids.float())
+        layer.encoder.weight.copy_(layer.encoder.weight.float())
+        layer.encoder.bias[:CODE] += 1000
+        layer.encoder.bias.copy_(layer.encoder.bias.float())
+    single = DistanceAwareBottleneck(FEATURES, CODE, gaussians=GAUSSIANS, uniform_steps=0)
+    single.load_state_dict(layer.state_dict())
+    penalties = layer.measure(x).penalty, single.measure(x.float()).penalty
+    torch.testing.assert_close(*reversed(penalties), rtol=1e-3, atol=0)
+    wide, narrow = (
+        torch.autograd.grad(penalty, [each.centroids, *each.encoder.parameters()])
+        for penalty, each in zip(penalties, (layer, single), strict=True)
+    )
+    for one, other in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2e-3, atol=1e-4)
+
+
 def test_all_gaussians_count_alike_at_first():
     layer, x = build(uniform_steps=2), torch.randn(7, FEATURES, dtype=torch.float64)
     for step in range(3):
