@@ -125,11 +125,9 @@ def check_ensemble(
         ValueError: an unknown attack, or one that these inputs or classes do not allow.
     """
     if not attacks or set(attacks) - set(STANDARD):
-        raise ValueError(f"attacks of the ensemble are some of {', '.join(STANDARD)}, got {list(attacks)}")
+        raise ValueError(f"attacks are some of {', '.join(STANDARD)}, got {list(attacks)}")
     if clamp is None:
-        raise ValueError(
-            "attacks of the ensemble need bounds of the inputs, clamp=(smallest, largest), as pictures have"
-        )
+        raise ValueError("these attacks need bounds of the inputs, clamp=(smallest, largest), as pictures have")
     if "square" in attacks and len(shape) != 3:
         raise ValueError(f"square needs pictures (channels, height, width), got inputs {tuple(shape)}: leave it out")
     if "square" in attacks and norm == "2" and not _tiles_fit(*shape[1:]):

@@ -107,8 +107,8 @@ def test_nothing_is_left_behind():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attacks": ["pgd"]}, "attacks of the ensemble are some of apgd_ce"),
-        ({"attacks": []}, "attacks of the ensemble are some of"),
+        ({"attacks": ["pgd"]}, "attacks are some of apgd_ce"),
+        ({"attacks": []}, "attacks are some of"),
         ({"eps": -1.0}, "eps is a finite number"),
         ({"queries": 0}, "queries is a whole number"),
         ({"clamp": (0.0, 0.5)}, "outside of clamp"),

@@ -251,7 +251,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["attack.step_size=0"], "attack.step_size is a number greater than 0"),
         (["attack.restarts=0"], "attack.restarts is a whole number of at least 1"),
         (["attack.eps=[0.1,0.1000001]"], "radii differ in their first six digits"),
-        (["attack.ensemble=[apgd]"], "attacks of the ensemble are some of apgd_ce, .*'apgd'"),
+        (["attack.ensemble=[apgd]"], "attack.ensemble: attacks are some of apgd_ce, .*'apgd'"),
         (["corruption.kinds=[fog]"], "corruptions are brightness, .*got 'fog'"),
         (["corruption.severities=[6]"], "severity is 1, 2, 3, 4 or 5"),
         (["corruption.severities=[1.0]"], "severity is 1, 2, 3, 4 or 5, got 1.0"),
@@ -294,7 +294,7 @@ def test_the_ensemble_is_refused_for_a_table_before_anything_is_written(launch, 
     rows = [f"{number % 7},{number % 5},{'ab'[number % 2]}" for number in range(60)]
     (tmp_path / "table.csv").write_text("\n".join(["width,height,kind", *rows]))
     table = ["data=csv", f"data.path={tmp_path / 'table.csv'}", "data.target=kind", "batch_size=8"]
-    with pytest.raises(ValueError, match="ensemble need bounds of the inputs"):
+    with pytest.raises(ValueError, match=r"attack\.ensemble: these attacks need bounds of the inputs"):
         launch(*table, "attack.ensemble=[apgd_ce]", "outliers.data=null")
     assert not (tmp_path / "run").exists()
 

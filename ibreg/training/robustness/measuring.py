@@ -271,12 +271,12 @@ def check_robustness(cfg: DictConfig, data: ClassificationData) -> None:
         ValueError: no radius, an unknown corruption or attack, pictures too small for one, attacks that these data do
             not allow, something named twice, another kind of data that does not fit, a check without a second model.
     """
-    pixels = pixels_of(cfg, data)
-    if not radii(cfg):
+    pixels, attacked = pixels_of(cfg, data), radii(cfg)
+    if not attacked:
         raise ValueError(
             "attack.eps and attack.eps_l2 have no radius above 0: give one of them, such as attack.eps=[0.1]"
         )
-    for eps in radii(cfg).values():
+    for eps in attacked.values():
         if len({f"{radius:g}" for radius in eps}) < len(eps):  # as metrics name them
             raise ValueError(f"radii differ in their first six digits, got {eps}")
     length = cfg.attack.step_size
@@ -288,9 +288,9 @@ def check_robustness(cfg: DictConfig, data: ClassificationData) -> None:
             raise ValueError(f"{name} is a list, {name}=[{value}], got {value!r}")
         if value is not None and len(set(value)) < len(value):
             raise ValueError(f"{name} names each once, got {value}")
-    for norm in radii(cfg) if cfg.attack.ensemble else ():
-        limits = {"shape": data.input_shape, "classes": data.classes, "clamp": pixels.clamp}
-        check_ensemble(cfg.attack.ensemble, norm=norm, **limits)
+    if cfg.attack.ensemble:
+        for norm in attacked:
+            _check_ensemble(cfg.attack.ensemble, norm, data, pixels)
     if cfg.corruption.rows:
         if not cfg.corruption.severities or (cfg.corruption.kinds is not None and not cfg.corruption.kinds):
             raise ValueError("corruption.kinds and corruption.severities name some, or corruption.rows=0")
@@ -302,6 +302,13 @@ def check_robustness(cfg: DictConfig, data: ClassificationData) -> None:
     if not cfg.control and len(cfg.seeds) * len(cfg.bottlenecks) < 2:
         raise ValueError("the sanity checks need a second model: control=true, another seed or another bottleneck")
     load_outside(cfg, data, pixels.of(_inputs(data.test, 2, torch.device("cpu"))))
+
+
+def _check_ensemble(attacks: ListConfig, norm: str, data: ClassificationData, pixels: Pixels) -> None:
+    try:
+        check_ensemble(attacks, norm=norm, shape=data.input_shape, classes=data.classes, clamp=pixels.clamp)
+    except ValueError as error:
+        raise ValueError(f"attack.ensemble: {error}") from error
 
 
 def _corrupt(x: Tensor, kind: str, severity: int, pixels: Pixels) -> Tensor:
