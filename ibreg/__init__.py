@@ -1,8 +1,6 @@
 """Information-bottleneck regularizers for PyTorch models: swap one in, keep your training loop."""
 
 from ibreg import functional, losses, schedules
-from ibreg.concepts import Concepts
-from ibreg.injection import bottlenecks, candidates, eject, inject
 from ibreg.layers import (
     Bottleneck,
     BottleneckOutput,
@@ -21,12 +19,14 @@ from ibreg.layers import (
     StochasticConceptBottleneck,
     VariationalBottleneck,
 )
+from ibreg.layers.concept.specification import Concepts
 from ibreg.optimization import parameter_groups
+from ibreg.prediction import uncertainty
 from ibreg.registry import build, names, register
 from ibreg.regularized import Penalized, Regularized, RegularizedOutput, predict
 from ibreg.saving import load_bottlenecks, save_bottlenecks
-from ibreg.uncertainty import uncertainty
-from ibreg.unlearning import unlearn
+from ibreg.surgery.injection import bottlenecks, candidates, eject, inject
+from ibreg.surgery.unlearning import unlearn
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 
 import ibreg
-from ibreg.training.installed import RECIPES, described, recipes
+from ibreg.runs.config.package_data import RECIPES, described, recipes
 
 USAGE = """\
 ibreg list                        every recipe, bottleneck, data set, model and experiment, a line each

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ibreg.layers.base import named_bottlenecks
-from ibreg.layers.options import check_number
+from ibreg.layers.constraints import check_number
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:

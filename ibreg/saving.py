@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import ibreg
 from ibreg.hosts import CHILD
-from ibreg.injection import bottlenecks, inject
 from ibreg.layers.base import Bottleneck, without_wrappers
 from ibreg.registry import build
 from ibreg.regularized import unwrap
+from ibreg.surgery.injection import bottlenecks, inject
 
 METADATA = "ibreg"
 FORMAT = 1  # of the metadata; a file of another one is refused

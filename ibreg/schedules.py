@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.distributed import mean_over_ranks
-from ibreg.injection import bottlenecks
 from ibreg.layers.base import Bottleneck
 from ibreg.regularized import RegularizedOutput
+from ibreg.surgery.injection import bottlenecks
 
 
 class Schedule:

@@ -22,17 +22,17 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
-from ibreg.evaluation.metrics import label_entropy
-from ibreg.evaluation.plots import information_curve, learning_curves, reliability_diagram
-from ibreg.training.arms import build_bottleneck, build_model
-from ibreg.training.checks import check_configuration, check_steps
-from ibreg.training.classification import Classified, classify, mixup
-from ibreg.training.configuration import register_with_hydra
-from ibreg.training.data import classification as datasets
-from ibreg.training.launch import Outcome, launch
-from ibreg.training.loop import build_accelerator
-from ibreg.training.run import Task, Trained, rehearse, train_all
-from ibreg.training.trials import Trial
+from ibreg.evaluation.classification.metrics import label_entropy
+from ibreg.plots.classification import information_curve, learning_curves, reliability_diagram
+from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.config.checks import check_configuration, check_steps
+from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.data import classification as datasets
+from ibreg.runs.launch import Outcome, launch
+from ibreg.runs.methods import build_bottleneck, build_model
+from ibreg.runs.tasks.classification import Classified, classify, mixup
+from ibreg.runs.training import Task, Trained, rehearse, train_all
+from ibreg.runs.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy", "validation/rate")

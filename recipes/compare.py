@@ -15,10 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ibreg.evaluation.comparison_plot import comparison_plot
-from ibreg.training.comparison import cells, columns, compare, flat, read_runs
-from ibreg.training.folder import replace, write_rows
-from ibreg.training.report import aligned
+from ibreg.plots.comparison import comparison_plot
+from ibreg.runs.folder import replace, write_rows
+from ibreg.runs.report.comparison import cells, columns, compare, flat, read_runs
+from ibreg.runs.report.tables import aligned
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,26 +21,26 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
-from ibreg.evaluation.concept_metrics import concept_metrics
-from ibreg.evaluation.concept_plots import head_plot, intervention_plot, leakage_plot, sample_plot
-from ibreg.evaluation.interventions import find_concepts
-from ibreg.evaluation.plots import learning_curves
-from ibreg.layers.concept_layer import ConceptLayer
+from ibreg.evaluation.concepts.interventions import find_concepts
+from ibreg.evaluation.concepts.metrics import concept_metrics
+from ibreg.layers.concept.base import ConceptLayer
+from ibreg.plots.classification import learning_curves
+from ibreg.plots.concepts import head_plot, intervention_plot, leakage_plot, sample_plot
 from ibreg.regularized import Regularized
-from ibreg.training.arms import build_model
-from ibreg.training.checks import check_configuration, check_steps
-from ibreg.training.classification import classify
-from ibreg.training.concepts.report import Examined, check_interventions, examine, some_rows
-from ibreg.training.concepts.training import apart, training_of, with_concepts
-from ibreg.training.configuration import register_with_hydra
-from ibreg.training.data import concepts as concept_data
-from ibreg.training.data.concepts import ConceptData
-from ibreg.training.data.cuts import load_cuts
-from ibreg.training.folder import write_rows
-from ibreg.training.launch import Outcome, launch
-from ibreg.training.loop import build_accelerator
-from ibreg.training.run import Task, Trained, rehearse, train_all
-from ibreg.training.trials import Trial
+from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.config.checks import check_configuration, check_steps
+from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.data import concepts as concept_data
+from ibreg.runs.data.concepts import ConceptData
+from ibreg.runs.data.split import load_cuts
+from ibreg.runs.folder import write_rows
+from ibreg.runs.launch import Outcome, launch
+from ibreg.runs.methods import build_model
+from ibreg.runs.tasks.classification import classify
+from ibreg.runs.tasks.concepts.examination import Examined, check_interventions, examine, some_rows
+from ibreg.runs.tasks.concepts.training import apart, training_of, with_concepts
+from ibreg.runs.training import Task, Trained, rehearse, train_all
+from ibreg.runs.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = (

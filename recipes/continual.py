@@ -23,11 +23,18 @@ from accelerate.utils import DistributedType
 from omegaconf import DictConfig
 from torch import nn
 
-from ibreg.evaluation.continual_plots import accuracy_over_splits, decision_regions, key_usage
-from ibreg.training.checks import check_steps
-from ibreg.training.configuration import register_with_hydra
-from ibreg.training.continual.checks import check_continual
-from ibreg.training.continual.stream import (
+from ibreg.plots.continual import accuracy_over_splits, decision_regions, key_usage
+from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.config.checks import check_steps
+from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.data import streams as continual_data
+from ibreg.runs.data.classification import ClassificationData, Rows
+from ibreg.runs.data.request import data_folder
+from ibreg.runs.launch import Outcome, launch
+from ibreg.runs.models import encoders
+from ibreg.runs.models.features import encode, standardised
+from ibreg.runs.tasks.continual.checks import check_continual
+from ibreg.runs.tasks.continual.stream import (
     Stream,
     Training,
     predicted_classes,
@@ -35,14 +42,7 @@ from ibreg.training.continual.stream import (
     settings_of,
     train_all,
 )
-from ibreg.training.continual.testing import Tested, examine, restored
-from ibreg.training.data import streams as continual_data
-from ibreg.training.data.classification import ClassificationData, Rows
-from ibreg.training.data.request import data_folder
-from ibreg.training.launch import Outcome, launch
-from ibreg.training.loop import build_accelerator
-from ibreg.training.models import encoders
-from ibreg.training.models.features import encode, standardised
+from ibreg.runs.tasks.continual.testing import Tested, examine, restored
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PLANE = 150  # points along a side of the plane whose decision regions are drawn

@@ -25,20 +25,20 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ibreg.evaluation.few_shot_plots import images_curve
-from ibreg.evaluation.plots import learning_curves, reliability_diagram
-from ibreg.training.arms import build_arm
-from ibreg.training.checks import check_configuration, check_steps
-from ibreg.training.classification import Classified, classify, mixup
-from ibreg.training.configuration import register_with_hydra
-from ibreg.training.data.classification import ClassificationData
-from ibreg.training.data.few_shot import few_shot
-from ibreg.training.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
-from ibreg.training.folder import CHECKPOINTS, METRICS, write_rows
-from ibreg.training.launch import Outcome, launch
-from ibreg.training.loop import build_accelerator
-from ibreg.training.models.freezing import learning_rate_groups
-from ibreg.training.run import Task, Trained, rehearse, train_all
+from ibreg.plots.classification import learning_curves, reliability_diagram
+from ibreg.plots.few_shot import images_curve
+from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.config.checks import check_configuration, check_steps
+from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.data.classification import ClassificationData
+from ibreg.runs.data.few_shot import few_shot
+from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
+from ibreg.runs.launch import Outcome, launch
+from ibreg.runs.methods import build_arm
+from ibreg.runs.models.freezing import learning_rate_groups
+from ibreg.runs.tasks.classification import Classified, classify, mixup
+from ibreg.runs.tasks.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
+from ibreg.runs.training import Task, Trained, rehearse, train_all
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy", "validation/rate")

@@ -24,17 +24,17 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
-from ibreg.evaluation.plots import learning_curves
-from ibreg.evaluation.regression_plots import attack_curves, information_plane, prediction_plot, residual_plot
-from ibreg.training.arms import build_model
-from ibreg.training.checks import check_configuration, check_steps
-from ibreg.training.configuration import register_with_hydra
-from ibreg.training.data import regression as regression_data
-from ibreg.training.data.cuts import load_cuts
-from ibreg.training.data.regression import RegressionData
-from ibreg.training.launch import Outcome, launch
-from ibreg.training.loop import build_accelerator
-from ibreg.training.regression.measuring import (
+from ibreg.plots.classification import learning_curves
+from ibreg.plots.regression import attack_curves, information_plane, prediction_plot, residual_plot
+from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.config.checks import check_configuration, check_steps
+from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.data import regression as regression_data
+from ibreg.runs.data.regression import RegressionData
+from ibreg.runs.data.split import load_cuts
+from ibreg.runs.launch import Outcome, launch
+from ibreg.runs.methods import build_model
+from ibreg.runs.tasks.regression.measuring import (
     Regressed,
     build_task_loss,
     check_data,
@@ -42,8 +42,8 @@ from ibreg.training.regression.measuring import (
     errors_under_attack,
     regress,
 )
-from ibreg.training.run import Task, Trained, rehearse, train_all, train_matched
-from ibreg.training.trials import Trial
+from ibreg.runs.training import Task, Trained, rehearse, train_all, train_matched
+from ibreg.runs.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "validation/rmse", "validation/r2", "validation/cs_qmi", "validation/rate")

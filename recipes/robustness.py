@@ -24,28 +24,28 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
-from ibreg.evaluation.plots import arm_label, learning_curves, reliability_diagram, sort_arms
-from ibreg.evaluation.robustness_plots import (
+from ibreg.plots.classification import arm_label, learning_curves, reliability_diagram, sort_arms
+from ibreg.plots.robustness import (
     accuracy_under_attack,
     accuracy_under_corruption,
     attacked_pictures,
     outlier_histograms,
 )
-from ibreg.training.arms import build_arm, build_network
-from ibreg.training.checkpoint import load_checkpoint, save_checkpoint
-from ibreg.training.checks import check_configuration, check_steps
-from ibreg.training.classification import classify
-from ibreg.training.configuration import register_with_hydra
-from ibreg.training.data import classification as datasets
-from ibreg.training.folder import CHECKPOINTS
-from ibreg.training.launch import Outcome, launch
-from ibreg.training.loop import build_accelerator
-from ibreg.training.robustness.adopt import adopt, check_adoptable
-from ibreg.training.robustness.adversarial import build_adversary
-from ibreg.training.robustness.distillation import Distilled, check_distillation, load_teacher, prune_smallest
-from ibreg.training.robustness.measuring import NORMS, check_robustness, measure_robustness, pixels_of, radii
-from ibreg.training.run import Task, Trained, rehearse, train_all
-from ibreg.training.trials import Trial
+from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
+from ibreg.runs.config.checks import check_configuration, check_steps
+from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.data import classification as datasets
+from ibreg.runs.folder import CHECKPOINTS
+from ibreg.runs.launch import Outcome, launch
+from ibreg.runs.methods import build_arm, build_network
+from ibreg.runs.tasks.classification import classify
+from ibreg.runs.tasks.robustness.adopt import adopt, check_adoptable
+from ibreg.runs.tasks.robustness.adversarial import build_adversary
+from ibreg.runs.tasks.robustness.distillation import Distilled, check_distillation, load_teacher, prune_smallest
+from ibreg.runs.tasks.robustness.measuring import NORMS, check_robustness, measure_robustness, pixels_of, radii
+from ibreg.runs.training import Task, Trained, rehearse, train_all
+from ibreg.runs.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy")

@@ -9,7 +9,7 @@ import pytest
 
 import ibreg
 from ibreg import cli
-from ibreg.training.installed import beside, call_of, described, first_sentence, recipes
+from ibreg.runs.config.package_data import beside, call_of, described, first_sentence, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ibreg import CauchySchwarzBottleneck, HSICBottleneck, NonlinearBottleneck, Regularized
 from ibreg.functional import conditional_cs_divergence, cs_qmi, hsic
-from ibreg.functional.divergence import MODES
+from ibreg.functional.kernel.divergence import MODES
 from ibreg.losses import ConditionalCauchySchwarz
 
 LENGTHS = (5, 8)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ibreg.training.report import render_readme
+from ibreg.runs.report.tables import render_readme
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ibreg.functional import gaussian_kl, gaussian_rate
 from ibreg.layers.base import named_bottlenecks
-from ibreg.layers.encoding import noise_scale
+from ibreg.layers.encoder import noise_scale
 from ibreg.layers.scope import Scope, opened
 from ibreg.layers.variational import Code
 from ibreg.regularized import draw, evaluating, network_to_run

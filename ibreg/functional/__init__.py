@@ -1,10 +1,7 @@
 """The quantities of the bottlenecks as pure functions of tensors."""
 
-from ibreg.functional.bandwidths import bandwidth_of
 from ibreg.functional.conditioning import condition_gaussian, conditional_gain, move_by_gain
-from ibreg.functional.dependence import cs_qmi, hsic, normalized_factor, normalized_hsic
-from ibreg.functional.divergence import conditional_cs_divergence, cs_divergence
-from ibreg.functional.entropy import nonlinear_rate
+from ibreg.functional.elastic_net import elastic_net
 from ibreg.functional.gaussian import (
     gaussian_entropy,
     gaussian_kl,
@@ -12,13 +9,16 @@ from ibreg.functional.gaussian import (
     gaussian_pool,
     gaussian_rate,
 )
-from ibreg.functional.kernels import delta_gram, gaussian_gram, inverse_multiquadric_gram, linear_gram
+from ibreg.functional.kernel.bandwidths import bandwidth_of
+from ibreg.functional.kernel.dependence import cs_qmi, hsic, normalized_factor, normalized_hsic
+from ibreg.functional.kernel.divergence import conditional_cs_divergence, cs_divergence
+from ibreg.functional.kernel.kernels import delta_gram, gaussian_gram, inverse_multiquadric_gram, linear_gram
+from ibreg.functional.kernel.pairs import gram
+from ibreg.functional.kernel.pairwise_rate import nonlinear_rate
+from ibreg.functional.kernel.rows import squared_distances
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
-from ibreg.functional.lookup import nearest
-from ibreg.functional.pairs import gram
-from ibreg.functional.product_lookup import product_nearest
-from ibreg.functional.rows import squared_distances
-from ibreg.functional.sparsity import elastic_net
+from ibreg.functional.lookup.nearest import nearest
+from ibreg.functional.lookup.product import product_nearest
 
 __all__ = [
     "bandwidth_of",

@@ -1,18 +1,18 @@
 """The bottlenecks, one file per family."""
 
 from ibreg.layers.base import Bottleneck, BottleneckOutput
-from ibreg.layers.cauchy_schwarz import CauchySchwarzBottleneck
 from ibreg.layers.codebook import CodebookBottleneck, CodeIntervention
-from ibreg.layers.concept import ConceptBottleneck
-from ibreg.layers.concept_embedding import ConceptEmbeddingBottleneck
-from ibreg.layers.concept_layer import ConceptIntervention, ConceptLayer, ConceptState
+from ibreg.layers.concept.base import ConceptIntervention, ConceptLayer, ConceptState
+from ibreg.layers.concept.concept import ConceptBottleneck
+from ibreg.layers.concept.concept_embedding import ConceptEmbeddingBottleneck
+from ibreg.layers.concept.post_hoc_concept import PostHocConceptBottleneck
+from ibreg.layers.concept.probabilistic_concept import ProbabilisticConceptBottleneck
+from ibreg.layers.concept.stochastic_concept import StochasticConceptBottleneck
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
-from ibreg.layers.hsic import HSICBottleneck
-from ibreg.layers.key_value import KeyValueBottleneck
+from ibreg.layers.kernel.cauchy_schwarz import CauchySchwarzBottleneck
+from ibreg.layers.kernel.hsic import HSICBottleneck
+from ibreg.layers.key_value.key_value import KeyValueBottleneck
 from ibreg.layers.nonlinear import NonlinearBottleneck
-from ibreg.layers.post_hoc_concept import PostHocConceptBottleneck
-from ibreg.layers.probabilistic_concept import ProbabilisticConceptBottleneck
-from ibreg.layers.stochastic_concept import StochasticConceptBottleneck
 from ibreg.layers.variational import VariationalBottleneck
 
 __all__ = [

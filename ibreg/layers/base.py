@@ -16,9 +16,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ibreg.functional.transformations import inside_transformation
-from ibreg.layers.options import check_count, check_number
+from ibreg.layers.constraints import check_count, check_number
 from ibreg.layers.scope import Record, Scope, current_scope, inside_checkpoint, opened
+from ibreg.tracing import inside_transformation
 
 
 class BottleneckOutput(NamedTuple):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.functional.lookup import nearest
+from ibreg.functional.lookup.nearest import nearest
 from ibreg.layers.base import Bottleneck, at_least_float32, batch_mean
+from ibreg.layers.constraints import check_count
 from ibreg.layers.intervention import intervention_on
-from ibreg.layers.options import check_count
 from ibreg.layers.scope import Scope, inside_checkpoint
 from ibreg.registry import register
 

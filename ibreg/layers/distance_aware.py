@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.distributed import over_ranks
-from ibreg.functional.lookup import full_precision
-from ibreg.functional.transformations import inside_transformation
+from ibreg.functional.lookup.nearest import full_precision
 from ibreg.layers.base import Bottleneck, batch_mean
-from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
-from ibreg.layers.moving_codebooks import WideBuffers
-from ibreg.layers.options import check_count, check_number
+from ibreg.layers.constraints import check_count, check_number
+from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
+from ibreg.layers.key_value.codebooks import WideBuffers
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
+from ibreg.tracing import inside_transformation
 
 DECAY = 0.99
 DIRICHLET = 1.0  # rows that each centroid gets beside those of the batch
@@ -64,7 +64,7 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         \pi(j|x) \propto \pi_j \exp(-\tau \, KL(p(z|x) \| q_j))
 
     in nats per sample. u(x) is also the uncertainty: far from all that the codebook was trained on it is large, and one
-    forward pass in evaluation tells it (`ibreg.uncertainty`). No gradient goes through the responsibilities. The
+    forward pass in evaluation tells it (`ibreg.prediction`). No gradient goes through the responsibilities. The
     centroids' means are parameters (`centroids`; give them a learning rate of their own as an optimizer's group, 10 to
     100 times that of the model); variances and weights are moving averages over training batches, moved where the
     penalty is computed.

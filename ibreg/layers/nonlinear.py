@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.distributed import over_ranks
-from ibreg.functional.entropy import nonlinear_rate
+from ibreg.functional.kernel.pairwise_rate import nonlinear_rate
 from ibreg.functional.lagrangian import LAGRANGIANS
 from ibreg.layers.base import Bottleneck, can_assert, check_mask
-from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, reset_encoder
-from ibreg.layers.options import check_choice, check_count, check_number, check_switch
+from ibreg.layers.constraints import check_choice, check_count, check_number, check_switch
+from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, reset_encoder
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 

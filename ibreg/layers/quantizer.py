@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ibreg.layers.base import Bottleneck, check_mask
-from ibreg.layers.options import check_choice
+from ibreg.layers.constraints import check_choice
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 

@@ -21,8 +21,8 @@ from ibreg.functional.gaussian import (
 )
 from ibreg.functional.lagrangian import LAGRANGIANS
 from ibreg.layers.base import Bottleneck, batch_mean, can_assert
-from ibreg.layers.encoding import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
-from ibreg.layers.options import check_choice, check_count, check_number
+from ibreg.layers.constraints import check_choice, check_count, check_number
+from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 

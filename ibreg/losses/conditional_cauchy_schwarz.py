@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ibreg.functional.bandwidths import Bandwidth, bandwidth_of
-from ibreg.functional.divergence import MODES, conditional_cs_divergence
-from ibreg.functional.rows import as_rows
+from ibreg.functional.kernel.bandwidths import Bandwidth, bandwidth_of
+from ibreg.functional.kernel.divergence import MODES, conditional_cs_divergence
+from ibreg.functional.kernel.rows import as_rows
 from ibreg.layers.base import can_assert
-from ibreg.layers.options import check_choice, check_count, check_number, check_switch
+from ibreg.layers.constraints import check_choice, check_count, check_number, check_switch
 
 
 class ConditionalCauchySchwarz(nn.Module):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ibreg.training.data.classification import load
+from ibreg.runs.data.classification import load
 
 
 def train_on_digits(seed):

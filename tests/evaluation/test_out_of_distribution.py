@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 import ibreg
 from ibreg.evaluation.out_of_distribution import detection_metrics, outlier_scores
-from ibreg.layers.encoding import noise_scale
+from ibreg.layers.encoder import noise_scale
 
 
 def classifier(**options):

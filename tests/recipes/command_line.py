@@ -30,11 +30,16 @@ def module_of(name):
 
 def run_here(name, *arguments, cwd):
     """Runs a recipe as `python recipes/NAME.py ARGUMENTS` in the folder `cwd`; returns its status and what it wrote."""
-    call, status, out, err = [str(script_of(name)), *arguments], 0, StringIO(), StringIO()
+    return call_here(script_of(name), module_of(name).main, *arguments, cwd=cwd)
+
+
+def call_here(script, main, *arguments, cwd):
+    """Calls the `main` of a script as its command line does."""
+    call, status, out, err = [str(script), *arguments], 0, StringIO(), StringIO()
     AcceleratorState._reset_state(True)  # it refuses another precision in the same process
     with chdir(cwd), redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", call):
         try:
-            module_of(name).main()
+            main()
         except SystemExit as end:
             status = end.code
     return CompletedProcess(call, status or 0, out.getvalue(), err.getvalue())

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from command_line import ROOT, module_of, run_here, script_of
-from folders import summary_of
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
+
+from tests.recipes.command_line import ROOT, module_of, run_here, script_of
+from tests.recipes.folders import summary_of
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
+from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.folder import CHECKPOINTS, METRICS, SUMMARY
 
 
 def summary_of(folder):

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from command_line import script_of
-from folders import assert_same_results, summary_of
 
-from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.folder import CHECKPOINTS, CONFIG
+from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.folder import CHECKPOINTS, CONFIG
+from tests.recipes.command_line import script_of
+from tests.recipes.folders import assert_same_results, summary_of
 
 RECIPE = "classification"
 
@@ -62,7 +62,7 @@ def begun(tmp_path):
         script = tmp_path / "begun.py"
         script.write_text(
             "import gc, os, runpy, sys\n"
-            "import ibreg.training.run as run\n"
+            "import ibreg.runs.training as run\n"
             "from torch.distributed.fsdp import FSDPModule\n"
             "def killed(*state):\n"
             "    save_checkpoint(*state)\n"

@@ -9,21 +9,21 @@ import sys
 
 import pytest
 import torch
-from command_line import ROOT
-from folders import assert_equal_runs, rows_of, summary_of
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from PIL import Image
 
-import ibreg.training.data.classification
+import ibreg.runs.data.classification
 from ibreg import registry
-from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.checks import check_configuration
-from ibreg.training.continual.checks import check_continual
-from ibreg.training.data import classification as datasets
-from ibreg.training.folder import CHECKPOINTS, SUMMARY
-from ibreg.training.models import classifiers as models
+from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.config.checks import check_configuration
+from ibreg.runs.data import classification as datasets
+from ibreg.runs.folder import CHECKPOINTS, SUMMARY
+from ibreg.runs.models import classifiers as models
+from ibreg.runs.tasks.continual.checks import check_continual
+from tests.recipes.command_line import ROOT
+from tests.recipes.folders import assert_equal_runs, rows_of, summary_of
 
 RECIPE = "classification"
 QUICK = ["seeds=[0,1]", "epochs=3", "sweep.betas=[1e-3,1e-1]", "sweep.epochs=2", "model.hidden=[32]", "device=cpu"]
@@ -316,13 +316,13 @@ def augmented(tmp_path):
 
 def test_control_and_bottleneck_see_the_same_augmented_pictures(launch, augmented, monkeypatch):
     seen = []
-    crop_and_flip = ibreg.training.data.classification.crop_and_flip
+    crop_and_flip = ibreg.runs.data.classification.crop_and_flip
 
     def remembered(images, generator):
         seen.append(crop_and_flip(images, generator))
         return seen[-1]
 
-    monkeypatch.setattr(ibreg.training.data.classification, "crop_and_flip", remembered)
+    monkeypatch.setattr(ibreg.runs.data.classification, "crop_and_flip", remembered)
     launch(*augmented)
     batches = 2 * 4
     del seen[:3]  # of the rehearsal

@@ -4,13 +4,13 @@ import csv
 
 import pytest
 import torch
-from folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
 import ibreg
-from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.data import concepts as concept_data
-from ibreg.training.folder import CHECKPOINTS, SUMMARY
-from ibreg.training.models import classifiers as models
+from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.data import concepts as concept_data
+from ibreg.runs.folder import CHECKPOINTS, SUMMARY
+from ibreg.runs.models import classifiers as models
+from tests.recipes.folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
 RECIPE = "concepts"
 QUICK = [

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from folders import rows_of, summary_of
 from sklearn.metrics import accuracy_score
 from torch import nn
 
 import ibreg
-from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.continual import learners
-from ibreg.training.data import streams as continual_data
-from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
-from ibreg.training.models.features import standardised
+from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.data import streams as continual_data
+from ibreg.runs.folder import CHECKPOINTS, METRICS, SUMMARY
+from ibreg.runs.models.features import standardised
+from ibreg.runs.tasks.continual import learners
+from tests.recipes.folders import rows_of, summary_of
 
 RECIPE = "continual"
 ARMS = ["none", "null", "mlp", "ewc", "replay", "joint", "key_value"]
@@ -159,7 +159,7 @@ def test_a_run_goes_on_within_a_split(recipe, launch, cache, tmp_path, monkeypat
     overrides = [*SMALL, "epochs=2", "learners=[replay,ewc]", "control=false", "momentum=0.9", cache]
     whole = launch(*overrides)
     whole = whole.rename(tmp_path / "whole")
-    import ibreg.training.continual.stream as training
+    import ibreg.runs.tasks.continual.stream as training
 
     save = training.save_checkpoint
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 import torchvision
 from accelerate import Accelerator
-from folders import assert_equal_runs, assert_same_results, rows_of, summary_of, weights_of
 from PIL import Image
 
-from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.data import classification as datasets
-from ibreg.training.data.few_shot import of_classes
-from ibreg.training.folder import CHECKPOINTS, METRICS, SUMMARY
-from ibreg.training.models import classifiers as models
+from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.data import classification as datasets
+from ibreg.runs.data.few_shot import of_classes
+from ibreg.runs.folder import CHECKPOINTS, METRICS, SUMMARY
+from ibreg.runs.models import classifiers as models
+from tests.recipes.folders import assert_equal_runs, assert_same_results, rows_of, summary_of, weights_of
 
 RECIPE = "finetune"
 SHORT = ["seeds=[0]", "shots=[5]", "steps=3", "pretraining.epochs=1", "corrupted.kinds=[contrast]", "device=cpu"]

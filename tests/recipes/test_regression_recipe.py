@@ -6,15 +6,15 @@ import re
 import numpy as np
 import pytest
 import torch
-from command_line import run_here
-from folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
 import ibreg
-from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.data import regression as regression_data
-from ibreg.training.folder import CHECKPOINTS, SUMMARY
-from ibreg.training.models import classifiers as models
-from ibreg.training.regression import task_losses
+from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.data import regression as regression_data
+from ibreg.runs.folder import CHECKPOINTS, SUMMARY
+from ibreg.runs.models import classifiers as models
+from ibreg.runs.tasks.regression import task_losses
+from tests.recipes.command_line import run_here
+from tests.recipes.folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
 RECIPE = "regression"
 ARMS = "bottlenecks=[variational,cauchy_schwarz,hsic,symmetric]"

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from folders import summary_of
 
-from ibreg.training.configuration import experiments_of
-from ibreg.training.data import classification as datasets
+from ibreg.runs.config.composition import experiments_of
+from ibreg.runs.data import classification as datasets
+from tests.recipes.folders import summary_of
 
 RECIPE = "robustness"
 SHORT = [

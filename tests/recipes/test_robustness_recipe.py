@@ -7,18 +7,18 @@ import shutil
 
 import pytest
 import torch
-from command_line import ROOT, run_here
-from folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 from hydra import compose, initialize_config_dir
 
-from ibreg.evaluation.attacks import pgd
-from ibreg.evaluation.sanity import Check
-from ibreg.training.checkpoint import load_checkpoint
-from ibreg.training.data import classification as datasets
-from ibreg.training.data.coloured import GROUPS
-from ibreg.training.folder import CHECKPOINTS, SUMMARY
-from ibreg.training.models import classifiers as models
-from ibreg.training.robustness import measuring as robustness
+from ibreg.evaluation.attacks.gradient import pgd
+from ibreg.evaluation.attacks.sanity import Check
+from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.data import classification as datasets
+from ibreg.runs.data.colored import GROUPS
+from ibreg.runs.folder import CHECKPOINTS, SUMMARY
+from ibreg.runs.models import classifiers as models
+from ibreg.runs.tasks.robustness import measuring as robustness
+from tests.recipes.command_line import ROOT, run_here
+from tests.recipes.folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
 RECIPE = "robustness"
 SMALL = [

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from folders import summary_of
 from omegaconf import OmegaConf
+
+from tests.recipes.folders import summary_of
 
 RECIPE = "classification"
 COMPARE = Path(__file__).resolve().parents[2] / "recipes" / "compare.py"

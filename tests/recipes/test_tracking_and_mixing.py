@@ -1,10 +1,10 @@
 """What a user may add to a recipe's training: a tracker, mixtures of rows, smoothed labels."""
 
 import pytest
-from folders import rows_of, summary_of
 
-import ibreg.training.loop
-from ibreg.training.folder import CONFIG, TRACKED
+import ibreg.runs.accelerator
+from ibreg.runs.folder import CONFIG, TRACKED
+from tests.recipes.folders import rows_of, summary_of
 
 RECIPE = "classification"
 SHORT = ["seeds=[0]", "epochs=2", "sweep.betas=[]", "model.hidden=[8]", "device=cpu", "control=false"]
@@ -32,7 +32,7 @@ def test_nothing_is_tracked_by_default(launch):
 
 
 def test_a_tracker_whose_package_is_not_installed(launch, monkeypatch, tmp_path):
-    monkeypatch.setattr(ibreg.training.loop, "get_available_trackers", list)
+    monkeypatch.setattr(ibreg.runs.accelerator, "get_available_trackers", list)
     with pytest.raises(ValueError, match=r"tracker=tensorboard needs a package .*pip install tensorboard"):
         launch(*SHORT, "tracker=tensorboard")
     assert not (tmp_path / "run" / CONFIG).exists()

@@ -1,0 +1,1 @@
+"""Adversarial attacks that see the randomness of stochastic layers."""

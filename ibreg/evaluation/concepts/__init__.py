@@ -1,0 +1,1 @@
+"""Metrics of, interventions on and leakage of concept bottlenecks."""

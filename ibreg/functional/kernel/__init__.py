@@ -1,0 +1,1 @@
+"""Kernels over pairs of a batch: Gram matrices, dependence, divergence, pairwise rate."""

@@ -1,0 +1,110 @@
+"""Bandwidths that fit a batch: a kernel of bandwidth h depends on |a - b| / h."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ibreg.functional.kernel.rows import as_rows, minus_squared_distances, origin_of, wide_dtype
+
+Bandwidth = float | tuple[str, float] | str
+"""A length, `("rms", s)`, `("dimension", s)` or `"median"`: see `bandwidth_of`."""
+
+LEAST_BANDWIDTH = 1e-12  # of the root mean squared distance; with it all rows that differ are as far apart as can be
+MEDIAN_ROWS = 1024  # of how many rows a kernel's median is taken: one bandwidth, however its pairs are walked
+
+
+def bandwidth_of(x: Tensor, bandwidth: Bandwidth, *, rows: int | None = None) -> Tensor:
+    r"""Bandwidth of a batch, as a length h without gradient.
+
+    A number is h itself. `("rms", s)` is s times the root mean squared distance of two different rows,
+    :math:`h = s \sqrt{2 \sum_d \operatorname{var} x_d}` (variance with n - 1), in time linear in the batch.
+    `("dimension", s)` is s times the root of the number of features, :math:`h = s \sqrt d`, whatever the rows are.
+    `"median"` is the median of the distances (not of their squares) of all pairs of different rows, and at least
+    a thousandth of the root mean squared distance, so that many duplicates do not make it 0.
+
+    Where all rows are equal, or there is one, 1 stands for the root mean squared distance: the bandwidth stays finite,
+    and the kernel is 1 everywhere whatever it is.
+
+    Args:
+        x: `(batch, ...)`.
+        bandwidth: a length above 0, `("rms", s)` or `("dimension", s)` with s above 0 (a list will do), or `"median"`.
+        rows: the median is taken of at most so many rows, from all over the batch; None: of all.
+
+    Returns:
+        0-dim, in the dtype of `x`.
+
+    Raises:
+        ValueError: a bandwidth that is not above 0, or of another form; an input of integers.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [3.0], [4.0]])
+        >>> bandwidth_of(x, "median"), bandwidth_of(x, ("rms", 0.5)), bandwidth_of(x, 2.0)
+        (tensor(3.), tensor(1.4720), tensor(2.))
+    """
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x = as_rows(x)
+        return bandwidth_around_origin(x - origin_of(x), bandwidth, rows)
+
+
+def bandwidth_around_origin(centred: Tensor, bandwidth: Bandwidth, rows: int | None) -> Tensor:
+    """Returns the `bandwidth_of` rows `(batch, dim)` that lie around 0."""
+    if isinstance(bandwidth, Real) and not isinstance(bandwidth, bool):
+        length = centred.new_tensor(_positive(bandwidth, bandwidth))
+        # Squares of what is further apart would be infinite, and their differences NaN.
+        return length if bandwidth > 1e-6 else length.maximum(LEAST_BANDWIDTH * _root_mean_square(centred))
+    if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "rms":
+        return _root_mean_square(centred) * max(_positive(bandwidth[1], bandwidth), LEAST_BANDWIDTH)
+    if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "dimension":
+        return centred.new_tensor(math.sqrt(centred.shape[1]) * _positive(bandwidth[1], bandwidth))
+    if isinstance(bandwidth, str) and bandwidth == "median":
+        unit = _root_mean_square(centred)
+        return _median(_some_rows(centred, rows) / unit).clamp_(min=1e-3) * unit
+    raise ValueError(f'a bandwidth is a length above 0, ("rms", s), ("dimension", s) or "median", got {bandwidth!r}')
+
+
+def _positive(value: Any, bandwidth: Bandwidth) -> float:
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"a bandwidth is a length above 0, got {bandwidth!r}")
+    return number
+
+
+def _root_mean_square(centred: Tensor) -> Tensor:
+    """Root mean squared distance of two different rows; 1 where all are equal, so that it can divide."""
+    # Totals are wide, as squares of very small features would underflow.
+    total = torch.linalg.vector_norm(centred, dtype=wide_dtype(centred))
+    size = (total * math.sqrt(2 / max(centred.shape[0] - 1, 1))).to(centred.dtype)
+    return torch.where(size == 0, 1, size)
+
+
+def _some_rows(x: Tensor, most: int | None) -> Tensor:
+    """Returns at most so many rows, at golden steps around the batch: an order that repeats itself is no bias."""
+    batch = x.shape[0]
+    if most is None or batch <= most:
+        return x
+    step = next(step for step in itertools.count(int(0.618 * batch)) if math.gcd(step, batch) == 1)
+    return x[torch.arange(most, device=x.device) * step % batch]
+
+
+def _median(points: Tensor) -> Tensor:
+    """Median distance of two different rows, the mean of the middle two where there are two; 0 where there is one."""
+    batch = points.shape[0]
+    if batch < 2:
+        return points.new_zeros(())
+    # Half of the diagonal is sorted below all pairs and half above: the matrix then has the median of the pairs.
+    pairs = batch * (batch - 1) // 2
+    squares = minus_squared_distances(points, points).neg_()
+    squares.diagonal()[: (batch + 1) // 2].fill_(-math.inf)
+    squares.diagonal()[(batch + 1) // 2 :].fill_(math.inf)
+    lower = squares.median()
+    if pairs % 2:
+        return lower.sqrt()
+    ties = (squares <= lower).sum() - (batch + 1) // 2  # counts each pair twice
+    upper = torch.where(ties > pairs, lower, torch.where(squares > lower, squares, math.inf).amin())
+    return (lower.sqrt() + upper.sqrt()) / 2

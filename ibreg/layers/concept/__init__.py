@@ -1,0 +1,1 @@
+"""Bottlenecks whose code predicts concepts."""

@@ -1,0 +1,335 @@
+"""What all concept bottlenecks share: concepts of a sample, their loss, somebody's corrections, and the head behind.
+
+A concept belongs to a sample. So tokens and maps are averaged over their positions before concepts are read from them,
+and what the head makes of the concepts stands at every position of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ibreg.layers.base import Bottleneck, assert_finite, batch_mean, can_assert, mean_over_positions
+from ibreg.layers.concept.head import build_head, check_head
+from ibreg.layers.concept.specification import Concepts, Description
+from ibreg.layers.constraints import check_choice, check_number
+from ibreg.layers.intervention import intervention_on
+from ibreg.layers.scope import Scope
+
+SPACES = ("probability", "logit")
+CODES = ("probability", "hard", "logit")
+
+
+class ConceptIntervention(NamedTuple):
+    """What somebody puts in place of a concept layer's findings, for `intervening({layer: ...})`.
+
+    Attributes:
+        mask: `(batch, concepts)`, bool, True where a concept is set. Of a categorical group, set all columns or none.
+        values: `(batch, concepts)`, what it is set to; ignored where the mask is False.
+        space: of the values: "probability" (of a continuous concept: its value), or "logit".
+    """
+
+    mask: Tensor
+    values: Tensor
+    space: str = "probability"
+
+
+class ConceptState(NamedTuple):
+    """What a concept layer leaves of a call; states of single layers have more fields behind these two.
+
+    Attributes:
+        logits: `(batch, concepts)`, the layer's own findings (the means, where it draws); a continuous concept's logit
+            is its value. The concept loss reads these.
+        values: `(batch, concepts)`, what the head got, in probability space: after corrections (and drawn, in the
+            training of a layer that draws).
+    """
+
+    logits: Tensor
+    values: Tensor
+
+
+class ConceptLayer(Bottleneck):
+    r"""Base of all concept bottlenecks: features -> concepts -> code -> head.
+
+    .. math:: \text{penalty} = \frac{1}{n} \sum_{i=1}^n \sum_c w_c \, \ell_c(x_i, c_i)
+
+    in nats, with l the binary cross-entropy (times `pos_weight` where the label is 1), the cross-entropy of a
+    categorical group, or the squared error of a continuous concept. Missing labels (NaN) have no loss; samples without
+    any label are left out of the mean, and a batch of such samples has penalty 0.
+
+    A subclass writes `code_features`, `create_parameters` and `encode`, whose state begins with the fields of
+    `ConceptState`.
+
+    What evaluations use: `predict_concepts(x)` and `concept_logits(x)` for an input of the layer; in a whole model, the
+    state of its record in the scope (`state.logits`, `state.values`). `intervening({layer: ConceptIntervention(...)})`
+    corrects concepts for the length of a block.
+
+    Args:
+        in_features: size of the feature axis.
+        concepts: whatever `Concepts.of` takes: a number, names, entries, or a `Concepts`.
+        out_features: size of the output; None: that of the code, or with a head `in_features`.
+        head: from code to output: "identity", "linear" or "mlp"; None: "linear" where out_features are given, else
+            "identity".
+        beta: weight of the concept loss.
+        pos_weight: weight of the positive labels of binary concepts, a number or one for each concept
+            (`Concepts.positive_weights`); None: 1.
+        dim: feature axis.
+        device: of beta.
+    """
+
+    reads_scope = True  # corrections, masks, and in some layers the labels
+    corrections_move_others = False  # whether setting a concept changes what is found of the others
+
+    concept_weights: Tensor
+    positive_weights: Tensor
+
+    def __init__(
+        self,
+        in_features: int | None,
+        concepts: Description | None,
+        *,
+        out_features: int | None,
+        head: str | None,
+        beta: float,
+        pos_weight: float | Sequence[float] | None,
+        dim: int | None,
+        device,
+    ):
+        super().__init__(in_features, beta=beta, dim=dim, device=device)
+        check_head(head, out_features)
+        self.concepts = None if concepts is None else Concepts.of(concepts)
+        self.out_features = out_features
+        self.head = head
+        self.pos_weight = _checked_weights(pos_weight, self.concepts)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The concept labels."""
+        return ("concepts",)
+
+    @property
+    def code_features(self) -> int:
+        """Size of the code that the head reads."""
+        raise NotImplementedError
+
+    @property
+    def correction_space(self) -> str:
+        """The space in which an evaluation should hand over corrections, as it is that of the code."""
+        return "logit" if getattr(self, "code", None) == "logit" else "probability"
+
+    def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, Any]:
+        """Returns the code `(batch, code_features)` of features `(batch, in_features)`, and the state."""
+        raise NotImplementedError
+
+    def decode(self, code: Tensor, pooled: Tensor) -> Tensor:
+        """Returns the output `(batch, out_features)` of a code."""
+        return self.decoder(code)
+
+    def create_parameters(self, *, device=None, dtype=None) -> None:
+        """Registers the head and the weights of the loss."""
+        if self.concepts is None:
+            raise ValueError(
+                f"{type(self).__name__} does not know its concepts: pass their number, concepts=5, their names, or an "
+                "ibreg.Concepts"
+            )
+        if self.head is None:
+            self.head = "identity" if self.out_features is None else "linear"
+        if self.out_features is None:
+            self.out_features = self.code_features if self.head == "identity" else self.in_features
+        self.decoder = build_head(self.head, self.code_features, self.out_features, device=device, dtype=dtype)
+        for name in ("concept_weights", "positive_weights"):
+            self.register_buffer(name, torch.empty(len(self.concepts), dtype=torch.float32, device=device))
+
+    def reset_parameters(self) -> None:
+        """Sets all modules to torch's own start, beta and the weights of the loss to those given."""
+        super().reset_parameters()
+        positive = self.pos_weight if isinstance(self.pos_weight, list) else [self.pos_weight or 1.0]
+        with torch.no_grad():
+            self.concept_weights.copy_(torch.tensor(self.concepts.weights))
+            self.positive_weights.copy_(torch.tensor(positive))
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Any]:
+        """Returns what the head makes of the concepts, at every position, and the state."""
+        pooled = self.pooled(x, scope)
+        code, state = self.encode(pooled, scope)
+        z = self.decode(code, pooled)
+        positions = self.features_last(x).shape[1:-1]
+        # Repeated, not expanded, and copied in any case: operations behind the layer may be in place.
+        z = z.reshape(z.shape[0], *[1] * len(positions), z.shape[1]).repeat(1, *positions, 1)
+        return self.features_back(z), state
+
+    def pooled(self, x: Tensor, scope: Scope | None) -> Tensor:
+        """Returns the mean over tokens or positions that a mask counts: `(batch, in_features)`."""
+        features = self.features_last(x)
+        if features.dim() == 2:
+            return features
+        return mean_over_positions(features, scope.repeated(scope.repeats).mask if scope is not None else None)
+
+    def penalty(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the concept loss, and it and the concept accuracy as logs."""
+        labels, known = self.labels(scope, state.logits)
+        losses = torch.where(known, self.concept_losses(state.logits, labels), 0).sum(-1)
+        loss = batch_mean(losses, valid=known.any(-1))
+        return loss, {"concept_loss": loss, **self.concept_scores(state.logits, labels, known)}
+
+    def concept_logits(self, x: Tensor) -> Tensor:
+        """Returns the layer's own findings for its input: `(batch, concepts)`, corrections left out.
+
+        A continuous concept's logit is its value; a layer that draws returns the means.
+        """
+        return self.transform(x)[1].logits
+
+    def predict_concepts(self, x: Tensor) -> Tensor:
+        """Returns the layer's own findings as probabilities `(batch, concepts)`, of continuous concepts the values."""
+        return self.concepts.probabilities(self.concept_logits(x))
+
+    def corrected(self, logits: Tensor, scope: Scope | None) -> tuple[Tensor, Tensor]:
+        """Returns logits and probabilities with those of an open intervention in their place, where there is one.
+
+        Raises:
+            ValueError: a mask or values that do not fit.
+        """
+        intervention = self.intervention(logits, scope)
+        if intervention is None:
+            return logits, self.concepts.probabilities(logits)
+        mask, values, space = intervention
+        if space == "logit":
+            logits = torch.where(mask, values, logits)
+            return logits, self.concepts.probabilities(logits)
+        probabilities = torch.where(mask, values, self.concepts.probabilities(logits))
+        return torch.where(mask, self.concepts.logits(values), logits), probabilities
+
+    def intervention(self, logits: Tensor, scope: Scope | None) -> ConceptIntervention | None:
+        """Returns the open intervention on this layer, checked, in the dtype of the logits, or None.
+
+        Raises:
+            ValueError: a mask that is not a bool tensor of the logits' shape, values of another shape, another space.
+        """
+        intervention = intervention_on(self)
+        if intervention is None:
+            return None
+        mask, values, space = intervention
+        check_choice("the space of an intervention", space, SPACES)
+        if mask.dtype != torch.bool:
+            raise ValueError(
+                f"the mask of an intervention is a bool tensor (batch, concepts), True where a concept is set; got "
+                f"{mask.dtype}: turn indices into a mask"
+            )
+        if scope is not None and scope.repeats > 1:  # behind the draws of this layer or another
+            mask, values = (tensor.repeat(scope.repeats, 1) for tensor in (mask, values))
+        for name, tensor in (("mask", mask), ("values", values)):
+            if tensor.shape != logits.shape:
+                raise ValueError(
+                    f"the {name} of an intervention has shape (batch, concepts) = {tuple(logits.shape)}, "
+                    f"got {tuple(tensor.shape)}"
+                )
+        values = values.to(logits.dtype)
+        assert_finite(torch.where(mask, values, 0), "an intervention sets concepts to finite values")
+        return ConceptIntervention(mask, values, space)
+
+    def coded(self, code: str, logits: Tensor, probabilities: Tensor) -> Tensor:
+        """Returns what a head reads of concepts, in the space of the `code`: "probability", "hard" or "logit"."""
+        if code == "logit":
+            return logits
+        if code == "probability":
+            return probabilities
+        # The difference is exactly 0: the code is exactly 0 or 1, its gradient that of the probability.
+        return self.concepts.decisions(probabilities.detach()) + (probabilities - probabilities.detach())
+
+    def labels(self, scope: Scope, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the labels of a scope, 0 where they are missing, and where they are known.
+
+        Raises:
+            ValueError: labels of another shape.
+            RuntimeError: labels of binary or categorical concepts outside [0, 1], where that can be asserted.
+        """
+        labels = scope.concepts.to(logits.dtype)
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"bottleneck {scope.name_of(self)} takes concept labels of shape (batch, concepts) = "
+                f"{tuple(logits.shape)}, got {tuple(labels.shape)}"
+            )
+        known = ~labels.isnan()
+        labels = torch.where(known, labels, 0)
+        if can_assert(labels):
+            for kind, run in self.concepts.runs:
+                values = labels[:, run]
+                torch._assert_async(
+                    (values.isfinite() if kind == "continuous" else (values >= 0) & (values <= 1)).all(),
+                    f"bottleneck {scope.name_of(self)} takes labels of {kind} concepts that are "
+                    f"{'finite' if kind == 'continuous' else 'in [0, 1]'}, or NaN where they are missing",
+                )
+        return labels, known
+
+    def concept_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the weighted loss of each column, in nats; those of a categorical group sum to its cross-entropy.
+
+        Args:
+            logits: `(..., batch, concepts)`.
+            labels: `(batch, concepts)`, without NaN.
+        """
+        losses = []
+        for kind, run in self.concepts.runs:
+            found, true = logits[..., run], labels[..., run].expand_as(logits[..., run])
+            if kind == "binary":
+                weight = self.positive_weights[run].to(found.dtype)
+                losses.append(F.binary_cross_entropy_with_logits(found, true, pos_weight=weight, reduction="none"))
+            elif kind == "categorical":
+                losses.append(-true * found.log_softmax(-1))
+            else:
+                losses.append((found - true).square())
+        return torch.cat(losses, -1) * self.concept_weights.to(logits.dtype)
+
+    def concept_scores(self, logits: Tensor, labels: Tensor, known: Tensor) -> dict[str, Tensor]:
+        """Returns `concept_accuracy` (of binary concepts and of categorical groups) and `concept_error` (squared).
+
+        Both are means over the labels that are known, 0 where there are none, and only there where such concepts are.
+        """
+        found, true = (self.concepts.decisions(p) for p in (self.concepts.probabilities(logits), labels))
+        scores: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for kind, run in self.concepts.runs:
+            if kind == "continuous":
+                scores.setdefault("concept_error", []).append(((found - true)[:, run].square(), known[:, run]))
+                continue
+            hits, seen = (found == true)[:, run], known[:, run]
+            if kind == "categorical":
+                hits, seen = hits.all(-1, keepdim=True), seen.all(-1, keepdim=True)
+            scores.setdefault("concept_accuracy", []).append((hits.to(logits.dtype), seen))
+        return {name: _mean_of_known(parts) for name, parts in scores.items()}
+
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor arguments that build this layer again; concepts as the entries that describe them."""
+        config = super().config()
+        return config | {"concepts": None if self.concepts is None else self.concepts.entries()}
+
+    def extra_repr(self) -> str:
+        """Describes sizes, concepts and beta."""
+        count = "?" if self.concepts is None else len(self.concepts)
+        return f"{self.in_features} -> {count} concepts -> {self.out_features}, beta={self._beta_value():g}"
+
+
+def _mean_of_known(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Returns the mean of the values that are known, given as pairs `(values, known)`; 0 where none is."""
+    values, known = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+    return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)
+
+
+def _checked_weights(pos_weight: Any, concepts: Concepts | None) -> float | list[float] | None:
+    if pos_weight is None:
+        return None
+    if isinstance(pos_weight, str) or not isinstance(pos_weight, Sequence):
+        check_number("pos_weight", pos_weight, above=0)
+        return float(pos_weight)
+    weights = list(pos_weight)
+    for weight in weights:
+        check_number("each pos_weight", weight, above=0)
+    if concepts is not None and len(weights) != len(concepts):
+        raise ValueError(f"pos_weight has {len(weights)} numbers for {len(concepts)} concepts: give one for each")
+    return [float(weight) for weight in weights]

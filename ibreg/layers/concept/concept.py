@@ -1,0 +1,163 @@
+"""Concept bottleneck: a code of named concepts, which people can read and correct.
+
+Koh et al. 2020 (arXiv 2007.04612).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ibreg.layers.concept.base import CODES, ConceptLayer
+from ibreg.layers.concept.head import HeadPenalty, checked_penalty
+from ibreg.layers.concept.specification import Description
+from ibreg.layers.constraints import check_choice, check_count
+from ibreg.layers.scope import Scope
+from ibreg.registry import register
+
+
+class LinearConceptState(NamedTuple):
+    """A `ConceptState` and the penalty on the head's weights, 0-dim, where there is one."""
+
+    logits: Tensor
+    values: Tensor
+    head_penalty: Tensor | None
+
+
+@register("concept")
+class ConceptBottleneck(ConceptLayer):
+    r"""Replaces features by the concepts that a linear layer finds in them, and charges for wrong concepts, in nats.
+
+    .. math:: \text{penalty} = \frac{1}{n} \sum_i \sum_c w_c \, \ell_c(x_i, c_i), \quad z = \text{head}(\text{code})
+
+    with l the binary cross-entropy (times `pos_weight` where the label is 1), the cross-entropy of a categorical group,
+    or the squared error of a continuous concept; and the elastic net on the head's weights, where one is wanted.
+
+    Args:
+        in_features: size of the feature axis.
+        concepts: their number, their names, a list of entries (`Concepts.of`), or a `Concepts`.
+        code: what the head reads: "probability"; "hard", 0 or 1 (one-hot in a categorical group) with the gradient of
+            the probability; or "logit", which knows more than the concepts (leakage), and where a correction is no 0 or
+            1 but a logit. A continuous concept is its value in all of them.
+        residual: number of further features, linear and without labels, that go past the concepts to the head; 0: none.
+        out_features: size of the output; None: that of the code, or with a head `in_features`, so that the layer fits
+            in place.
+        head: from code to output: "identity", "linear" or "mlp" (one hidden layer of 64 ReLUs); None: "linear" where
+            out_features are given, else "identity".
+        head_l1: weight of the linear head's absolute weights beside the concept loss, which makes them few.
+        head_l2: the same of their squares: with both, an elastic net (`functional.elastic_net`).
+        head_prior: matrix `(out_features, concepts)`, usually of -1, 0 and 1, around which head_l1 and head_l2 are
+            taken; None: 0.
+        beta: weight of the penalty. The sum over concepts makes it that of arXiv 2007.04612, 0.01 there.
+        pos_weight: weight of the positive labels of binary concepts: a number, or one for each concept (negatives /
+            positives: `Concepts.positive_weights`); None: 1.
+        dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shapes:
+        `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, height, width)`; the output has
+        `out_features` on the same axis. Concepts are those of a sample: they are read from the mean over its tokens or
+        positions (without those that `mask` leaves out: pass it in evaluation too), and the output is the same at all
+        of them. So in a network for images the place of this layer is behind the last block or the pooling.
+
+    It reads `concepts`, labels `(batch, concepts)`: 0 to 1 (soft labels too), NaN where one is missing. Needed in
+    training; in evaluation without them nothing is logged. Samples without any label are left out of the mean; where
+    all are, the penalty is 0. It reads the scope in its forward: activation checkpoints are refused.
+
+    `intervening({layer: ConceptIntervention(mask, values)})` corrects concepts.
+
+    Logs: `concept_loss` (nats), `concept_accuracy` (of binary concepts and categorical groups), `concept_error` (mean
+    squared error of continuous concepts), of the labels that are known; `head_penalty` where there is one.
+
+    Many processes: each rank charges for its own rows.
+
+    Raises:
+        ValueError: an option out of range, no concepts, sizes or labels that do not fit.
+
+    Example:
+        >>> layer = ConceptBottleneck(8, ["red", "round"])
+        >>> labels = torch.tensor([[1.0, 0.0], [0.0, torch.nan]])
+        >>> out = layer.measure(torch.zeros(2, 8), concepts=labels)
+        >>> out.z.shape, sorted(out.logs)
+        (torch.Size([2, 2]), ['concept_accuracy', 'concept_loss'])
+    """
+
+    def __init__(
+        self,
+        in_features: int | None = None,
+        concepts: Description | None = None,
+        *,
+        code: str = "probability",
+        residual: int = 0,
+        out_features: int | None = None,
+        head: str | None = None,
+        head_l1: float = 0.0,
+        head_l2: float = 0.0,
+        head_prior: Sequence[Sequence[float]] | None = None,
+        beta: float = 1.0,
+        pos_weight: float | Sequence[float] | None = None,
+        dim: int | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(
+            in_features,
+            concepts,
+            out_features=out_features,
+            head=head,
+            beta=beta,
+            pos_weight=pos_weight,
+            dim=dim,
+            device=device,
+        )
+        check_choice("code", code, CODES)
+        check_count("residual", residual, "number of features that go past the concepts", least=0)
+        self.head_l1 = head_l1
+        self.head_l2 = head_l2
+        self.head_prior = checked_penalty(head_l1, head_l2, head_prior)
+        self.code = code
+        self.residual = residual
+        self.materialize(in_features, device=device, dtype=dtype)
+
+    @property
+    def code_features(self) -> int:
+        """The concepts and the residual."""
+        return len(self.concepts) + self.residual
+
+    def create_parameters(self, *, device=None, dtype=None) -> None:
+        """Registers the encoder of concepts and residual, and the head."""
+        super().create_parameters(device=device, dtype=dtype)
+        self.encoder = nn.Linear(self.in_features, self.code_features, device=device, dtype=dtype)
+        self.head_penalty = None
+        if self.head_l1 or self.head_l2:
+            if self.head != "linear":
+                raise ValueError(f"head_l1 and head_l2 are for the weights of head='linear', this is {self.head!r}")
+            self.head_penalty = HeadPenalty(
+                self.head_l1,
+                self.head_l2,
+                self.head_prior,
+                out_features=self.out_features,
+                concepts=len(self.concepts),
+                device=device,
+            )
+
+    def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, LinearConceptState]:
+        """Returns the concepts in the space of the code, the residual behind them."""
+        found = self.encoder(pooled)
+        logits, residual = found[:, : len(self.concepts)], found[:, len(self.concepts) :]
+        corrected, values = self.corrected(logits, scope)
+        code = self.coded(self.code, corrected, values)
+        penalty = self.head_penalty(self.decoder.weight) if self.head_penalty is not None else None
+        state = LinearConceptState(logits, values, penalty)
+        return torch.cat([code, residual], -1) if self.residual else code, state
+
+    def penalty(self, state: LinearConceptState, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the concept loss plus the penalty on the head, and the logs."""
+        loss, logs = super().penalty(state, scope)
+        if state.head_penalty is None:
+            return loss, logs
+        return loss + state.head_penalty, logs | {"head_penalty": state.head_penalty}

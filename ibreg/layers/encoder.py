@@ -1,0 +1,80 @@
+"""The linear encoder of a code: its size, its starts, and the noise that a part of its output stands for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ibreg.layers.base import at_least_float32
+from ibreg.layers.constraints import check_choice, check_count
+
+STARTS = ("default", "identity")
+
+# Added to the noise's standard deviation, whose logarithm would else be -inf where the softplus underflows.
+LEAST_SCALE = 1e-30
+
+
+def check_encoder(out_features: int | None, start: str) -> None:
+    """Raises a ValueError for a size or a start that no encoder can have."""
+    if out_features is not None:
+        check_count("out_features", out_features, "size of the code")
+    check_choice("start", start, STARTS)
+
+
+def build_encoder(
+    in_features: int, out_features: int, start: str, *, noise: bool, device=None, dtype=None
+) -> nn.Linear:
+    """Returns a linear layer from features to the mean of a code, and with `noise` to its raw scale behind that.
+
+    Raises:
+        ValueError: an identity start between different sizes.
+    """
+    if start == "identity" and out_features != in_features:
+        raise ValueError(
+            f"start='identity' keeps the features as they are: out_features is {out_features}, in_features "
+            f"{in_features}; leave out_features away, or use start='default'"
+        )
+    return nn.Linear(in_features, (1 + noise) * out_features, device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def reset_encoder(encoder: nn.Linear, out_features: int, start: str, *, gain: float = 1.0) -> None:
+    """Sets an encoder to its start: Xavier weights and a noise of 0.0067, or mean = input and a noise of 0.1."""
+    raw_scale = slice(out_features, None)
+    nn.init.zeros_(encoder.bias)
+    if start == "identity":
+        nn.init.zeros_(encoder.weight)
+        nn.init.eye_(encoder.weight[:out_features])
+        encoder.bias[raw_scale] = math.log(math.expm1(0.1))
+    else:
+        nn.init.xavier_uniform_(encoder.weight, gain=gain)
+        encoder.bias[raw_scale] = -5.0
+
+
+def draw_code(mean: Tensor, scale: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+    r"""Draws codes z = mu + sigma eps, several of each sample behind one another along the batch.
+
+    Args:
+        mean: `(batch, ..., features)`.
+        scale: sigma, of a shape that broadcasts with it.
+        draws: how many.
+
+    Returns:
+        `(draws * batch, ..., features)`, and the noise eps: `(draws, batch, ..., features)`.
+    """
+    noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
+    # Without an axis of draws where there is one: the backward pass would have to sum over it.
+    z = torch.addcmul(mean, scale.to(mean.dtype), noise.squeeze(0))
+    return z.flatten(0, z.dim() - mean.dim()), noise
+
+
+def noise_scale(raw_scale: Tensor) -> Tensor:
+    r"""Returns the standard deviation that an encoder's raw scale stands for, at least in float32.
+
+    .. math:: \sigma = \log(1 + e^\rho) + 10^{-30}
+    """
+    # -logsigmoid(-x) is the softplus, at two thirds of its time.
+    return LEAST_SCALE - F.logsigmoid(-at_least_float32(raw_scale))

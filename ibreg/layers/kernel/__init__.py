@@ -1,0 +1,1 @@
+"""Bottlenecks whose penalty compares all pairs of a batch."""

@@ -1,0 +1,1 @@
+"""The discrete key-value bottleneck and its codebooks."""

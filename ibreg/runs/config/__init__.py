@@ -1,0 +1,1 @@
+"""Composition and checks of a recipe's configuration."""

@@ -1,0 +1,98 @@
+"""What the recipes add to Hydra: all bottlenecks' YAMLs at once, run folders named after overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ibreg import registry
+from ibreg.layers import Bottleneck
+from ibreg.runs.config.package_data import beside, call_of
+
+# They say how and where to run, not what: a run that differs in them alone is the same run.
+NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "cache", "tracker")
+
+
+def register_with_hydra() -> None:
+    """Makes `bottleneck: all` and `${run_name:...}` known; a recipe calls it before `hydra.main`."""
+    # Hydra composes no group "as many as there are", so the list of bottlenecks is written from the registry.
+    everything = {"defaults": [f"{name}@{name}" for name in registry.names()]}
+    ConfigStore.instance().store(group="bottleneck", name="all", node=everything)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("available_bottlenecks", lambda: ", ".join(registry.names()), replace=True)
+    OmegaConf.register_new_resolver("experiments_of", lambda recipe: ", ".join(experiments_of(recipe)), replace=True)
+
+
+def experiments_of(recipe: str) -> list[str]:
+    """Lists the experiments of a recipe, by the `recipe` that each names."""
+    paths = sorted((beside("configs") / "experiment").glob("*.yaml"))
+    return [path.stem for path in paths if OmegaConf.load(path).recipe == recipe]
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """Names a run after its overrides: the same on every rank, and again when the run is resumed.
+
+    Args:
+        overrides: as given on the command line.
+
+    Example:
+        >>> run_name(["data=mnist", "seeds=[0]"]), run_name(["resume=true", "seeds=[0]", "data=mnist"])
+        ('mnist-05bc107b', 'mnist-05bc107b')
+    """
+    kept = sorted(filter(is_part_of_a_run, overrides))
+    if not kept:
+        return "default"
+    chosen = dict(override.partition("=")[::2] for override in kept)
+    title = chosen.get("experiment") or chosen.get("data") or "run"
+    return f"{title}-{hashlib.sha256(chr(10).join(kept).encode()).hexdigest()[:8]}"
+
+
+def is_part_of_a_run(override: str) -> bool:
+    """Whether an override says what a run is, rather than how and where to run it."""
+    return override.lstrip("+~").partition("=")[0] not in NOT_PART_OF_A_RUN
+
+
+def command_of(recipe: str) -> str:
+    """Returns the command that repeats this run."""
+    # In a sweep the command line has the values of all its runs.
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
+    return " ".join([call_of(recipe), *filter(is_part_of_a_run, overrides)])
+
+
+def identity_of(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the part of a configuration that makes a run this run and no other."""
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    for key in NOT_PART_OF_A_RUN:
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if node is not None:
+            node.pop(leaf, None)
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def build_bottleneck(cfg: DictConfig, arm: str, **settings: Any) -> Bottleneck:
+    """Builds the bottleneck of one arm from `bottleneck.<arm>`.
+
+    Args:
+        cfg: the recipe's configuration.
+        arm: key under `bottleneck`; its `name` there is the registry name, by default the key itself.
+        **settings: options that go before those of the configuration.
+
+    Raises:
+        ValueError: no such arm, or an option that the bottleneck does not have or take.
+    """
+    if arm not in cfg.bottleneck:
+        raise ValueError(f"bottleneck {arm!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
+    options = OmegaConf.to_container(cfg.bottleneck[arm], resolve=True)
+    name = options.pop("name", arm)
+    try:
+        return registry.build(name, **{**options, **settings})
+    except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
+        raise ValueError(f"bottleneck.{arm}: {error}") from error

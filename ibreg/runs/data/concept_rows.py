@@ -1,0 +1,137 @@
+"""A data set with concept labels, and what is asked of one: its rows, its parts, labels that are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ibreg.layers.concept.specification import Concepts, Description
+from ibreg.runs.data.classification import Rows
+from ibreg.runs.data.request import Request
+
+
+class ConceptRows(Rows):
+    """Inputs, targets and concept labels that are fetched a whole batch at a time.
+
+    Args:
+        inputs: `(rows, ...)`: a tensor, or anything that gives a batch for a list of row numbers.
+        targets: `(rows,)`, integer classes.
+        concepts: `(rows, concepts)`, NaN where a label is missing.
+
+    Example:
+        >>> rows = ConceptRows(torch.zeros(3, 2), torch.tensor([0, 1, 0]), torch.tensor([[1.0], [0.0], [1.0]]))
+        >>> [part.tolist() for part in rows[1]]
+        [[0.0, 0.0], 1, [0.0]]
+    """
+
+    def __init__(self, inputs, targets: Tensor, concepts: Tensor):
+        super().__init__(inputs, targets)
+        self.concepts = concepts
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(part[0] for part in self.__getitems__([index]))
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        return *super().__getitems__(indices), self.concepts[indices]
+
+
+@dataclass(frozen=True)
+class ConceptData:
+    """A data set with concept labels, cut into parts, with what a model must know of it.
+
+    Args:
+        name: Name in the registry.
+        train: Training rows, `(input, class, concepts)`.
+        validation: Rows held out of the training part, or None.
+        test: Test rows.
+        shifted: The test rows with a spurious concept turned round, or None where there is none.
+        input_shape: Shape of one input.
+        class_names: One name per class, in the order of the targets.
+        concepts: What the columns of the concept labels are.
+    """
+
+    name: str
+    train: ConceptRows
+    validation: ConceptRows | None
+    test: ConceptRows
+    shifted: ConceptRows | None
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    concepts: Concepts
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class ConceptRequest(Request):
+    """A request with what concepts ask further; the arguments are those of `concept_data.load`."""
+
+    missing: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (isinstance(self.missing, int | float) and 0 <= self.missing < 1):
+            raise ValueError(f"missing={self.missing!r} is a share of labels: at least 0 (none) and less than 1")
+
+    def rng(self, purpose: int) -> np.random.Generator:
+        """Returns a generator for one use of randomness: 0 inputs, 1 labels that are removed, 2 shifted inputs."""
+        return np.random.default_rng((self.split_seed, purpose))
+
+
+def assemble(
+    name: str,
+    request: ConceptRequest,
+    inputs: Callable[[np.ndarray], Any],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    concepts: np.ndarray,
+    described: Description,
+    parts: Sequence[np.ndarray],
+    shifted: ConceptRows | None = None,
+) -> ConceptData:
+    """Makes a data set of its parts, and removes the labels that are to be missing.
+
+    Args:
+        name: Name in the registry.
+        request: How much is removed.
+        inputs: Gives the inputs of some rows.
+        labels: `(rows,)`, classes from 0.
+        class_names: One name per class.
+        concepts: `(rows, concepts)`, NaN where a label is missing.
+        described: What the columns are, as `Concepts.of` takes it.
+        parts: Training, validation and test rows.
+        shifted: The test rows with a spurious concept turned round.
+
+    Raises:
+        ValueError: If labels do not fit their description, or a concept has none in the training part.
+    """
+    specification = Concepts.of(described)
+    values = specification.validate(torch.tensor(concepts, dtype=torch.float32))
+    training = torch.from_numpy(np.asarray(parts[0]))
+    removed = request.rng(1).random((len(training), len(specification.members))) < request.missing
+    for place, columns in enumerate(specification.members.values()):
+        rows = training[torch.from_numpy(removed[:, place])]
+        values[rows[:, None], torch.tensor(columns)] = torch.nan
+    specification.validate(values[training])
+    train, validation, test = (
+        ConceptRows(inputs(rows), torch.from_numpy(np.asarray(labels, dtype=np.int64)[rows]), values[rows])
+        for rows in parts
+    )
+    return ConceptData(
+        name,
+        train,
+        validation if len(validation) else None,
+        test,
+        shifted,
+        tuple(test[0][0].shape),
+        tuple(class_names),
+        specification,
+    )

@@ -1,0 +1,80 @@
+"""How a recipe runs in its folder: at most once, its outcome written as summary and shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from omegaconf import DictConfig
+
+from ibreg.runs.config.composition import command_of
+from ibreg.runs.folder import CHECKPOINTS, SUMMARY, TRACKED, open_folder
+from ibreg.runs.report.summary import Column, by_metric, summarize, write_summary
+from ibreg.runs.report.tables import print_run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run measured.
+
+    Attributes:
+        data: name of the data.
+        tested: per arm the test metrics of every seed.
+        selected: what was chosen on validation data.
+        headline: the columns of the table.
+        checks: outcomes of checks, a mapping each, for the summary.
+        doubts: per arm the metrics that failed checks make doubtful; tables mark them.
+    """
+
+    data: str
+    tested: Mapping[str, Sequence[Mapping[str, float]]]
+    selected: Mapping[str, Any]
+    headline: Sequence[Column]
+    checks: Sequence[Mapping[str, Any]] = ()
+    doubts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def launch(cfg: DictConfig, accelerator: Accelerator, run: Callable[[Path], Outcome | None]) -> None:
+    """Opens the run's folder, runs what is not finished in it, writes the summary and shows the table.
+
+    Args:
+        cfg: the checked configuration.
+        accelerator: its main process alone writes.
+        run: does the work in the folder; on the main process it returns what came out.
+    """
+    with open_folder(cfg, accelerator) as folder:
+        finished = (folder / SUMMARY).is_file()
+        if not finished:
+            started = time.monotonic()
+            resumed = any((folder / CHECKPOINTS).iterdir())
+            accelerator.init_trackers(TRACKED)  # of those that `tracker` names; none by default
+            outcome = run(folder)
+            if outcome is not None:
+                results, paired = summarize(by_metric(outcome.tested))
+                for arm, metrics in outcome.doubts.items():
+                    for metric in metrics:
+                        results[arm][f"test/{metric}"]["doubtful"] = True
+                write_summary(
+                    folder / SUMMARY,
+                    recipe=cfg.recipe,
+                    data=outcome.data,
+                    seeds=list(cfg.seeds),
+                    results=results,
+                    paired=paired,
+                    selected=outcome.selected,
+                    wall_s=time.monotonic() - started,
+                    resumed=resumed,
+                    device=accelerator.device,
+                    command=command_of(cfg.recipe),
+                    headline=outcome.headline,
+                    checks=outcome.checks,
+                )
+        if accelerator.is_main_process:
+            print_run(folder, "finished before" if finished else "finished")
+    # What still holds a model wrapped for several processes would outlive the process group.
+    accelerator.free_memory()
+    accelerator.end_training()

@@ -1,0 +1,312 @@
+"""Classifiers behind one name: `build("mlp", input_shape=(1, 8, 8), classes=10)`.
+
+Each has a place where a bottleneck belongs, named by `inject_at` in its YAML.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ibreg.runs.dispatch import choose
+from ibreg.runs.models.hubs import timm_model, transformers_model
+from ibreg.runs.models.weights import adopt_weights, read_weights
+
+
+def build(
+    name: str, *, input_shape: Sequence[int], classes: int, code_features: int | None = None, **options
+) -> nn.Module:
+    """Builds a classifier by name.
+
+    Args:
+        name: One of `names()`.
+        input_shape: Shape of one input: `(features,)` or `(channels, height, width)`.
+        classes: Number of outputs.
+        code_features: Width of what the head reads, where a bottleneck behind the trunk changes it; None for the
+            trunk's own width. Only models with a trunk take it.
+        options: The model's own options, as they stand in `configs/model/<name>.yaml`.
+
+    Raises:
+        ValueError: For an unknown name or option, and inputs that the model cannot read.
+
+    Example:
+        >>> import torch
+        >>> model = build("mlp", input_shape=(1, 8, 8), classes=10, hidden=[32])
+        >>> model(torch.randn(4, 1, 8, 8)).shape
+        torch.Size([4, 10])
+    """
+    function = choose("model", name, _MODELS, options)
+    with_trunk = [model for model in names() if "code_features" in inspect.signature(_MODELS[model]).parameters]
+    if name in with_trunk:
+        return function(tuple(input_shape), classes, code_features, **options)
+    if code_features is not None:
+        raise ValueError(
+            f"{name} has no trunk of its own, so its head keeps its width (code_features={code_features}): use a "
+            f"bottleneck that does not change the width, or one of {with_trunk}"
+        )
+    return function(tuple(input_shape), classes, **options)
+
+
+def names() -> list[str]:
+    """Lists the models that `build` knows.
+
+    Example:
+        >>> names()
+        ['lenet', 'mlp', 'resnet20', 'timm', 'torchvision', 'transformers']
+    """
+    return sorted(_MODELS)
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron: the trunk makes the code, the head reads it.
+
+    Args:
+        features: Numbers in one input, whatever its shape.
+        classes: Number of outputs.
+        hidden: Widths of the layers of the trunk.
+        code_features: Width of what the head reads; None for the trunk's own.
+        decoder: Widths of the hidden layers of the head; none for a linear one.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        hidden: Sequence[int],
+        code_features: int | None = None,
+        decoder: Sequence[int] = (),
+    ):
+        super().__init__()
+        widths = [features, *hidden]
+        self.trunk = nn.Sequential(nn.Flatten(), *_layers(widths))
+        behind = [widths[-1] if code_features is None else code_features, *decoder]
+        output = nn.Linear(behind[-1], classes)
+        self.head = nn.Sequential(*_layers(behind), output) if decoder else output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(batch, ...)` to logits `(batch, classes)`."""
+        return self.head(self.trunk(x))
+
+
+def _layers(widths: Sequence[int]) -> list[nn.Module]:
+    return [layer for wide, narrow in pairwise(widths) for layer in (nn.Linear(wide, narrow), nn.ReLU())]
+
+
+class LeNet(nn.Module):
+    """LeNet-5 with rectifiers and maximum pooling (LeCun et al. 1998, figure 2), for pictures from 8 x 8.
+
+    Args:
+        input_shape: `(channels, height, width)`.
+        classes: Number of outputs.
+        code_features: Width of what the head reads; None for the trunk's own, 84.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int], classes: int, code_features: int | None = None):
+        super().__init__()
+        channels, *size = input_shape
+        small = min(size) < 12  # after the first pooling the kernel of 5 x 5 would not fit without a margin
+        self.features = nn.Sequential(
+            *(nn.Conv2d(channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 16, 5, padding=2 if small else 0), nn.ReLU(), nn.MaxPool2d(2)),
+        )
+        height, width = (side // 4 if small else (side // 2 - 4) // 2 for side in size)
+        self.trunk = nn.Sequential(nn.Flatten(), *_layers([16 * height * width, 120, 84]))
+        self.head = nn.Linear(84 if code_features is None else code_features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(batch, channels, height, width)` to logits `(batch, classes)`."""
+        return self.head(self.trunk(self.features(x)))
+
+
+class ResNet(nn.Module):
+    """The residual network for CIFAR-10, with shortcuts that have no parameters (He et al. 2016, arXiv 1512.03385).
+
+    Names are those of `akamaster/pytorch_resnet_cifar10`, so that its published weights fit.
+
+    Args:
+        channels: Channels of the input.
+        classes: Number of outputs.
+        depth: Layers with weights, 6 n + 2: 20, 32, 44, 56, 110.
+    """
+
+    def __init__(self, channels: int, classes: int, depth: int):
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(_Block(16, 16) for _ in range(blocks)))
+        self.layer2 = nn.Sequential(_Block(16, 32), *(_Block(32, 32) for _ in range(blocks - 1)))
+        self.layer3 = nn.Sequential(_Block(32, 64), *(_Block(64, 64) for _ in range(blocks - 1)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(64, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(batch, channels, height, width)` to logits `(batch, classes)`."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(self.avgpool(x).flatten(1))
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a shortcut; where the width doubles, the size halves."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.stride = outputs // inputs
+        self.margin = (outputs - inputs) // 2
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=self.stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.margin, self.margin))
+        return F.relu(residual + shortcut)
+
+
+def mlp(
+    input_shape: tuple[int, ...],
+    classes: int,
+    code_features: int | None = None,
+    *,
+    hidden: Sequence[int] = (256, 128),
+    decoder: Sequence[int] = (),
+    initialization: str = "default",
+) -> nn.Module:
+    """Builds a multilayer perceptron for inputs of any shape.
+
+    Args:
+        input_shape: Shape of one input.
+        classes: Number of outputs.
+        code_features: Width of what the head reads; None for the trunk's own.
+        hidden: Widths of the layers of the trunk.
+        decoder: Widths of the hidden layers of the head; none for a linear one.
+        initialization: "default" as torch has it, or "xavier": uniform weights, zero biases.
+    """
+    for option, widths in (("hidden", hidden), ("decoder", decoder)):
+        if not isinstance(widths, Sequence) or not all(isinstance(width, int) and width > 0 for width in widths):
+            raise ValueError(f"{option}={widths!r} is a list of widths of 1 or more, such as [256, 128]")
+    if initialization not in _INITIALIZATIONS:
+        raise ValueError(f"no initialization {initialization!r}: it is one of {sorted(_INITIALIZATIONS)}")
+    return MLP(prod(input_shape), classes, hidden, code_features, decoder).apply(_INITIALIZATIONS[initialization])
+
+
+def _xavier(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+_INITIALIZATIONS: dict[str, Callable[[nn.Module], None]] = {"default": lambda module: None, "xavier": _xavier}
+
+
+def lenet(input_shape: tuple[int, ...], classes: int, code_features: int | None = None) -> nn.Module:
+    """Builds LeNet-5 for pictures of at least 8 x 8.
+
+    Args:
+        input_shape: `(channels, height, width)`.
+        classes: Number of outputs.
+        code_features: Width of what the head reads; None for the trunk's own, 84.
+    """
+    return LeNet(_picture("lenet", input_shape, smallest=8), classes, code_features)
+
+
+def resnet20(
+    input_shape: tuple[int, ...], classes: int, *, depth: int = 20, weights: str | Path | None = None
+) -> nn.Module:
+    """Builds a CIFAR residual network, from published weights if wanted.
+
+    Args:
+        input_shape: `(channels, height, width)`, at least 8 x 8.
+        classes: Number of outputs.
+        depth: Layers with weights, 6 n + 2.
+        weights: File of weights; a linear layer for another number of classes stays as it is initialised. Grey pictures
+            are repeated to three channels where the weights read three.
+    """
+    channels, _, _ = _picture("resnet20", input_shape, smallest=8)
+    if not (isinstance(depth, int) and depth >= 8 and depth % 6 == 2):
+        raise ValueError(f"depth={depth!r} is 6 n + 2: 20, 32, 44, 56 or 110 in the paper")
+    state = {} if weights is None else read_weights(weights)
+    repeated = channels == 1 and "conv1.weight" in state and state["conv1.weight"].shape[1] == 3
+    model = ResNet(3 if repeated else channels, classes, depth)
+    if weights is not None:
+        adopt_weights(model, state, str(weights))
+    if repeated:
+        model.register_forward_pre_hook(_grey_to_colour)
+    return model
+
+
+def torchvision_model(
+    input_shape: tuple[int, ...], classes: int, *, architecture: str = "resnet18", weights: str | Path | None = None
+) -> nn.Module:
+    """Builds one of torchvision's classifiers, from pretrained weights if wanted.
+
+    Grey pictures are repeated to three channels; the size is the architecture's own business.
+
+    Args:
+        input_shape: `(channels, height, width)` with 1 or 3 channels.
+        classes: Number of outputs.
+        architecture: Name in torchvision, such as "resnet18".
+        weights: Name of weights in torchvision, such as "IMAGENET1K_V1" or "DEFAULT" for its best (downloaded once, to
+            the cache of torch), a file of weights, or None. A classifier for another number of classes stays as it is
+            initialised.
+    """
+    channels, _, _ = _picture("torchvision", input_shape, smallest=1)
+    if channels not in (1, 3):
+        raise ValueError(f"torchvision's models read 1 or 3 channels, input_shape={input_shape} has {channels}")
+    if architecture not in (known := _architectures()):
+        close = difflib.get_close_matches(str(architecture), known, cutoff=0)
+        raise ValueError(f"torchvision has no classifier {architecture!r}; the closest names are {close}")
+    model = torchvision.models.get_model(architecture, num_classes=classes)
+    if weights in (named := torchvision.models.get_model_weights(architecture).__members__):
+        adopt_weights(model, named[weights].get_state_dict(check_hash=True), f"torchvision, {weights}")
+    elif weights is not None:
+        adopt_weights(model, read_weights(weights), str(weights))
+    if channels == 1:
+        model.register_forward_pre_hook(_grey_to_colour)
+    return model
+
+
+def _architectures() -> list[str]:
+    """Lists torchvision's classifiers, without the two that return several outputs while training."""
+    return [
+        name
+        for name in torchvision.models.list_models(module=torchvision.models)
+        if name not in ("googlenet", "inception_v3")
+    ]
+
+
+def _grey_to_colour(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0].expand(-1, 3, -1, -1)
+
+
+def _picture(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"{name} reads pictures (channels, height, width), but an input has the shape {input_shape}: use model=mlp"
+        )
+    if min(input_shape[1:]) < smallest:
+        raise ValueError(
+            f"{name} reads pictures from {smallest} x {smallest}, but an input has the shape {input_shape}"
+        )
+    return input_shape
+
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "lenet": lenet,
+    "resnet20": resnet20,
+    "torchvision": torchvision_model,
+    "timm": timm_model,
+    "transformers": transformers_model,
+}

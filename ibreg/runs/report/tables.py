@@ -1,0 +1,230 @@
+"""Tables of a run, made from its summary: on the terminal, in Markdown, in the README.
+
+`python -m ibreg.runs.report.tables README.md` writes the tables of committed summaries into a text: what stands between
+`<!-- table: NAME -->` and `<!-- end table -->` is replaced by the table of `recipes/results/NAME.json`.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ibreg.plots.classification import arm_label, sort_arms
+from ibreg.runs.folder import CHECKPOINTS, LOCK, SUMMARY, replace
+from ibreg.runs.report.summary import Column, read_summary
+
+DEFAULT_COLUMNS = (
+    ("test/error", "test error (%)", 100, 2),
+    ("test/nll", "test NLL (nats)", 1, 4),
+    ("test/ece", "test ECE (%)", 100, 2),
+    ("test/rate", "rate (nats)", 1, 2),
+)
+
+DOUBTFUL = "(!)"  # behind a figure
+DOUBT = f"{DOUBTFUL} not to be trusted: a sanity check failed, so that gradients may be masked."
+
+
+def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Table:
+    """Makes the table of a run for the terminal.
+
+    A row per arm: mean ± standard deviation over the seeds, and for the first metric the paired difference to the
+    control with its 95 % interval. A dash where an arm does not have a metric, `nan` where its value is not finite.
+
+    Args:
+        summary: A summary, as `read_summary` returns it.
+        metrics: (key, heading, scale, digits) each, as in `("test/error", "test error (%)", 100, 2)`.
+
+    Raises:
+        ValueError: If there is no metric.
+    """
+    headings, *rows = _cells(summary, metrics)
+    table = Table()
+    for place, heading in enumerate(headings):
+        # Names of arms are not cut where there is no room.
+        table.add_column(Text(heading), justify="right" if place else "left", overflow="fold", no_wrap=place == 0)
+    for row in rows:
+        # As Text, so that the brackets of an interval are not taken for markup.
+        table.add_row(*map(Text, row))
+    return table
+
+
+def print_run(folder: Path, state: str) -> None:
+    """Prints the table of a run and the files in its folder, under a word on its state."""
+    summary = read_summary(folder / SUMMARY)
+    table = console_table(summary, summary["headline"])
+    console = Console()
+    if not sys.stdout.isatty():  # a log can be as wide as its longest words need
+        console.width = max(140, console.measure(table, options=console.options.update(width=10_000)).minimum)
+    console.print(table)
+    if is_doubtful(summary):
+        console.print(DOUBT, highlight=False)
+    console.print(f"{state}: {folder}", highlight=False, soft_wrap=True)
+    for path in sorted(path for path in folder.iterdir() if path.name not in (CHECKPOINTS, LOCK)):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def markdown_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> str:
+    """Makes the same table as `console_table` in Markdown, with aligned columns.
+
+    Args:
+        summary: A summary, as `read_summary` returns it.
+        metrics: (key, heading, scale, digits) each.
+
+    Raises:
+        ValueError: If there is no metric.
+
+    Example:
+        >>> from ibreg.runs.report.summary import summarize
+        >>> results, paired = summarize({"none": {"test/error": [0.03, 0.05]}, "hsic": {"test/error": [0.02, 0.03]}})
+        >>> summary = {"results": results, "paired": paired}
+        >>> print(markdown_table(summary, [("test/error", "test error (%)", 100, 1)]))
+        | bottleneck | test error (%) | difference to none [95 %] |
+        |:-----------|---------------:|--------------------------:|
+        | none       |      4.0 ± 1.4 |                         - |
+        | hsic       |      2.5 ± 0.7 |         -1.5 [-7.9, +4.9] |
+    """
+    return aligned(_cells(summary, metrics))
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Makes a Markdown table of headings and rows, the first column to the left and the others to the right."""
+    # A bar in a cell would end it.
+    headings, *rows = [[cell.replace("|", r"\|") for cell in row] for row in cells]
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    rule = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
+    lines = []
+    for label, *numbers in (headings, *rows):
+        padded = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([label.ljust(widths[0]), *padded])} |")
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+
+
+def _cells(summary: Mapping[str, Any], metrics: Sequence[Column]) -> list[list[str]]:
+    """The headings and then a row per arm, the control first; differences stand behind the first metric."""
+    if not metrics:
+        raise ValueError("a table needs a metric")
+    results, paired = summary["results"], summary["paired"]
+    table = [["bottleneck", *(heading for _, heading, _, _ in metrics)]]
+    for arm in sort_arms(results):
+        cells = [spread_cell(results[arm].get(key), scale, digits) for key, _, scale, digits in metrics]
+        table.append([arm_label(arm), *cells])
+    if paired:
+        first, _, scale, digits = metrics[0]
+        table[0].insert(2, "difference to none [95 %]")
+        for arm, row in zip(sort_arms(results), table[1:], strict=True):
+            row.insert(2, difference_cell(paired.get(arm, {}).get(first), scale, digits))
+    return table
+
+
+def spread_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+    """Writes mean ± standard deviation of an entry of `results`, a dash where there is none."""
+    if entry is None:
+        return "-"
+    mean, std = _formatted(entry["mean"], scale, digits), entry["std"]
+    shown = mean if mean == "nan" or std is None else f"{mean} ± {_formatted(std, scale, digits)}"
+    return f"{shown} {DOUBTFUL}" if entry.get("doubtful") else shown
+
+
+def difference_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+    """Writes a mean difference and its 95 % interval, an entry of `paired`; a dash where there is none."""
+    if entry is None:
+        return "-"
+    mean, low, high = (_formatted(entry[key], scale, digits, sign="+") for key in ("mean", "low", "high"))
+    return mean if "nan" in (mean, low) else f"{mean} [{low}, {high}]"
+
+
+def _formatted(number: float | None, scale: float, digits: int, sign: str = "") -> str:
+    """A number that was not finite is None once it went through JSON."""
+    if number is None or not math.isfinite(number):
+        return "nan"
+    return f"{scale * number:{sign}z.{digits}f}"
+
+
+def render_readme(text: str, results_folder: str | Path) -> str:
+    """Replaces what stands between the table markers of a text by the tables of committed summaries.
+
+    Under each table stands a line with the command, seeds, versions and hardware. The columns are the summary's
+    `headline`, else test error, NLL, ECE and rate, as far as an arm has them.
+
+    Args:
+        text: Markdown with `<!-- table: NAME -->` ... `<!-- end table -->`.
+        results_folder: Folder of `NAME.json`.
+
+    Raises:
+        ValueError: If there is no such summary, it is broken, or a marker is not closed.
+
+    Example:
+        >>> render_readme("No table here.", "recipes/results")
+        'No table here.'
+    """
+    markers = re.findall(r"<!-- *(table: *\S+|end table) *-->", text)
+    for opening, closing in zip_longest(markers[::2], markers[1::2]):
+        if opening == "end table":
+            raise ValueError("an <!-- end table --> closes nothing")
+        if closing != "end table":
+            raise ValueError(f"<!-- {opening} --> is not closed by <!-- end table -->")
+
+    def filled(block: re.Match[str]) -> str:
+        opening, name, closing = block.groups()
+        return f"{opening}\n\n{_readme_table(Path(results_folder), name)}\n\n{closing}"
+
+    return re.sub(r"(<!-- *table: *(\S+) *-->).*?(<!-- *end table *-->)", filled, text, flags=re.DOTALL)
+
+
+def _readme_table(folder: Path, name: str) -> str:
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "no summary"
+        raise ValueError(f"there is no table {name!r}: {folder} holds {known}")
+    summary = read_summary(path)
+    measured = {key for metrics in summary["results"].values() for key in metrics}
+    columns = summary.get("headline") or [column for column in DEFAULT_COLUMNS if column[0] in measured]
+    notes = [DOUBT] if is_doubtful(summary) else []
+    return "\n\n".join([markdown_table(summary, columns), *notes, _provenance(summary)])
+
+
+def is_doubtful(summary: Mapping[str, Any]) -> bool:
+    """Whether a figure of a summary is marked as not to be trusted."""
+    return any(entry.get("doubtful") for metrics in summary["results"].values() for entry in metrics.values())
+
+
+def _provenance(summary: Mapping[str, Any]) -> str:
+    command = [f"`{summary['command']}`"] if "command" in summary else []
+    seeds = f"seeds {', '.join(map(str, summary['seeds']))}"
+    versions = ", ".join(f"{package} {number}" for package, number in summary["versions"].items())
+    hardware = summary["hardware"]
+    machine = f"{hardware['cpus']} CPUs, {hardware['threads']} threads, {hardware['device']}"
+    return "; ".join([*command, seeds, versions, machine]) + "."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrites the tables of a text in place, or checks that they are those of the summaries."""
+    parser = argparse.ArgumentParser(prog="python -m ibreg.runs.report.tables", description=main.__doc__)
+    parser.add_argument("text", type=Path, help="Markdown with table markers, as README.md")
+    parser.add_argument("--results", type=Path, default=Path("recipes/results"), help="folder of the summaries")
+    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if something would change")
+    options = parser.parse_args(arguments)
+    try:
+        text = options.text.read_text(encoding="utf-8")
+        rendered = render_readme(text, options.results)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if rendered == text:
+        return 0
+    if options.check:
+        print(f"the tables of {options.text} are not those of {options.results}")
+        return 1
+    replace(options.text, rendered.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The part of each recipe that the others do not share."""

@@ -1,0 +1,304 @@
+"""What learns a stream of classes behind a frozen encoder, behind one name: `build("ewc", features=64, classes=10)`.
+
+Every learner is a network over all classes and what it does to keep what it has learnt. A loss is asked of it by
+`learner(x, y)`, so that wrappers of the model (DDP) see one forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+from ibreg.runs.data.classification import Rows
+from ibreg.runs.dispatch import choose
+from ibreg.runs.models.classifiers import MLP
+
+
+class Learner(nn.Module):
+    """A network that goes on learning from what comes, without any means against forgetting.
+
+    Args:
+        network: Maps features `(batch, features)` to logits `(batch, classes)`.
+        criterion: Task loss of logits and classes.
+
+    Example:
+        >>> learner = Learner(nn.Linear(3, 2), nn.CrossEntropyLoss())
+        >>> learner(torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1])).shape
+        torch.Size([])
+    """
+
+    sees_all_classes = False  # at once, in every split: no learner of a stream, but what one can reach at best
+    is_told_boundaries = False  # by `end_split`
+
+    def __init__(self, network: nn.Module, criterion: nn.Module):
+        super().__init__()
+        self.network = network
+        self.criterion = criterion
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the loss of a batch."""
+        return self.criterion(self.network(x), y)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Maps `(batch, features)` to `(batch, classes)`."""
+        return self.network(x)
+
+    def prepare(self, unlabelled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
+        """Makes itself ready with inputs without labels, before the first split."""
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Returns its parameters as an optimizer takes them, with their learning rate."""
+        return [{"params": list(self.parameters()), "lr": lr}]
+
+    def usage(self) -> dict[str, float]:
+        """Says how much of itself is in use, where that can be counted."""
+        return {}
+
+    def uncertainty(self, x: Tensor) -> Tensor:
+        """Returns how unsure it is of each row, `(batch,)`: one minus the largest probability."""
+        return 1 - self.logits(x).softmax(-1).max(-1).values
+
+    def after_step(self, x: Tensor, y: Tensor) -> None:
+        """Takes note of the batch that was just learnt."""
+
+    def end_split(self, rows: Rows, generator: torch.Generator) -> None:
+        """Takes note of the rows of the split that was just learnt, where a learner is told boundaries."""
+
+
+class ElasticWeights(Learner):
+    r"""Holds weights that mattered for what came before (EWC).
+
+    .. math::
+        L(\theta) + \frac{\lambda}{2} \sum_i F_i (\theta_i - \theta^*_i)^2, \qquad
+        F_i = \sum_{\mathrm{splits}} \mathbb{E}_x \sum_c p_c(x) (\partial_{\theta_i} \log p_c(x))^2
+
+    with the weights :math:`\theta^*` after the last split, and one sum of the splits' Fisher informations.
+
+    Args:
+        network: As in `Learner`.
+        criterion: As there.
+        strength: The weight lambda.
+        samples: Rows of a split that its Fisher information is measured with, at most.
+
+    Source: Kirkpatrick et al. 2017, arXiv 1612.00796, equation 3; with one penalty for all splits as in Huszar 2017,
+    arXiv 1712.03847.
+
+    Example:
+        >>> learner = ElasticWeights(nn.Linear(3, 2), nn.CrossEntropyLoss(), strength=10.0, samples=100)
+        >>> learner.end_split(Rows(torch.randn(5, 3), torch.zeros(5, dtype=torch.long)), torch.Generator())
+        >>> learner.held().item()
+        0.0
+    """
+
+    is_told_boundaries = True
+
+    def __init__(self, network: nn.Module, criterion: nn.Module, *, strength: float, samples: int):
+        super().__init__(network, criterion)
+        self.strength, self.samples = strength, samples
+        for name, weight in network.named_parameters():
+            self.register_buffer(f"fisher_{name.replace('.', '_')}", torch.zeros_like(weight))
+            self.register_buffer(f"anchor_{name.replace('.', '_')}", weight.detach().clone())
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the loss of a batch with what holds the weights."""
+        return super().forward(x, y) + self.strength / 2 * self.held()
+
+    def held(self) -> Tensor:
+        """Returns the squared distance to the held weights, weighted by their Fisher information."""
+        terms = [
+            (fisher * (weight - anchor).square()).sum()
+            for weight, (fisher, anchor) in zip(self.network.parameters(), self._memory(), strict=True)
+        ]
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def end_split(self, rows: Rows, generator: torch.Generator) -> None:
+        """Adds the Fisher information of the split, and holds the weights where they are now."""
+        chosen = torch.randperm(len(rows), generator=generator)[: self.samples]
+        weights = dict(self.network.named_parameters())
+        found = fisher_information(self.network, rows.inputs[chosen].to(next(iter(weights.values())).device))
+        for (name, weight), (fisher, anchor) in zip(weights.items(), self._memory(), strict=True):
+            fisher += found[name]
+            anchor.copy_(weight)
+
+    def _memory(self) -> list[tuple[Tensor, Tensor]]:
+        names = [name.replace(".", "_") for name, _ in self.network.named_parameters()]
+        return [(self.get_buffer(f"fisher_{name}"), self.get_buffer(f"anchor_{name}")) for name in names]
+
+
+def fisher_information(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    r"""Measures the diagonal Fisher information of each weight, in expectation over the network's own predictions.
+
+    .. math::
+        F_i = \frac1n \sum_k \sum_c p_c(x_k) (\partial_{\theta_i} \log p_c(x_k))^2
+
+    Args:
+        network: Maps `(batch, features)` to logits `(batch, classes)`, each row for itself.
+        x: `(batch, features)`.
+
+    Returns:
+        Tensors of the parameters' shapes, by their names.
+
+    Example:
+        >>> found = fisher_information(nn.Linear(3, 2), torch.zeros(5, 3))
+        >>> found["weight"].abs().max()
+        tensor(0.)
+    """
+    weights = {name: weight.detach() for name, weight in network.named_parameters()}
+
+    def of_row(row: Tensor) -> dict[str, Tensor]:
+        def log_probabilities(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            logs = functional_call(network, dict(weights), (row.unsqueeze(0),)).log_softmax(-1)[0]
+            return logs, logs
+
+        gradients, logs = jacrev(log_probabilities, has_aux=True)(weights)
+        return {name: torch.tensordot(logs.exp(), part.square(), 1) for name, part in gradients.items()}
+
+    # Rows one after another in small chunks: a gradient per row and class is large.
+    return {name: part.mean(0) for name, part in vmap(of_row, chunk_size=16)(x).items()}
+
+
+class Replay(Learner):
+    """Learns every batch together with as many rows of a small memory, a uniform sample of all that came before.
+
+    Args:
+        network: As in `Learner`.
+        criterion: As there.
+        memory: Rows that are kept.
+        features: Numbers in one row.
+
+    Source: experience replay with a reservoir, Chaudhry et al. 2019, arXiv 1902.10486.
+
+    Example:
+        >>> learner = Replay(nn.Linear(3, 2), nn.CrossEntropyLoss(), memory=4, features=3)
+        >>> learner.after_step(torch.randn(3, 3), torch.tensor([0, 1, 1]))
+        >>> int(learner.seen), learner.kept_classes[:3]
+        (3, tensor([0, 1, 1]))
+    """
+
+    kept: Tensor
+    kept_classes: Tensor
+    seen: Tensor
+
+    def __init__(self, network: nn.Module, criterion: nn.Module, *, memory: int, features: int):
+        super().__init__(network, criterion)
+        self.register_buffer("kept", torch.zeros(memory, features))
+        self.register_buffer("kept_classes", torch.zeros(memory, dtype=torch.long))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the loss of a batch and of rows of the memory, each row with the same weight."""
+        stored = min(int(self.seen), len(self.kept))
+        rows = torch.randint(stored, (min(len(x), stored),), device=x.device) if stored else []
+        return super().forward(torch.cat([x, self.kept[rows]]), torch.cat([y, self.kept_classes[rows]]))
+
+    def after_step(self, x: Tensor, y: Tensor) -> None:
+        """Keeps each row with the probability that leaves all rows seen so far equally likely to be in the memory."""
+        seen = int(self.seen)
+        for row in range(len(x)):
+            place = seen + row if seen + row < len(self.kept) else int(torch.randint(seen + row + 1, ()))
+            if place < len(self.kept):
+                self.kept[place], self.kept_classes[place] = x[row].detach(), y[row]
+        self.seen += len(x)
+
+
+class Joint(Learner):
+    """Learns all classes at once, for as many steps as the others: what forgetting costs them is the distance to it."""
+
+    sees_all_classes = True
+
+
+def build(name: str, *, features: int, classes: int, criterion: nn.Module, options: Mapping[str, Any]) -> Learner:
+    """Builds a learner without a bottleneck by name.
+
+    Args:
+        name: One of `names()`.
+        features: Numbers in one row.
+        classes: All that will come.
+        criterion: Task loss of logits and classes.
+        options: The learner's own, as they stand under `learner` in `configs/continual.yaml`.
+
+    Raises:
+        ValueError: For an unknown name or option, and a value that cannot be.
+
+    Example:
+        >>> learner = build("linear", features=4, classes=3, criterion=nn.CrossEntropyLoss(), options={})
+        >>> learner.logits(torch.randn(5, 4)).shape
+        torch.Size([5, 3])
+    """
+    return choose("learner", name, LEARNERS, options)(features, classes, criterion, **options)
+
+
+def names() -> list[str]:
+    """Lists the learners that `build` knows.
+
+    Example:
+        >>> names()
+        ['ewc', 'joint', 'linear', 'mlp', 'replay']
+    """
+    return sorted(LEARNERS)
+
+
+def _network(features: int, classes: int, hidden: Sequence[int]) -> nn.Module:
+    if not isinstance(hidden, Sequence) or not all(type(width) is int and width > 0 for width in hidden):
+        raise ValueError(f"hidden={hidden!r} is a list of widths of 1 or more, such as [256]; [] for a linear network")
+    return MLP(features, classes, hidden)
+
+
+def _at_least_1(**options: int) -> None:
+    for option, number in options.items():
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{option}={number!r} is a whole number of at least 1")
+
+
+def linear(features: int, classes: int, criterion: nn.Module) -> Learner:
+    """Builds the linear probe."""
+    return Learner(_network(features, classes, ()), criterion)
+
+
+def mlp(features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[int] = (256,)) -> Learner:
+    """Builds a multilayer perceptron with hidden layers of some widths."""
+    return Learner(_network(features, classes, hidden), criterion)
+
+
+def ewc(
+    features: int,
+    classes: int,
+    criterion: nn.Module,
+    *,
+    hidden: Sequence[int] = (256,),
+    strength: float = 100.0,
+    samples: int = 200,
+) -> Learner:
+    """Builds a perceptron whose weights are held by elastic weight consolidation."""
+    _at_least_1(samples=samples)
+    if not (isinstance(strength, int | float) and 0 <= strength < float("inf")):
+        raise ValueError(f"strength={strength!r} is the weight of a penalty, a number of at least 0")
+    return ElasticWeights(_network(features, classes, hidden), criterion, strength=strength, samples=samples)
+
+
+def replay(
+    features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[int] = (256,), memory: int = 200
+) -> Learner:
+    """Builds a perceptron with a small memory."""
+    _at_least_1(memory=memory)
+    return Replay(_network(features, classes, hidden), criterion, memory=memory, features=features)
+
+
+def joint(features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[int] = ()) -> Learner:
+    """Builds what learns all classes at once, linear by default."""
+    return Joint(_network(features, classes, hidden), criterion)
+
+
+LEARNERS: dict[str, Callable[..., Learner]] = {
+    "linear": linear,
+    "mlp": mlp,
+    "ewc": ewc,
+    "replay": replay,
+    "joint": joint,
+}

@@ -1,0 +1,204 @@
+"""What a regression is trained with and judged by: its loss, predictions, information, error under attack."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from ibreg.evaluation.attacks.gradient import fgsm, pgd
+from ibreg.evaluation.attacks.objective import squared_error
+from ibreg.evaluation.regression import gaussian_information, regression_metrics
+from ibreg.functional import cs_qmi
+from ibreg.regularized import evaluating, predict, unwrap
+from ibreg.runs.accelerator import evaluate
+from ibreg.runs.data.classification import Rows
+from ibreg.runs.data.regression import RegressionData
+from ibreg.runs.methods import is_stochastic
+from ibreg.runs.tasks.regression import task_losses
+from ibreg.runs.trials import arms
+
+# Of so many rows the information of code and input is measured: it is a mean over batches.
+INFORMATION_ROWS = 1000
+
+
+class Regressed(NamedTuple):
+    """Predictions for one data set.
+
+    Attributes:
+        predictions: `(samples,)`, averaged over draws, in the unit of the target.
+        targets: `(samples,)`, in the same unit.
+        rate: nats per sample, summed over the bottlenecks that log one; None without any.
+        cs_qmi: CS-QMI of input and mean code, nats.
+    """
+
+    predictions: Tensor
+    targets: Tensor
+    rate: float | None
+    cs_qmi: float
+
+    def metrics(self) -> dict[str, float]:
+        """Returns all metrics by name; `information` is that about the target, `cs_qmi` that about the input."""
+        metrics = regression_metrics(self.predictions, self.targets)
+        metrics |= {"information": gaussian_information(metrics["r2"]), "cs_qmi": self.cs_qmi}
+        return metrics if self.rate is None else metrics | {"rate": self.rate}
+
+
+def regress(
+    model: nn.Module,
+    rows: Rows,
+    data: RegressionData,
+    accelerator: Accelerator,
+    *,
+    place: str,
+    batch_size: int,
+    draws: int = 0,
+) -> Regressed:
+    """Predicts a part of a data set, each rank its share.
+
+    Args:
+        model: with one output, wrapped in `Regularized` or not; its modes come back as they were.
+        rows: the part.
+        data: what it is a part of, for the unit.
+        accelerator: gives rank and device.
+        place: dotted name of the module that gives the code.
+        batch_size: that of the training: rates and CS-QMI are of batches, and depend on their size.
+        draws: 0: the mean code; n: the output averaged over n drawn codes, where there is a stochastic bottleneck.
+    """
+    (predictions, targets), rate = evaluate(
+        model, rows, accelerator, _mean_and_target, batch_size=batch_size, draws=draws
+    )
+    information = code_information(
+        model, rows.inputs[:INFORMATION_ROWS].to(accelerator.device), place=place, batch_size=batch_size
+    )
+    return Regressed(data.in_units(predictions).squeeze(1), data.in_units(targets).squeeze(1), rate, information)
+
+
+def _mean_and_target(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return outputs.float().mean(0), targets
+
+
+@torch.no_grad()
+def code_information(model: nn.Module, inputs: Tensor, *, place: str, batch_size: int) -> float:
+    """Measures the CS-QMI of inputs and mean code, in nats, in any model: a control's code is what stands there.
+
+    It is the mean over batches, an incomplete last one left out unless it is the only one, with the bandwidths that
+    `functional.cs_qmi` has by default.
+
+    Args:
+        model: wrapped in `Regularized` or not; its modes come back as they were.
+        inputs: `(samples, ...)`, at least 2.
+        place: dotted name of the module that gives the code.
+        batch_size: samples in a batch.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+        >>> code_information(model, torch.randn(50, 3), place="0", batch_size=25) > 0
+        True
+    """
+    network, codes = unwrap(model), []
+    handle = network.get_submodule(place).register_forward_hook(lambda module, args, output: codes.append(output))
+    batches = inputs.split(batch_size)
+    batches = batches[: max(len(inputs) // batch_size, 1)]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                network(batch)
+    finally:
+        handle.remove()
+    found = [cs_qmi(batch.flatten(1), code.flatten(1).float()) for batch, code in zip(batches, codes, strict=True)]
+    return float(torch.stack(found).double().mean())
+
+
+def errors_under_attack(
+    model: nn.Module, data: RegressionData, options: DictConfig, device: torch.device, *, draws: int = 0
+) -> dict[str, float]:
+    """Measures the RMSE of the first test rows, in the unit of the target, as they are and under FGSM and PGD.
+
+    A stochastic model is attacked twice, by the gradient of the mean code and by that of the expectation over drawn
+    codes; of the two, each row keeps the one with the larger error. Pictures stay within the range of their pixels.
+
+    Args:
+        model: wrapped in `Regularized` or not.
+        data: standardised inputs, which `eps` is a distance of (in the largest entry).
+        options: `eps`, `steps`, `rows` and `draws`, the codes of the expectation.
+        device: where.
+        draws: codes averaged over at prediction; 0: the mean code.
+
+    Returns:
+        `rmse_<attack>_<eps>`, with `fgsm` and `pgd` at eps 0 (the same rows without attack) and each of `eps`.
+    """
+    rows = list(range(min(options.rows, len(data.test))))
+    x, y = (part.to(device) for part in data.test.__getitems__(rows))
+    clamp = (float(x.min()), float(x.max())) if x.dim() > 2 else None
+    stochastic = is_stochastic(model)
+    attacks = {"fgsm": fgsm, "pgd": lambda *args, **kwargs: pgd(*args, steps=options.steps, **kwargs)}
+
+    def squared_errors(inputs: Tensor) -> Tensor:
+        predictions = predict(model, inputs, draws=draws if stochastic else 0, seed=0, mean="output")
+        return squared_error(predictions, y)
+
+    found = {}
+    for name, attack in attacks.items():
+        for eps in sorted({0.0, *options.eps}):
+            errors = squared_errors(x)
+            if eps > 0:
+                reached = [
+                    squared_errors(attack(model, x, y, eps=eps, expectation=expectation, clamp=clamp))
+                    for expectation in ((0, options.draws) if stochastic else (0,))
+                ]
+                errors = torch.stack(reached).amax(0)
+            found[f"rmse_{name}_{eps:g}"] = data.target_std * float(errors.double().mean().sqrt())
+    return found
+
+
+def build_task_loss(cfg: DictConfig, arm: str) -> nn.Module:
+    """Builds the task loss of an arm: its own in `task_losses`, else `task_loss`; null has that of none.
+
+    Raises:
+        ValueError: a loss that there is not, or an option that it does not have or take.
+    """
+    arm = "none" if arm == "null" else arm
+    own = arm in cfg.task_losses
+    options, key = (cfg.task_losses[arm], f"task_losses.{arm}") if own else (cfg.task_loss, "task_loss")
+    if not isinstance(options, DictConfig) or "name" not in options:
+        raise ValueError(f"{key} has a name and options, such as {{name: huber, delta: 1.0}}, got {options}")
+    try:
+        return task_losses.build(**OmegaConf.to_container(options, resolve=True))
+    except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
+        raise ValueError(f"{key}: {error}") from error
+
+
+def check_task_losses(cfg: DictConfig) -> None:
+    """Checks the task losses of all arms.
+
+    Raises:
+        ValueError: one of them cannot be built, or is of an arm that there is not.
+    """
+    own: Any = cfg.task_losses
+    if not isinstance(own, DictConfig):
+        raise ValueError(f"task_losses has the losses of some arms, {{hsic: {{name: huber}}}}, got {own}")
+    known = ["none", *map(str, cfg.bottleneck)]
+    unknown = [str(arm) for arm in own if arm not in known]
+    if unknown:
+        raise ValueError(f"task_losses has {', '.join(unknown)}, which is no arm: there are {', '.join(known)}")
+    for arm in arms(cfg):
+        build_task_loss(cfg, arm)
+
+
+def check_data(data: RegressionData) -> None:
+    """Checks that the parts which metrics are taken of have targets that vary.
+
+    Raises:
+        ValueError: one of them has fewer than two different targets, for which there is no R².
+    """
+    for name, part in (("validation", data.validation), ("test", data.test)):
+        if part is not None and np.unique(part.targets).size < 2:
+            raise ValueError(
+                f"the {name} part of {data.name} has {len(part)} rows of one target: R² needs targets that vary, so "
+                f"give it a larger share, data.{name}"
+            )

@@ -1,0 +1,108 @@
+"""The trainings of a finished run in place of new ones: a robustness run measures models that are there already."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.config.composition import identity_of
+from ibreg.runs.folder import CHECKPOINTS, CONFIG, SUMMARY
+from ibreg.runs.training import Task
+from ibreg.runs.trials import plan
+
+# They say what is measured and shown of trained models; all else that both runs have made the models what they are.
+NOT_OF_THE_TRAINING = (
+    "recipe",
+    "bottlenecks",  # each arm is trained by itself
+    "checkpoint",
+    "attack",
+    "corruption",
+    "outliers",
+    "sanity",
+    "prediction_draws",
+    "sweep",
+)
+
+
+def check_adoptable(cfg: DictConfig, task: Task) -> None:
+    """Checks that the run `checkpoint` is finished, was configured alike, and holds weights of these models.
+
+    Args:
+        cfg: the recipe's configuration.
+        task: builds the models.
+
+    Raises:
+        FileNotFoundError: there is no finished run, or weights of it are missing.
+        ValueError: the run's own folder; another configuration, with the overrides that make it the same; weights of
+            another architecture.
+    """
+    folder = Path(str(cfg.checkpoint))
+    if folder.resolve() == Path(cfg.output_dir).resolve():
+        raise ValueError(f"checkpoint={folder} is where this run writes as well: give another output_dir")
+    if not all((folder / name).is_file() for name in (CONFIG, SUMMARY)):
+        raise FileNotFoundError(
+            f"checkpoint={folder} is no finished run: give the folder of a run that has {CONFIG} and {SUMMARY}"
+        )
+    other = OmegaConf.load(folder / CONFIG)
+    if other.recipe not in ("classification", "robustness"):
+        raise ValueError(f"checkpoint={folder} is a run of {other.recipe}: it has no classifiers")
+    if "adversarial" not in other and cfg.adversarial.name != "none":
+        raise ValueError(f"checkpoint={folder} was trained on clean inputs: give adversarial.name=none")
+    wanted, own = _of_the_training(other, cfg), _of_the_training(cfg, other)
+    different = [key for key in {**wanted, **own} if (key in wanted, wanted.get(key)) != (key in own, own.get(key))]
+    if different:
+        overrides = [f"{key}={_written(wanted[key])}" if key in wanted else f"no {key}" for key in different]
+        raise ValueError(
+            f"the models of checkpoint={folder} were built and trained otherwise, give as well: {' '.join(overrides)}"
+        )
+    trained = {trial.name for trial in plan(other)[0]}
+    for trial in plan(cfg)[0]:
+        path = folder / CHECKPOINTS / f"{trial.name}.pt"
+        state = load_checkpoint(path)
+        if state is None:
+            if trial.name in trained:
+                raise FileNotFoundError(
+                    f"the run of checkpoint={folder} has lost {path}: resume=true there makes it anew"
+                )
+            continue  # an arm that the run did not have is trained
+        try:
+            task.model(trial).load_state_dict(state["weights"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights of {trial.name} in checkpoint={folder} are those of another architecture: {error}"
+            ) from error
+
+
+def adopt(checkpoint: Path, folder: Path) -> None:
+    """Copies the trainings of a run into the folder of another; what is there already stays."""
+    for path in sorted((checkpoint / CHECKPOINTS).glob("*.pt")):
+        copy = folder / CHECKPOINTS / path.name
+        if not copy.exists():
+            shutil.copy(path, copy.with_name(f"{copy.name}.partial"))
+            copy.with_name(f"{copy.name}.partial").rename(copy)
+
+
+def _of_the_training(cfg: DictConfig, other: DictConfig) -> dict[str, Any]:
+    """Flattens what made the models; of the bottlenecks only the arms of the run."""
+    found = {key: value for key, value in identity_of(cfg).items() if key not in NOT_OF_THE_TRAINING and key in other}
+    used = {*cfg.bottlenecks} & {*other.bottlenecks}
+    found["bottleneck"] = {arm: found["bottleneck"][arm] for arm in sorted(used)}
+    return _flat(found)
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _written(value: Any) -> str:
+    """Writes a value as an override has it."""
+    return json.dumps(value, separators=(",", ":")).replace('"', "")

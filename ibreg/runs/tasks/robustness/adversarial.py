@@ -1,0 +1,163 @@
+r"""Adversarial training: the loss of a batch is taken on inputs that PGD has made worse.
+
+.. math::
+    \text{pgd:}\quad \ell(f(x'), y) + \text{penalty}(x), \qquad
+    x' = \operatorname{argmax}_{\|x' - x\| \le \epsilon} \ell(f(x'), y)
+
+.. math::
+    \text{trades:}\quad \ell(f(x), y) + \text{penalty}(x) + w\, \mathrm{KL}(p_{f(x)} \| p_{f(x')}), \qquad
+    x' = \operatorname{argmax}_{\|x' - x\| \le \epsilon} \mathrm{KL}(p_{f(x)} \| p_{f(x')})
+
+PGD: Madry et al. 2018 (arXiv 1706.06083). TRADES: Zhang et al. 2019 (arXiv 1901.08573). Penalties of bottlenecks are
+those of the clean inputs, as in HBaR (Wang et al. 2021, arXiv 2106.02734). The search runs in evaluation mode, so by
+the mean code of a stochastic bottleneck; its random starts come from the training's own generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ibreg.evaluation.attacks.gradient import pgd
+from ibreg.evaluation.attacks.objective import Loss
+from ibreg.regularized import Penalized, RegularizedOutput, predict
+from ibreg.runs.data.pixels import Pixels
+
+# (model, criterion, output of the clean inputs, inputs, targets) -> the loss to call `backward` on
+Adversary = Callable[[nn.Module, Penalized, Any, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Searches the worst inputs of a training batch.
+
+    Attributes:
+        pixels: the unit of eps.
+        eps: radius of the ball around each input, its largest change of an entry.
+        steps: of PGD.
+        step_size: length of a step; None: 2.5 eps / steps.
+    """
+
+    pixels: Pixels
+    eps: float
+    steps: int
+    step_size: float | None = None
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Tensor, loss: Loss | None = None) -> Tensor:
+        """Returns the worst inputs, normalised as `x` is; arguments as those of `pgd`."""
+        found = pgd(
+            self.pixels.reader(model),
+            self.pixels.of(x),
+            target,
+            eps=self.eps,
+            steps=self.steps,
+            step_size=self.step_size,
+            loss=loss,
+            clamp=self.pixels.clamp,
+            seed=int(torch.randint(2**62, ())),
+        )
+        return self.pixels.normalised(found)
+
+
+@dataclass(frozen=True)
+class PGDTraining:
+    """The task loss of the worst inputs, and the penalty of the clean ones.
+
+    Attributes:
+        search: finds them.
+    """
+
+    search: Search
+
+    def __call__(self, model: nn.Module, criterion: Penalized, clean: Any, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the loss of a batch, see `Adversary`."""
+        attacked = self.search(model, x, y)
+        output = _output(model, attacked, y, clean)
+        if isinstance(clean, RegularizedOutput):
+            output = output._replace(penalty=clean.penalty)
+        return criterion(output, y, inputs=attacked)
+
+
+@dataclass(frozen=True)
+class TRADES:
+    """The loss of the clean inputs, and how far the prediction can be moved from there.
+
+    Attributes:
+        search: finds the inputs that move it most.
+        weight: of the divergence.
+    """
+
+    search: Search
+    weight: float
+
+    def __call__(self, model: nn.Module, criterion: Penalized, clean: Any, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the loss of a batch, see `Adversary`."""
+        attacked = self.search(model, x, predict(model, x).softmax(1), loss=divergence)
+        output = _output(model, attacked, y, clean)
+        moved = divergence(_logits(output), _logits(clean).softmax(-1)).mean()
+        return criterion(clean, y, inputs=x) + self.weight * moved
+
+
+def divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
+    r"""Returns the divergence of predicted probabilities from given ones, in nats for each sample.
+
+    .. math:: \mathrm{KL}(p \| q) = \sum_c p_c (\log p_c - \log q_c), \qquad q = \operatorname{softmax} z
+
+    Args:
+        logits: z, `(..., classes)`.
+        probabilities: p, of the same shape.
+
+    Example:
+        >>> divergence(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+        tensor([0.6931])
+    """
+    return F.kl_div(logits.log_softmax(-1), probabilities, reduction="none").sum(-1)
+
+
+def build_adversary(options: DictConfig, pixels: Pixels, epoch: int) -> Adversary | None:
+    """Builds what trains on attacked inputs in an epoch, None where nothing does.
+
+    Args:
+        options: `name` (none, pgd or trades), `eps`, `warmup` (epochs in which it grows in equal steps), `steps`,
+            `step_size` and `weight` (of trades).
+        pixels: the unit of eps.
+        epoch: from 0 on.
+
+    Raises:
+        ValueError: an unknown name, or a number out of range.
+    """
+    if options.name not in ADVERSARIES:
+        raise ValueError(f"adversarial.name is one of {', '.join(ADVERSARIES)}, got {options.name}")
+    for key in ("eps", "weight", "step_size"):
+        value = options[key]
+        if not (type(value) in (int, float) and 0 < value < float("inf")) and not (
+            key == "step_size" and value is None
+        ):
+            raise ValueError(f"adversarial.{key} is a finite number greater than 0, got {value}")
+    if type(options.warmup) is not int or options.warmup < 0:
+        raise ValueError(f"adversarial.warmup is a number of epochs, 0 for none, got {options.warmup}")
+    eps = options.eps * min(1.0, (epoch + 1) / (options.warmup + 1))
+    search = Search(pixels, eps, options.steps, options.step_size)
+    return ADVERSARIES[options.name](search, options)
+
+
+def _output(model: nn.Module, x: Tensor, y: Tensor, clean: Any) -> Any:
+    """Calls the model as it was called for the clean inputs."""
+    return model(x, target=y) if isinstance(clean, RegularizedOutput) else model(x)
+
+
+def _logits(output: Any) -> Tensor:
+    return output.output if isinstance(output, RegularizedOutput) else output
+
+
+ADVERSARIES: dict[str, Callable[[Search, DictConfig], Adversary | None]] = {
+    "none": lambda search, options: None,
+    "pgd": lambda search, options: PGDTraining(search),
+    "trades": lambda search, options: TRADES(search, options.weight),
+}

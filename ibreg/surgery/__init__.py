@@ -1,0 +1,1 @@
+"""Changes models: puts bottlenecks in, takes them out, makes keys forget."""

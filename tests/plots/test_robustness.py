@@ -1,0 +1,193 @@
+"""Robustness plots: files that are PNGs, and figures that hold the lines, bars and pictures that were asked for."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from ibreg.evaluation.out_of_distribution import detection_metrics
+from ibreg.plots import robustness as plots
+
+ARMS = ("variational", "null", "none", "hsic")
+
+
+@pytest.fixture
+def attacks():
+    return [
+        {"arm": arm, "seed": seed, "attack": attack, "eps": eps, "accuracy": 0.9 - eps * (1 + seed / 10 + place / 10)}
+        for place, arm in enumerate(ARMS)
+        for seed in (0, 1, 2)
+        for attack in ("FGSM", "PGD-40", "PGD-40, expectation of 10")
+        for eps in (0.2, 0.0, 0.1)
+    ]
+
+
+@pytest.fixture
+def corruptions():
+    clean = [{"arm": arm, "seed": s, "kind": "clean", "severity": 0, "accuracy": 0.95} for arm in ARMS for s in (0, 1)]
+    return clean + [
+        {"arm": arm, "seed": seed, "kind": kind, "severity": severity, "accuracy": 0.9 - harm * severity - 0.01 * seed}
+        for arm in ARMS
+        for seed in (0, 1)
+        for kind, harm in (("impulse_noise", 0.1), ("jpeg", 0.02))
+        for severity in (1, 3, 5)
+    ]
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    both = rng.normal(size=200), torch.as_tensor(rng.normal(2, 1, 300))
+    return {"hsic": {"energy": both}, "none": {"energy": both}, "variational": {"energy": both, "rate": both}}
+
+
+@pytest.fixture
+def pictures():
+    images = torch.rand(3, 3, 8, 8)
+    said = {"clean": ["cat", "dog", "dog"], "FGSM": ["dog", "dog", "cat"], "PGD": ["dog", "cat", "cat"]}
+    attacked = {"FGSM": (images + 0.1).clamp(0, 1), "PGD": (images - 0.2).clamp(0, 1)}
+    return images, attacked, said, ["cat", "dog", "cat"]
+
+
+def curves(panel):
+    return {container.get_label(): container.lines for container in panel.containers}
+
+
+def test_every_plot_is_a_png_and_leaves_global_state_alone(tmp_path, attacks, corruptions, scores, pictures):
+    before = dict(matplotlib.rcParams)
+    written = [
+        plots.accuracy_under_attack(attacks, tmp_path / "attacks.png", samples=100),
+        plots.accuracy_under_corruption(corruptions, str(tmp_path / "corruptions.png"), samples=100),
+        plots.outlier_histograms(scores, tmp_path / "outliers.png", inside="mnist", outside="fashion_mnist"),
+        plots.attacked_pictures(*pictures, tmp_path / "pictures.png"),
+    ]
+    for path in written:
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert dict(matplotlib.rcParams) == before
+
+
+# --- intervals
+
+
+def test_intervals_of_seeds_are_those_of_student():
+    values = [0.4, 0.5, 0.45]
+    mean, low, high = plots.interval(values, 1000)
+    expected = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert (mean, low, high) == pytest.approx((0.45, *expected))
+    assert plots.interval([0.0, 1.0], 10) == (0.5, 0.0, 1.0)
+
+
+def test_intervals_of_one_seed_are_those_of_wilson():
+    mean, low, high = plots.interval([0.9], 50)
+    z = stats.norm.ppf(0.975)
+    middle = (0.9 + z**2 / 100) / (1 + z**2 / 50)
+    half = z / (1 + z**2 / 50) * math.sqrt(0.9 * 0.1 / 50 + z**2 / (4 * 50**2))
+    assert (mean, low, high) == pytest.approx((0.9, middle - half, middle + half))
+
+
+@pytest.mark.parametrize(("accuracies", "samples"), [([], 5), ([0.5], 0), ([1.5], 5), ([math.nan], 5)])
+def test_wrong_accuracies_are_refused(accuracies, samples):
+    with pytest.raises(ValueError, match="accuracies are fractions"):
+        plots.interval(accuracies, samples)
+
+
+# --- attacks
+
+
+def test_each_attack_has_a_panel_with_a_curve_for_each_arm(attacks):
+    figure = plots._draw_attacks(attacks, samples=100)
+    panels = [panel for panel in figure.axes if panel.get_visible()]
+    assert [panel.get_title() for panel in panels] == ["FGSM", "PGD-40", "PGD-40, expectation of 10"]
+    for panel in panels:
+        lines = curves(panel)
+        assert list(lines) == ["none", "none, other init", "variational", "hsic"]
+        for place, arm in enumerate(ARMS):
+            line, caps, _ = lines["none, other init" if arm == "null" else arm]
+            mean = [0.9 - eps * (1.1 + place / 10) for eps in (0.0, 0.1, 0.2)]
+            assert line.get_ydata() == pytest.approx(mean)
+            np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.2], atol=0.005)
+            values = [0.9 - 0.2 * (1 + seed / 10 + place / 10) for seed in (0, 1, 2)]
+            assert caps[0].get_ydata()[2] == pytest.approx(plots.interval(values, 100)[1])
+            assert caps[1].get_ydata()[2] == pytest.approx(plots.interval(values, 100)[2])
+    [legend] = figure.legends
+    assert len(legend.get_texts()) == 4
+
+
+# --- corruptions
+
+
+def test_corruptions_are_averaged_over_kinds_and_over_severities(corruptions):
+    figure = plots._draw_corruptions(corruptions, samples=100)
+    by_severity, by_kind = figure.axes
+    line, _, _ = curves(by_severity)["variational"]
+    expected = [0.95, *(0.9 - 0.06 * severity - 0.005 for severity in (1, 3, 5))]
+    assert line.get_ydata() == pytest.approx(expected)
+    np.testing.assert_allclose(line.get_xdata(), [0, 1, 3, 5], atol=0.1)
+    assert [text.get_text() for text in by_kind.get_yticklabels()] == ["impulse noise", "jpeg"]
+    points = {line.get_label(): line for line in by_kind.get_lines()}
+    assert points["hsic"].get_xdata() == pytest.approx([0.9 - 0.3 - 0.005, 0.9 - 0.06 - 0.005])
+    assert list(points) == ["none", "none, other init", "variational", "hsic"]
+
+
+def test_clean_accuracy_alone_is_nothing_to_draw(corruptions):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots._draw_corruptions([point for point in corruptions if point["severity"] == 0], samples=10)
+
+
+# --- outliers
+
+
+def test_histograms_are_shares_with_the_area_in_the_title(scores):
+    figure = plots._draw_outliers(scores, "mnist", "fashion_mnist")
+    visible = [panel for panel in figure.axes if panel.get_visible()]
+    auroc = detection_metrics(*scores["none"]["energy"])["auroc"]
+    assert [panel.get_title() for panel in visible] == [
+        f"{arm}: AUROC {auroc:.3f}" for arm in ("none", "hsic", "variational", "variational")
+    ]
+    bars = [bar.get_height() for bar in visible[0].containers[0]]
+    # The axis leaves half a percent out at either end.
+    assert 0.98 <= sum(bars) <= 1
+    assert visible[3].get_xlabel() == "rate of the code (nats)"
+
+
+# --- pictures
+
+
+def test_pictures_show_what_is_said_and_what_changed(pictures):
+    images, attacked, said, truth = pictures
+    figure = plots._draw_pictures(images, attacked, said, truth, (0.0, 1.0))
+    panels = np.array(figure.axes).reshape(5, 3)
+    assert [panel.get_title() for panel in panels[0]] == said["clean"]
+    assert [panel.get_title() for panel in panels[3]] == said["PGD"]
+    wrong = [panel.title.get_color() != "black" for panel in panels[1]]
+    assert wrong == [True, False, False]
+    np.testing.assert_allclose(panels[0, 1].get_images()[0].get_array(), images[1].permute(1, 2, 0))
+    change = (attacked["PGD"] - images).mean(1)[2]
+    np.testing.assert_allclose(panels[4, 2].get_images()[0].get_array(), change, atol=1e-6)
+
+
+def test_pictures_of_another_range_are_shown_from_black_to_white(pictures):
+    images, attacked, said, truth = pictures
+    wide = {name: 2 * each - 1 for name, each in attacked.items()}
+    figure = plots._draw_pictures(2 * images - 1, wide, said, truth, (-1.0, 1.0))
+    np.testing.assert_allclose(figure.axes[0].get_images()[0].get_array(), images[0].permute(1, 2, 0), atol=1e-6)
+
+
+# --- wrong use
+
+
+def test_nothing_to_draw_is_an_error(pictures):
+    images, attacked, said, truth = pictures
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots._draw_attacks([], samples=10)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots._draw_outliers({"none": {}}, "a", "b")
+    with pytest.raises(ValueError, match="pictures are"):
+        plots._draw_pictures(images[:0], {}, {"clean": []}, [], (0.0, 1.0))
+    with pytest.raises(ValueError, match=r"\[2, 3\] samples"):
+        plots._draw_pictures(images, attacked, said | {"PGD": ["cat"] * 2}, truth, (0.0, 1.0))
+    with pytest.raises(ValueError, match="not finite"):
+        plots._draw_attacks([{"arm": "none", "seed": 0, "attack": "PGD", "eps": 0.1, "accuracy": math.nan}], samples=10)

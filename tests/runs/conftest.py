@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from hydra import compose, initialize_config_dir
+
+from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.report.summary import summarize, write_summary
+
+
+@pytest.fixture
+def write():
+    """Writes the summary of a run whose seeds gave these values."""
+
+    def written(path, values, **options):
+        results, paired = summarize(values)
+        return write_summary(
+            path, recipe="classification", data="digits", seeds=range(5), results=results, paired=paired,
+            selected={"variational": {"beta": 1e-3}}, wall_s=1.5, **options,
+        )  # fmt: skip
+
+    return written
+
+
+@pytest.fixture
+def configured():
+    """Composes the configuration of the classification recipe."""
+    register_with_hydra()
+
+    def composed(*overrides):
+        with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
+            return compose("classification", [*overrides, "output_dir=unused"])
+
+    return composed
+
+
+@pytest.fixture(autouse=True)
+def _accelerator():
+    """Gives back the state that accelerators share, where a recipe in this process has reset it."""
+    if not AcceleratorState._shared_state:
+        Accelerator(cpu=True)

@@ -1,0 +1,345 @@
+"""Concept data against their definitions, cut without overlap, with their YAMLs and their errors."""
+
+import inspect
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.testing import assert_close
+
+from ibreg.runs.data import concepts as concept_data
+from ibreg.runs.data.classification import loader
+from ibreg.runs.data.concepts import DIGIT_CONCEPTS, load, names
+from ibreg.runs.data.shapes import SHAPE_CONCEPTS, draw_shapes
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "data"
+DATA = Path(os.environ.get("IBREG_DATA") or "data")
+OFFLINE = ("xor", "trigonometry", "dot", "digits_concepts", "shapes")
+
+
+def parts_of(found):
+    return [part for part in (found.train, found.validation, found.test) if part is not None]
+
+
+def whole(found):
+    """All rows: inputs, targets, concepts."""
+    parts = parts_of(found)
+    return (torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "targets", "concepts"))
+
+
+@pytest.fixture
+def table(tmp_path):
+    """40 animals: a number, a yes-or-no concept, one with three values, a continuous one, a class."""
+    file = tmp_path / "animals.csv"
+    lines = ["name,weight,striped,hue,height,kind"]
+    for row in range(40):
+        striped = "" if row == 7 else row % 2
+        hue = "" if row == 9 else ("red", "green", "blue")[row % 3]
+        lines.append(f"a{row},{row * 0.5},{striped},{hue},{row / 10},{'cat' if row % 4 < 2 else 'dog'}")
+    file.write_text("\n".join(lines) + "\n")
+    concepts = [
+        "striped",
+        {"name": "hue", "values": ["red", "green", "blue"]},
+        {"name": "height", "kind": "continuous"},
+    ]
+    return {"name": "concept_csv", "path": file, "target": "kind", "concepts": concepts, "drop": ["name"]}
+
+
+# --- the sets against their definitions
+
+
+def test_xor_is_the_exclusive_or_of_two_halves():
+    found = load("xor")
+    _, targets, concepts = whole(found)
+    assert len(targets) == 3000
+    assert torch.equal(targets, (concepts[:, 0] != concepts[:, 1]).long())
+    # Standardisation keeps the order: all points on the right are right of all others.
+    x, _, c = whole(found)
+    for place in range(2):
+        assert x[c[:, place] == 1, place].min() > x[c[:, place] == 0, place].max()
+
+
+def test_trigonometry_can_be_undone():
+    """x_i - x_{i+3} = sin h - cos h and |h|^2 = x_7: inputs, concepts and classes belong to one hidden h."""
+    request = concept_data.ConceptRequest(Path(), False, 0.2, 0, 0, 0.0)
+    hidden = 2 * request.rng(0).standard_normal((3000, 3))
+    expected = np.hstack([np.sin(hidden) + hidden, np.cos(hidden) + hidden, (hidden**2).sum(1, keepdims=True)])
+    parts = request.cut((hidden.sum(1) > 1).astype(int), ["no", "yes"], 0.2)
+    found = load("trigonometry")
+    for part, rows in zip(parts_of(found), parts, strict=True):
+        scaled = (expected[rows] - expected[parts[0]].mean(0)) / expected[parts[0]].std(0)
+        assert_close(part.inputs, torch.tensor(scaled, dtype=torch.float32))
+        assert torch.equal(part.concepts, torch.tensor(hidden[rows] > 0).float())
+        assert torch.equal(part.targets, torch.tensor(hidden[rows].sum(1) > 1).long())
+
+
+def test_dot_is_seen_through_sum_and_difference():
+    request = concept_data.ConceptRequest(Path(), False, 0.2, 4, 0, 0.0)
+    first, third = 2 * request.rng(0).standard_normal((2, 500, 2))
+    expected = np.hstack([first + third, first - third])
+    classes = (first * third).sum(1) > 0
+    parts = request.cut(classes.astype(int), ["no", "yes"], 0.2)
+    found = load("dot", size=500, split_seed=4)
+    for part, rows in zip(parts_of(found), parts, strict=True):
+        scaled = (expected[rows] - expected[parts[0]].mean(0)) / expected[parts[0]].std(0)
+        assert_close(part.inputs, torch.tensor(scaled, dtype=torch.float32))
+        # v1 . (1, 1) > 0 and v3 . (-1, -1) > 0
+        assert torch.equal(part.concepts[:, 0], torch.tensor(first[rows] @ [1, 1] > 0).float())
+        assert torch.equal(part.concepts[:, 1], torch.tensor(third[rows] @ [-1, -1] > 0).float())
+        assert torch.equal(part.targets, torch.tensor(classes[rows]).long())
+
+
+def test_digit_concepts_say_which_digit_it_is():
+    found = load("digits_concepts")
+    _, targets, concepts = whole(found)
+    assert found.concepts.names == tuple(DIGIT_CONCEPTS)
+    for place, digits in enumerate(DIGIT_CONCEPTS.values()):
+        assert torch.equal(concepts[:, place], torch.isin(targets, torch.tensor(digits)).float())
+    rows = {digit: concepts[targets == digit] for digit in range(10)}
+    assert all((each == each[0]).all() for each in rows.values())
+    assert len({tuple(each[0].tolist()) for each in rows.values()}) == 10
+
+
+@pytest.mark.skipif(not (DATA / "MNIST").is_dir(), reason="no MNIST under IBREG_DATA")
+def test_mnist_sets_add_and_divide_the_digits_that_they_show():
+    added = load("mnist_addition", size=4000, test=0.5)
+    _, sums, concepts = whole(added)
+    assert torch.equal(concepts.view(-1, 2, 10).argmax(2).sum(1), sums)
+    assert added.input_shape == (1, 28, 56)
+    assert added.classes == 19
+    assert list(added.concepts.members) == ["left", "right"]
+    assert [len(part) for part in parts_of(added)] == [1600, 400, 2000]
+    # A pair is made of two pictures that say what its concepts say.
+    digits = concept_data.data.load("mnist", validation=0)
+    x, _, c = added.test.__getitems__([0])
+    for half, label in zip(x.split(28, dim=3), c.view(2, 10).argmax(1), strict=True):
+        same = (digits.test.inputs == half).flatten(1).all(1)
+        assert same.any()
+        assert digits.test.targets[same][0] == label
+    _, above, concepts = whole(load("mnist_addition", size=600, test=0.5, threshold=9))
+    assert torch.equal(above, (concepts.view(-1, 2, 10).argmax(2).sum(1) > 9).long())
+    _, odd, concepts = whole(load("mnist_parity", size=300))
+    assert torch.equal(odd, concepts.argmax(1) % 2)
+
+
+def test_shapes_class_follows_three_concepts_and_the_ground_turns_round():
+    found = load("shapes", size=1200, image_size=12)
+    assert found.concepts.names == SHAPE_CONCEPTS
+    _, targets, concepts = whole(found)
+    assert torch.equal(targets, (concepts[:, :3].sum(1) >= 2).long())
+    assert (concepts[:, 4] == targets).float().mean() == pytest.approx(0.95, abs=0.03)
+    assert concepts[:, 3].mean() == pytest.approx(0.5, abs=0.05)
+    for label in (0, 1):  # concepts vary within a class
+        assert (concepts[targets == label][:, :4].std(0) > 0.3).all()
+    shifted = found.shifted
+    assert torch.equal(shifted.targets, found.test.targets)
+    assert torch.equal(shifted.concepts[:, :4], found.test.concepts[:, :4])
+    assert torch.equal(shifted.concepts[:, 4], 1 - found.test.concepts[:, 4])
+    assert not torch.equal(shifted.inputs, found.test.inputs)
+
+
+def test_each_concept_of_a_shape_changes_its_picture_where_it_should():
+    def drawn(*concepts):
+        return draw_shapes(np.array([concepts]), 48, 0.0, np.random.default_rng(3))[0]
+
+    plain = drawn(0, 0, 0, 0, 0)
+
+    def area(picture):
+        return int((picture[2] > picture[0]).sum() + (picture[0] > picture[2]).sum())
+
+    assert area(drawn(0, 1, 0, 0, 0)) > 1.4 * area(plain)  # large
+    assert area(drawn(1, 0, 0, 0, 0)) == pytest.approx(area(plain), rel=0.15)  # a circle of the same area
+    red = drawn(0, 0, 0, 1, 0)
+    assert torch.equal(red[0], plain[2])
+    assert torch.equal(red[2], plain[0])
+    assert len(drawn(0, 0, 1, 0, 0)[2].unique()) == len(plain[2].unique()) + 1  # stripes have a second light
+    corner = plain[:, 0, 0]
+    assert (drawn(0, 0, 0, 0, 1)[:, 0, 0] > corner).all()
+
+
+@pytest.mark.skipif(not (DATA / "concepts" / "zoo.csv").is_file(), reason="no concepts/zoo.csv under IBREG_DATA")
+def test_the_zoo_has_19_concepts_of_which_four_are_the_legs():
+    found = load("zoo")
+    assert sum(len(part) for part in parts_of(found)) == 101
+    assert found.concepts.members["legs"] == (15, 16, 17, 18)
+    _, targets, concepts = whole(found)
+    assert (concepts[:, 15:].sum(1) == 1).all()
+    birds = concepts[targets == found.class_names.index("bird")]
+    assert (birds[:, found.concepts.index("feathers")] == 1).all()
+    assert (birds[:, found.concepts.index("legs=2")] == 1).all()
+
+
+# --- tables and pictures of one's own
+
+
+def test_a_table_gives_features_concepts_and_classes(table):
+    found = load(**table)
+    assert found.input_shape == (1,)
+    assert found.class_names == ("cat", "dog")
+    assert found.concepts.names == ("striped", "hue=red", "hue=green", "hue=blue", "height")
+    x, _, concepts = whole(found)
+    assert concepts[:, 0].isnan().sum() == 1
+    assert concepts[:, 1:4].isnan().all(1).sum() == 1
+    # The weight is 5 times the height, and goes in standardised by the training rows.
+    scale = found.train.concepts[:, 4]
+    assert_close(x[:, 0], (concepts[:, 4] - scale.mean()) / scale.std(correction=0))
+    known = ~concepts.isnan().any(1)
+    row = (concepts[known, 4] * 10).round()
+    assert torch.equal(concepts[known, 0], row % 2)
+    assert torch.equal(concepts[known, 1:4].argmax(1).float(), row % 3)
+
+
+def test_concepts_of_a_table_may_be_described_in_a_file(table, tmp_path):
+    (tmp_path / "concepts.yaml").write_text(yaml.safe_dump(table["concepts"]))
+    named = load(**{**table, "concepts": str(tmp_path / "concepts.yaml")})
+    for one, other in zip(whole(load(**table)), whole(named), strict=True):
+        assert_close(one, other, equal_nan=True)
+    composed = OmegaConf.create({"concepts": table["concepts"], "drop": ["name"]})
+    from_hydra = load(**{**table, **composed})
+    assert from_hydra.concepts == named.concepts
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"concepts": ["stripd"]}, "has no column 'stripd'; the closest is 'striped'"),
+        ({"concepts": []}, "is a list of columns such as"),
+        ({"concepts": ["hue"]}, "column 'hue', line 2: red is not a number"),
+        ({"concepts": [{"name": "hue", "values": ["red", "blue"]}]}, "line 3: green is not one of"),
+        ({"concepts": ["height"], "drop": ["name", "striped", "hue"]}, r"labels of concept 'height' are in \[0, 1\]"),
+        ({"concepts": [{"name": "striped", "knd": "binary"}]}, "has no field 'knd'"),
+        ({"missing": 1.0}, "missing=1.0 is a share of labels"),
+        ({"target": "kin"}, "has no column 'kin'; the closest is 'kind'"),
+    ],
+)
+def test_wrong_tables_and_settings_say_what_is_valid(table, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load(**{**table, **settings})
+
+
+def test_a_concept_without_a_training_label_is_an_error(table):
+    file = table["path"]
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], *(line.replace(line.split(",")[2], "", 1) for line in lines[1:])]) + "\n")
+    empty = "\n".join([lines[0], *(",".join([*line.split(",")[:2], "", *line.split(",")[3:]]) for line in lines[1:])])
+    file.write_text(empty + "\n")
+    with pytest.raises(ValueError, match="all labels of concept 'striped' are missing"):
+        load(**table)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["file,red"]
+    for part, count in (("train", 8), ("test", 3)):
+        for kind in ("cat", "dog"):
+            place = tmp_path / part / kind
+            place.mkdir(parents=True)
+            for number in range(count):
+                red = int(rng.integers(2))
+                Image.new("RGB", (12, 12), (255 * red, 0, 0)).save(place / f"{number}.png")
+                lines.append(f"{part}/{kind}/{number}.png,{red}")
+    (tmp_path / "concepts.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_pictures_get_the_concepts_of_their_row(folder):
+    found = load(
+        "concept_image_folder", path=folder, concepts=["red"], image_size=8, mean=0.0, std=1.0, validation=0.25
+    )
+    assert [len(part) for part in parts_of(found)] == [12, 4, 6]
+    for part in parts_of(found):
+        x, _, c = part.__getitems__(list(range(len(part))))
+        assert_close(x[:, 0].mean((1, 2)), c[:, 0])
+    with pytest.raises(ValueError, match="has no column 'blue'"):
+        load("concept_image_folder", path=folder, concepts=["blue"])
+    table = folder / "concepts.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(ValueError, match=r"has no row for 1 pictures, such as test/dog/2\.png"):
+        load("concept_image_folder", path=folder, concepts=["red"])
+    table.unlink()
+    with pytest.raises(FileNotFoundError, match="no concept table at"):
+        load("concept_image_folder", path=folder, concepts=["red"])
+
+
+# --- cuts, missing labels, names
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_cuts_are_seeded_and_do_not_overlap(name):
+    options = {"size": 300, "image_size": 8} if name == "shapes" else {}
+    one, same, other = load(name, **options), load(name, **options), load(name, split_seed=1, **options)
+    assert torch.equal(one.test.inputs, same.test.inputs)
+    assert not torch.equal(one.test.inputs, other.test.inputs)
+    rows = torch.cat([part.inputs.flatten(1) for part in parts_of(one)])
+    assert len(rows.unique(dim=0)) >= len(rows) - 1  # digits has one picture twice
+    assert len(load(name, limit=100, **options).train) == 100
+    assert load(name, validation=0, **options).validation is None
+
+
+def test_a_share_of_the_training_labels_can_be_missing(tmp_path):
+    found = load("digits_concepts", missing=0.3)
+    assert float(found.train.concepts.isnan().float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert not found.validation.concepts.isnan().any()
+    assert not found.test.concepts.isnan().any()
+    kept = load("digits_concepts").train.concepts
+    known = ~found.train.concepts.isnan()
+    assert torch.equal(found.train.concepts[known], kept[known])
+
+
+def test_a_batch_has_inputs_classes_and_concepts():
+    found = load("digits_concepts")
+    x, y, c = next(iter(loader(found.train, 16)))
+    assert (x.shape, y.shape, c.shape) == ((16, 1, 8, 8), (16,), (16, 6))
+    assert (x.dtype, y.dtype, c.dtype) == (torch.float32, torch.int64, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("digit", {}, r"no data set with concepts 'digit': it is one of \['concept_csv'"),
+        ("xor", {"rows": 5}, r"xor has no option \['rows'\]: it has \['size', 'test'\], all sets \['root'"),
+        ("xor", {"size": 0}, "size=0 is a number of samples"),
+        ("xor", {"test": 0}, "test=0 is a share"),
+        ("shapes", {"image_size": 4}, "image_size=4 is a number of pixels: 8 or more"),
+        ("shapes", {"spurious": 1.5}, "spurious=1.5 is a number of at least 0, at most 1"),
+        ("shapes", {"noise": -1}, "noise=-1 is a number of at least 0"),
+        ("mnist_addition", {"threshold": 18}, "threshold=18 is a sum of two digits"),
+        ("mnist_parity", {"test": 1.0}, "test=1.0 is a share"),
+        ("xor", {"size": 10, "missing": 0.99}, "all labels of concept 'right' are missing"),
+    ],
+)
+def test_unknown_names_and_options_out_of_range_say_what_is_valid(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load(name, **settings)
+
+
+def test_missing_files_say_what_belongs_where(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"put zoo\.csv there"):
+        load("zoo", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match="mnist is not in"):
+        load("mnist_addition", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no table at .*: set data\.path"):
+        load("concept_csv", root=tmp_path, path="none.csv", target="kind", concepts=["red"])
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_yaml_has_the_options_with_their_defaults_and_no_other(name):
+    written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    common = {p.name: p.default for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    own = {p.name: p.default for p in list(inspect.signature(concept_data._SETS[name]).parameters.values())[1:]}
+    own = {
+        option: "???"
+        if default is inspect.Parameter.empty
+        else list(default)
+        if isinstance(default, tuple)
+        else default
+        for option, default in own.items()
+    }
+    assert written == {"name": name, **common, **own}
+    assert list(OmegaConf.load(CONFIGS / f"{name}.yaml")) == list(written)

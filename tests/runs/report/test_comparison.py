@@ -1,0 +1,123 @@
+"""Several runs in one table, against the statistics by hand."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from ibreg.runs.folder import CONFIG, SUMMARY
+from ibreg.runs.report.comparison import cells, columns, compare, flat, labels, read_runs
+
+COMPARE = Path(__file__).resolve().parents[3] / "recipes" / "compare.py"
+HEADLINE = [("test/error", "test error (%)", 100, 2), ("test/nll", "test NLL (nats)", 1, 4)]
+FIRST = {"none": [0.10, 0.12, 0.11, 0.13, 0.10], "hsic": [0.09, 0.10, 0.11, 0.12, 0.08]}
+SECOND = {"none": [0.10, 0.12, 0.11, 0.13, 0.10], "hsic": [0.07, 0.09, 0.08, 0.11, 0.08]}
+
+
+def metrics_of(errors):
+    return {arm: {"test/error": row, "test/nll": [3 * value for value in row]} for arm, row in errors.items()}
+
+
+@pytest.fixture
+def outputs(tmp_path, write):
+    """Two finished runs that differ in one override."""
+    for name, errors, beta in (("a", FIRST, 1), ("b", SECOND, 10)):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / CONFIG).touch()
+        command = f"python recipes/classification.py bottleneck.hsic.beta={beta} lr=1e-3"
+        write(tmp_path / "outputs" / name / SUMMARY, metrics_of(errors), command=command, headline=HEADLINE)
+    return tmp_path / "outputs"
+
+
+def test_runs_are_named_by_what_they_differ_in(outputs):
+    runs, left_out = read_runs([outputs])
+    assert labels(runs) == ["bottleneck.hsic.beta=1", "bottleneck.hsic.beta=10"]
+    assert not left_out
+    # A folder named twice, or with a folder in it, counts once.
+    assert len(read_runs([outputs, outputs / "a"])[0]) == 2
+
+
+def test_runs_of_one_command_are_named_by_their_folder(outputs):
+    (run, _), _ = read_runs([outputs])
+    assert labels([run, run]) == ["outputs/a", "outputs/a"]
+
+
+def test_differences_are_those_of_paired_seeds(outputs):
+    runs, _ = read_runs([outputs])
+    rows = compare(runs, columns(runs))
+    assert [(row["run"][-2:], row["arm"]) for row in rows] == [
+        ("=1", "none"), ("=1", "hsic"), ("10", "none"), ("10", "hsic"),
+    ]  # fmt: skip
+    hsic = rows[3]
+    test = stats.ttest_rel(SECOND["hsic"], FIRST["hsic"]).confidence_interval(0.95)
+    assert hsic["to_first"]["low"] == pytest.approx(test.low)
+    assert hsic["to_first"]["high"] == pytest.approx(test.high)
+    test = stats.ttest_rel(SECOND["hsic"], SECOND["none"]).confidence_interval(0.95)
+    assert hsic["to_control"]["low"] == pytest.approx(test.low)
+    assert hsic["to_control"]["high"] == pytest.approx(test.high)
+    assert rows[0]["to_first"] is None
+    assert rows[1]["to_first"] is None
+    assert rows[2]["to_first"]["mean"] == 0
+
+
+@pytest.mark.parametrize("change", [{"seeds": [0, 1, 2, 3, 9]}, {"data": "mnist"}, {"recipe": "regression"}])
+def test_other_seeds_or_data_are_not_paired(outputs, change):
+    runs, _ = read_runs([outputs])
+    runs[1].summary.update(change)
+    rows = compare(runs, columns(runs))
+    assert all(row["to_first"] is None for row in rows)
+    assert rows[3]["to_control"] is not None
+    assert not any("first run" in heading for heading in cells(rows, columns(runs))[0])
+
+
+def test_a_seed_that_diverged_is_not_dropped(outputs):
+    runs, _ = read_runs([outputs])
+    runs[1].summary["results"]["hsic"]["test/error"]["values"][2] = None  # as JSON has it
+    difference = compare(runs, columns(runs))[3]["to_first"]
+    assert difference["mean"] != difference["mean"]
+
+
+def test_the_metric_asked_for_comes_first(outputs):
+    runs, _ = read_runs([outputs])
+    assert [key for key, *_ in columns(runs)] == ["test/error", "test/nll"]
+    assert [key for key, *_ in columns(runs, "test/nll")] == ["test/nll", "test/error"]
+    row = flat(compare(runs, columns(runs, "test/nll"))[3])
+    assert row["to_first mean"] == pytest.approx(3 * (sum(SECOND["hsic"]) - sum(FIRST["hsic"])) / 5)
+    with pytest.raises(ValueError, match=r"no run has the metric 'test/f1': there are test/error, test/nll"):
+        columns(runs, "test/f1")
+
+
+def call(*arguments, cwd):
+    return subprocess.run([sys.executable, COMPARE, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_a_table_a_csv_and_a_plot_and_what_is_left_out(outputs, tmp_path):
+    (outputs / "killed").mkdir()
+    (outputs / "killed" / CONFIG).touch()
+    (outputs / "broken").mkdir()
+    (outputs / "broken" / SUMMARY).write_text('{"recipe": "class')
+    result = call("outputs", "nowhere", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for folder, reason in (("killed", "not finished"), ("broken", "cut short"), ("nowhere", "no such folder")):
+        (line,) = (line for line in result.stderr.splitlines() if folder in line.partition(": ")[0])
+        assert reason in line
+    table = (outputs / "comparison.md").read_text()
+    assert table in result.stdout
+    assert len(table.splitlines()) == 2 + 4
+    assert "test error - first run [95 %]" in table
+    with (outputs / "comparison.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["arm"] for line in lines] == ["none", "hsic", "none", "hsic"]
+    assert float(lines[3]["test/error mean"]) == pytest.approx(sum(SECOND["hsic"]) / 5)
+    assert (outputs / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_compare(tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = call("empty", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "left out empty: no run" in result.stderr
+    assert not list((tmp_path / "empty").iterdir())

@@ -1,0 +1,73 @@
+"""The configuration of a run whose models are taken: what differs is said as overrides."""
+
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+from torch import nn
+
+from ibreg.runs.checkpoint import save_checkpoint
+from ibreg.runs.folder import CHECKPOINTS, CONFIG, SUMMARY
+from ibreg.runs.tasks.robustness.adopt import adopt, check_adoptable
+from ibreg.runs.trials import plan
+
+
+def finished_run(folder, cfg):
+    folder.mkdir()
+    OmegaConf.save(cfg, folder / CONFIG, resolve=True)
+    (folder / SUMMARY).write_text("{}")
+    (folder / CHECKPOINTS).mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seeds=[0]", "lr=0.1"], r"give as well: seeds=\[0,1,2\] lr=0.001$"),
+        (["model.initialization=xavier", "tune=true"], "give as well: model.initialization=default tune=false$"),
+        (["bottleneck.variational.prior=learned"], "give as well: bottleneck.variational.prior=standard$"),
+        (["+grid.betas.variational=[1]"], "give as well: no grid.betas.variational$"),
+    ],
+)
+def test_another_configuration_is_refused_with_the_overrides_that_make_it_the_same(
+    configured, tmp_path, overrides, message
+):
+    folder = finished_run(tmp_path / "run", configured())
+    cfg = OmegaConf.merge({"checkpoint": str(folder), "adversarial": {"name": "none"}}, configured(*overrides))
+    with pytest.raises(ValueError, match=message):
+        check_adoptable(cfg, task=None)
+
+
+def test_what_is_measured_may_differ_and_training_on_attacks_may_not(configured, tmp_path):
+    folder = finished_run(tmp_path / "run", configured())
+    task = SimpleNamespace(model=lambda trial: nn.Linear(2, 1))
+    for trial in plan(configured())[0]:
+        save_checkpoint(folder / CHECKPOINTS / f"{trial.name}.pt", {"weights": nn.Linear(2, 1).state_dict()})
+    extra = {"checkpoint": str(folder), "adversarial": {"name": "none"}}
+    check_adoptable(OmegaConf.merge(extra, configured("prediction_draws=3", "resume=true")), task)
+    check_adoptable(OmegaConf.merge(extra, configured("bottlenecks=[nonlinear]")), task)
+    extra["adversarial"]["name"] = "pgd"
+    with pytest.raises(ValueError, match="was trained on clean inputs"):
+        check_adoptable(OmegaConf.merge(extra, configured()), task=None)
+
+
+def test_runs_without_classifiers_and_unfinished_ones_are_refused(configured, tmp_path):
+    folder = finished_run(tmp_path / "run", OmegaConf.create({"recipe": "regression"}))
+    cfg = OmegaConf.merge({"checkpoint": str(folder), "adversarial": {"name": "none"}}, configured())
+    with pytest.raises(ValueError, match="is a run of regression"):
+        check_adoptable(cfg, task=None)
+    (folder / SUMMARY).unlink()
+    with pytest.raises(FileNotFoundError, match="is no finished run"):
+        check_adoptable(cfg, task=None)
+
+
+def test_trainings_are_copied_and_those_that_are_there_stay(configured, tmp_path):
+    source, target = (finished_run(tmp_path / name, configured()) for name in ("source", "target"))
+    for name in ("a.pt", "b.pt"):
+        (source / CHECKPOINTS / name).write_text("source")
+    (target / CHECKPOINTS / "a.pt").write_text("target")
+    adopt(source, target)
+    assert {path.name: path.read_text() for path in (target / CHECKPOINTS).iterdir()} == {
+        "a.pt": "target",
+        "b.pt": "source",
+    }

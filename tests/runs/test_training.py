@@ -1,0 +1,85 @@
+"""What is found before a folder is made: an arm that cannot take a step."""
+
+import pytest
+import torch
+from torch import nn
+
+import ibreg
+from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
+from ibreg.runs.data.classification import Rows
+from ibreg.runs.training import Task, build_lr_schedule, rehearse
+
+
+class Made:
+    train = Rows(torch.randn(20, 4), torch.randint(3, (20,)))
+    validation = None
+
+
+def task(model, loss=None):
+    return Task(
+        data=lambda trial: Made,
+        model=model,
+        loss=lambda trial: loss or nn.CrossEntropyLoss(),
+        measure=lambda trial, model: {},
+        quality=lambda metrics: (),
+    )
+
+
+def network(trial):
+    layers = nn.Sequential(nn.Linear(4, 3))
+    if trial.arm in ("none", "null"):
+        return layers
+    return ibreg.Regularized(ibreg.inject(layers, {"0": ibreg.build(trial.arm, estimator="unbiased")}))
+
+
+def test_a_rehearsal_takes_the_loss_of_every_arm_and_leaves_no_gradient(configured):
+    losses = []
+
+    class Remembering(nn.CrossEntropyLoss):
+        def forward(self, output, target):
+            losses.append(super().forward(output, target))
+            return losses[-1]
+
+    rehearse(configured("bottlenecks=[hsic]"), task(network, Remembering()))
+    assert len(losses) == 3
+    assert not any(loss.requires_grad for loss in losses)
+
+
+@pytest.mark.parametrize(("batch", "fails"), [(3, True), (4, False)])
+def test_a_batch_below_the_minimum_of_an_estimator_is_found(configured, batch, fails):
+    cfg = configured("bottlenecks=[hsic]", f"batch_size={batch}")
+    if fails:
+        with pytest.raises(ValueError, match="4 samples"):
+            rehearse(cfg, task(network))
+    else:
+        rehearse(cfg, task(network))
+
+
+def test_a_loss_that_does_not_fit_the_targets_is_found(configured):
+    with pytest.raises(ValueError, match="must be the same as input size"):
+        rehearse(configured(), task(lambda trial: nn.Linear(4, 3), nn.BCEWithLogitsLoss()))
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [("0", [1] * 6), ("2", [1, 1, 0.5, 0.5, 0.25, 0.25]), ("[1,4]", [1, 0.5, 0.5, 0.5, 0.25, 0.25])],
+)
+def test_the_learning_rate_falls_where_it_should_and_after_a_checkpoint_too(configured, tmp_path, every, expected):
+    cfg = configured(f"lr_every={every}", "lr_factor=0.5", "lr=1")
+
+    def build():
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        return optimizer, build_lr_schedule(cfg, optimizer, 6)
+
+    optimizer, schedule = build()
+    rates = []
+    for epoch in range(6):
+        if epoch == 3:
+            save_checkpoint(tmp_path / "a.pt", {"schedule": schedule.state_dict(), "optimizer": optimizer.state_dict()})
+            state, (optimizer, schedule) = load_checkpoint(tmp_path / "a.pt"), build()
+            schedule.load_state_dict(state["schedule"])
+            optimizer.load_state_dict(state["optimizer"])
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == expected
