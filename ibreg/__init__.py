@@ -21,11 +21,11 @@ from ibreg.layers import (
 )
 from ibreg.layers.concept.specification import Concepts
 from ibreg.optimization import parameter_groups
-from ibreg.prediction import uncertainty
+from ibreg.prediction import predict, uncertainty
 from ibreg.registry import build, names, register
-from ibreg.regularized import Penalized, Regularized, RegularizedOutput, predict
+from ibreg.regularized import Penalized, Regularized, RegularizedOutput, bottlenecks
 from ibreg.saving import load_bottlenecks, save_bottlenecks
-from ibreg.surgery.injection import bottlenecks, candidates, eject, inject
+from ibreg.surgery.injection import candidates, eject, inject
 from ibreg.surgery.unlearning import unlearn
 
 __version__ = "0.1.0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ibreg.layers.base import Bottleneck
-from ibreg.regularized import evaluating
+from ibreg.modes import captured, evaluating
 
 CHILD = "bottleneck"  # the name that a bottleneck has in its host
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # which never run
@@ -122,29 +123,19 @@ def _sequence_first(module: nn.Module) -> bool:
 
 def outputs_of(model: nn.Module, hosts: dict[str, nn.Module], example: Any) -> dict[str, list[Any]]:
     """Runs the example and returns what each host gave, call by call; hosts that were not called are left out."""
-    seen: dict[str, list[Any]] = {}
-
-    def remember(name):
-        def hook(module, args, output):
-            seen.setdefault(name, []).append(output)
-
-        return hook
-
-    handles = [host.register_forward_hook(remember(name)) for name, host in hosts.items()]
-    try:
-        with evaluating(model), torch.no_grad():
+    with ExitStack() as stack, torch.no_grad():
+        outputs = {name: stack.enter_context(captured(host, "output")) for name, host in hosts.items()}
+        stack.enter_context(evaluating(model))
+        try:
             if isinstance(example, Mapping):
                 model(**example)
             else:
                 model(*example) if isinstance(example, tuple) else model(example)
-    except Exception:
-        # What stands behind the hosts may be built for the size of the code already: only what they gave counts.
-        if len(seen) < len(hosts):
-            raise
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: seen[name] for name in hosts if name in seen}
+        except Exception:
+            # What stands after the hosts may be built for the size of the code already: only what they gave counts.
+            if not all(outputs.values()):
+                raise
+    return {name: calls for name, calls in outputs.items() if calls}
 
 
 def device_and_dtype(model: nn.Module, name: str) -> tuple[torch.device, torch.dtype]:

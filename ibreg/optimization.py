@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ibreg.layers.base import named_bottlenecks
 from ibreg.layers.constraints import check_number
+from ibreg.regularized import named_bottlenecks
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""How far a sample is from what a distance-aware bottleneck was trained on, by one forward pass."""
+"""Predictions of a trained model: with the mean code, averaged over sampled codes, and with an uncertainty."""
 
 from __future__ import annotations
 
@@ -8,8 +8,87 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
-from ibreg.layers.scope import Scope, opened
-from ibreg.regularized import evaluating, network_to_run
+from ibreg.layers.scope import Scope, opened, run, unfold
+from ibreg.modes import evaluating
+from ibreg.regularized import named_bottlenecks, network_to_run
+
+
+def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = None, mean: str | None = None) -> Tensor:
+    """Predicts in evaluation mode, with the mean code or averaged over several drawn codes.
+
+    Args:
+        model: with or without bottlenecks, wrapped in `Regularized` or not; its modes come back as they were.
+        x: the model's input, `(batch, ...)`.
+        draws: 0: the deterministic output, the same as `net.eval()(x)` (logits stay logits); n: the average over n
+            draws.
+        seed: makes the draws reproducible, and leaves the global generator alone.
+        mean: what is averaged over draws: "softmax" (class axis 1, gives probabilities) or "output"; None: the softmax
+            of an output `(batch, columns)` with two or more columns, the output where there is one. A regression of
+            several targets has to say "output".
+
+    Raises:
+        ValueError: draws below 0, draws of a model without a stochastic bottleneck, another `mean`, or none for an
+            output of more than two axes; a module whose own forward runs a `Regularized`.
+
+    Example:
+        >>> import ibreg
+        >>> net = nn.Sequential(ibreg.VariationalBottleneck(4, 2), nn.Linear(2, 3))
+        >>> x = torch.zeros(5, 4)
+        >>> torch.equal(predict(net, x, draws=8, seed=0), predict(net, x, draws=8, seed=0))
+        True
+    """
+    if mean not in (None, "softmax", "output"):
+        raise ValueError(f"mean is 'softmax', 'output' or None, got {mean!r}")
+    if draws == 0:
+        with evaluating(model), torch.no_grad():
+            return network_to_run(model)(x)
+    with torch.no_grad():
+        outputs = predict_samples(model, x, draws=draws, seed=seed)
+    if mean is None:
+        if outputs.dim() > 3:
+            raise ValueError(
+                f"the output has shape {tuple(outputs.shape[1:])}: say mean='softmax' (classes on axis 1) "
+                "or mean='output'"
+            )
+        mean = "softmax" if outputs.dim() == 3 and outputs.shape[2] > 1 else "output"
+    return (outputs.softmax(2) if mean == "softmax" else outputs).mean(0)
+
+
+def predict_samples(model: nn.Module, x: Tensor, *, draws: int, seed: int | None = None) -> Tensor:
+    """Returns the outputs of several drawn codes, everything else in evaluation mode: `(draws, batch, ...)`.
+
+    Args:
+        model: as for `predict`.
+        x: the model's input.
+        draws: how many, at least 1.
+        seed: makes them reproducible, and leaves the global generator alone.
+
+    What stands before the bottleneck runs once, unless the model does not run on a batch that grows inside it (a
+    bottleneck in a residual branch): then it runs as a whole for each draw.
+    """
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws is a whole number of at least 0, got {draws!r}")
+    network = network_to_run(model)
+    layers = named_bottlenecks(network)
+    if not any(layer.stochastic for layer in layers):
+        raise ValueError(f"draws={draws} needs a stochastic bottleneck, the model has none")
+    devices = {x.device} - {torch.device("cpu")}
+    with evaluating(model), torch.random.fork_rng(devices, enabled=seed is not None):
+        for layer in layers:
+            layer.training = layer.stochastic  # its noise alone: a dropout inside it stays off
+        if seed is not None:
+            torch.manual_seed(seed)
+        scope = Scope(inputs=x, draws=draws, names=layers)
+        try:
+            outputs = unfold(run(network, scope, x), draws, len(x))
+        except RuntimeError:
+            if draws == 1 or scope.repeats == 1:
+                raise
+            passes = (run(network, Scope(inputs=x, names=layers), x) for _ in range(draws))
+            outputs = torch.stack(list(passes))
+    if not any(record.layer.stochastic for record in scope.records):
+        raise ValueError(f"draws={draws} needs a stochastic bottleneck that the model calls, none of them was")
+    return outputs
 
 
 class UncertainOutput(NamedTuple):

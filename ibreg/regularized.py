@@ -1,4 +1,4 @@
-"""Around a model: `Regularized` collects penalties, `Penalized` adds them to a task loss, `predict` averages draws."""
+"""Around a model: `Regularized` collects penalties, `Penalized` adds them to a task loss, `unwrap` finds the model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import functools
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ibreg.layers.base import Bottleneck, named_bottlenecks
-from ibreg.layers.scope import Record, Scope, opened
+from ibreg.layers.base import Bottleneck
+from ibreg.layers.scope import Record, Scope, run, unfold
 
 
 class RegularizedOutput(NamedTuple):
@@ -109,7 +108,7 @@ class Regularized(nn.Module):
         training = self.training and self.model.training
         draws = self.draws if training else 1
         scope = Scope(inputs=inputs, target=target, concepts=concepts, mask=mask, draws=draws, names=layers)
-        output = _run(self.model, scope, *args, **kwargs)
+        output = run(self.model, scope, *args, **kwargs)
         if training:
             self._warn_of_idle(layers, scope.records)
         penalty, logs = _collect(scope)
@@ -120,7 +119,7 @@ class Regularized(nn.Module):
                 f"draws={draws}, but no stochastic bottleneck ran in training mode: call train() on it, or use draws=1"
             )
         batch = next(arg.shape[0] for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor) and arg.dim())
-        return DrawnOutput(_unfold(output, draws, batch), penalty, logs)
+        return DrawnOutput(unfold(output, draws, batch), penalty, logs)
 
     def _warn_of_idle(self, layers: dict[Bottleneck, str], records: list[Record]) -> None:
         if torch.compiler.is_compiling():
@@ -186,94 +185,24 @@ class Penalized(nn.Module):
         return self.task_loss(output, target, **further)
 
 
-def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = None, mean: str | None = None) -> Tensor:
-    """Predicts in evaluation mode, with the mean code or averaged over several drawn codes.
+def bottlenecks(model: nn.Module) -> dict[str, Bottleneck]:
+    """Returns the bottlenecks of a model by dotted name.
 
-    Args:
-        model: with or without bottlenecks, wrapped in `Regularized` or not; its modes come back as they were.
-        x: the model's input, `(batch, ...)`.
-        draws: 0: the deterministic output, the same as `net.eval()(x)` (logits stay logits); n: the average over n
-            draws.
-        seed: makes the draws reproducible, and leaves the global generator alone.
-        mean: what is averaged over draws: "softmax" (class axis 1, gives probabilities) or "output"; None: the softmax
-            of an output `(batch, columns)` with two or more columns, the output where there is one. A regression of
-            several targets has to say "output".
-
-    Raises:
-        ValueError: draws below 0, draws of a model without a stochastic bottleneck, another `mean`, or none for an
-            output of more than two axes; a module whose own forward runs a `Regularized`.
+    Names are relative to the model inside `Regularized`, DDP or `torch.compile`.
 
     Example:
         >>> import ibreg
-        >>> net = nn.Sequential(ibreg.VariationalBottleneck(4, 2), nn.Linear(2, 3))
-        >>> x = torch.zeros(5, 4)
-        >>> torch.equal(predict(net, x, draws=8, seed=0), predict(net, x, draws=8, seed=0))
-        True
+        >>> net = ibreg.inject(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), {"1": ibreg.VariationalBottleneck(8)})
+        >>> list(ibreg.bottlenecks(net))
+        ['1.bottleneck']
     """
-    if mean not in (None, "softmax", "output"):
-        raise ValueError(f"mean is 'softmax', 'output' or None, got {mean!r}")
-    if draws == 0:
-        with evaluating(model), torch.no_grad():
-            return network_to_run(model)(x)
-    with torch.no_grad():
-        outputs = draw(model, x, draws=draws, seed=seed)
-    if mean is None:
-        if outputs.dim() > 3:
-            raise ValueError(
-                f"the output has shape {tuple(outputs.shape[1:])}: say mean='softmax' (classes on axis 1) "
-                "or mean='output'"
-            )
-        mean = "softmax" if outputs.dim() == 3 and outputs.shape[2] > 1 else "output"
-    return (outputs.softmax(2) if mean == "softmax" else outputs).mean(0)
+    return {name: layer for layer, name in named_bottlenecks(unwrap(model)).items()}
 
 
-def draw(model: nn.Module, x: Tensor, *, draws: int, seed: int | None = None) -> Tensor:
-    """Returns the outputs of several drawn codes, everything else in evaluation mode: `(draws, batch, ...)`.
-
-    Args:
-        model: as for `predict`.
-        x: the model's input.
-        draws: how many, at least 1.
-        seed: makes them reproducible, and leaves the global generator alone.
-
-    What stands before the bottleneck runs once, unless the model does not run on a batch that grows inside it (a
-    bottleneck in a residual branch): then it runs as a whole for each draw.
-    """
-    if not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws is a whole number of at least 0, got {draws!r}")
-    network = network_to_run(model)
-    layers = named_bottlenecks(network)
-    if not any(layer.stochastic for layer in layers):
-        raise ValueError(f"draws={draws} needs a stochastic bottleneck, the model has none")
-    devices = {x.device} - {torch.device("cpu")}
-    with evaluating(model), torch.random.fork_rng(devices, enabled=seed is not None):
-        for layer in layers:
-            layer.training = layer.stochastic  # its noise alone: a dropout inside it stays off
-        if seed is not None:
-            torch.manual_seed(seed)
-        scope = Scope(inputs=x, draws=draws, names=layers)
-        try:
-            outputs = _unfold(_run(network, scope, x), draws, len(x))
-        except RuntimeError:
-            if draws == 1 or scope.repeats == 1:
-                raise
-            passes = (_run(network, Scope(inputs=x, names=layers), x) for _ in range(draws))
-            outputs = torch.stack(list(passes))
-    if not any(record.layer.stochastic for record in scope.records):
-        raise ValueError(f"draws={draws} needs a stochastic bottleneck that the model calls, none of them was")
-    return outputs
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model in evaluation mode, and every module back in the mode that it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def named_bottlenecks(model: nn.Module) -> dict[Bottleneck, str]:
+    """Returns the bottlenecks of a model with their dotted names, without the segments that wrappers insert."""
+    modules = model.named_modules()
+    return {module: name_without_wrappers(name) for name, module in modules if isinstance(module, Bottleneck)}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -281,7 +210,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     A module that holds a `Regularized` (a LightningModule, say) counts as a wrapper of it.
     """
-    return _without_wrappers(next((module for module in model.modules() if isinstance(module, Regularized)), model))
+    return without_wrappers(next((module for module in model.modules() if isinstance(module, Regularized)), model))
 
 
 def network_to_run(model: nn.Module) -> nn.Module:
@@ -291,7 +220,7 @@ def network_to_run(model: nn.Module) -> nn.Module:
         ValueError: a module with a forward of its own holds a `Regularized`, and what it does before and after (a
             normalisation, say) would be left out.
     """
-    network, outside = unwrap(model), _without_wrappers(model)
+    network, outside = unwrap(model), without_wrappers(model)
     forward = type(outside).forward
     # A LightningModule without a forward of its own has one that only refuses.
     if outside is not network and forward is not nn.Module.forward and not forward.__module__.startswith(LIGHTNING):
@@ -302,17 +231,27 @@ def network_to_run(model: nn.Module) -> nn.Module:
     return network
 
 
-def _without_wrappers(model: nn.Module) -> nn.Module:
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+# Wrappers that hold a model as their `module`, and the segments that others insert into dotted names.
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+INSERTED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # by compile, checkpointing, sharding
+
+
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """Returns the module inside wrappers that stand outermost."""
     while True:
         if isinstance(model, Regularized):
             model = model.model
-        elif isinstance(model, wrappers):
+        elif isinstance(model, WRAPPERS):
             model = model.module
         elif "_orig_mod" in model._modules:  # torch.compile; its class lives in a package that is slow to import
             model = model._orig_mod
         else:
             return model
+
+
+def name_without_wrappers(name: str) -> str:
+    """Returns a dotted name without the segments that `torch.compile`, checkpointing and sharding insert."""
+    return ".".join(segment for segment in name.split(".") if segment not in INSERTED)
 
 
 LIGHTNING = ("lightning.", "pytorch_lightning.")
@@ -333,31 +272,6 @@ def _collect(scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
     total = functools.reduce(operator.add, charges) if charges else next(iter(scope.names)).beta.new_zeros(())
     logs = {name: values[0] if len(values) == 1 else sum(values) / len(values) for name, values in calls.items()}
     return total, logs
-
-
-def _run(model: nn.Module, scope: Scope, *args, **kwargs) -> Any:
-    """Runs a model in a scope; an error behind several draws says what it may come from."""
-    with opened(scope):
-        if scope.draws == 1 or torch.compiler.is_compiling():
-            return model(*args, **kwargs)
-        try:
-            return model(*args, **kwargs)
-        except RuntimeError as error:
-            error.add_note(
-                f"The first stochastic bottleneck makes the batch {scope.draws} times as long (draws={scope.draws}): "
-                "it has to stand on the main path, not in a residual branch, and what follows has to take any batch"
-            )
-            raise
-
-
-def _unfold(output: Any, draws: int, batch: int) -> Any:
-    """Gives the tensors that grew with the batch a leading axis of draws; others (states, losses) stay as they are."""
-
-    def unfold(tensor: Tensor) -> Tensor:
-        grown = tensor.dim() > 0 and tensor.shape[0] == draws * batch
-        return tensor.unflatten(0, (draws, batch)) if grown else tensor
-
-    return tree_map_only(Tensor, unfold, output)
 
 
 def _scope_keywords(model: nn.Module) -> frozenset[str]:

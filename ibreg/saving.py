@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import ibreg
 from ibreg.hosts import CHILD
-from ibreg.layers.base import Bottleneck, without_wrappers
+from ibreg.layers.base import Bottleneck
 from ibreg.registry import build
-from ibreg.regularized import unwrap
-from ibreg.surgery.injection import bottlenecks, inject
+from ibreg.regularized import bottlenecks, name_without_wrappers, unwrap
+from ibreg.surgery.injection import inject
 
 METADATA = "ibreg"
 FORMAT = 1  # of the metadata; a file of another one is refused
@@ -133,7 +133,7 @@ def backbone_shapes(model: nn.Module) -> dict[str, list[int]]:
         {'0.weight': [8, 4], '0.bias': [8]}
     """
     added = tuple(f"{name}." for name in bottlenecks(model))
-    tensors = {without_wrappers(key): tensor for key, tensor in unwrap(model).state_dict().items()}
+    tensors = {name_without_wrappers(key): tensor for key, tensor in unwrap(model).state_dict().items()}
     return {
         key: list(tensor.shape)
         for key, tensor in tensors.items()

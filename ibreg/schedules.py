@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ibreg.distributed import mean_over_ranks
 from ibreg.layers.base import Bottleneck
-from ibreg.regularized import RegularizedOutput
-from ibreg.surgery.injection import bottlenecks
+from ibreg.regularized import RegularizedOutput, bottlenecks
 
 
 class Schedule:

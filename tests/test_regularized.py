@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import ibreg
 from ibreg import Bottleneck, Penalized, Regularized, RegularizedOutput, VariationalBottleneck, predict
 from ibreg.layers.scope import current_scope
-from ibreg.regularized import DrawnOutput, draw
+from ibreg.prediction import predict_samples
+from ibreg.regularized import DrawnOutput
 
 FEATURES, CLASSES, BATCH = 4, 3, 6
 
@@ -675,7 +676,7 @@ def test_predict_without_draws_is_the_network_in_evaluation(wrapped, training):
     x, _ = batch()
     measured = [predict(model, x), predict(model, x, draws=3)]
     with torch.no_grad():
-        measured.append(draw(model, x, draws=2))
+        measured.append(predict_samples(model, x, draws=2))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert not any(output.requires_grad for output in measured)
@@ -707,7 +708,7 @@ def test_predict_follows_its_seed_and_leaves_the_global_generator_alone():
 def test_predict_averages_probabilities_of_classes_and_outputs_of_one_column():
     x, _ = batch()
     net = mlp(VariationalBottleneck(5, start="identity"))
-    outputs = draw(net, x, draws=5, seed=3)
+    outputs = predict_samples(net, x, draws=5, seed=3)
     assert outputs.shape == (5, BATCH, CLASSES)
     probabilities = predict(net, x, draws=5, seed=3)
     torch.testing.assert_close(probabilities, outputs.softmax(-1).mean(0))
@@ -715,7 +716,7 @@ def test_predict_averages_probabilities_of_classes_and_outputs_of_one_column():
     torch.testing.assert_close(predict(net, x, draws=5, seed=3, mean="output"), outputs.mean(0))
 
     regression = mlp(VariationalBottleneck(5, start="identity"), out=1)
-    expected = draw(regression, x, draws=5, seed=3).mean(0)
+    expected = predict_samples(regression, x, draws=5, seed=3).mean(0)
     torch.testing.assert_close(predict(regression, x, draws=5, seed=3), expected)
     flat = nn.Sequential(regression, nn.Flatten(0))
     torch.testing.assert_close(predict(flat, x, draws=5, seed=3), expected.flatten())
@@ -736,14 +737,14 @@ def test_a_dropout_inside_a_drawing_bottleneck_stays_off():
             return x, x
 
     x, _ = batch()
-    assert torch.equal(draw(nn.Sequential(Noisy()), x, draws=2), torch.stack([x, x]))
+    assert torch.equal(predict_samples(nn.Sequential(Noisy()), x, draws=2), torch.stack([x, x]))
 
 
 def test_predict_draws_from_every_stochastic_bottleneck():
     net = mlp(VariationalBottleneck(5, start="identity"), VariationalBottleneck(5, start="identity"))
     x, _ = batch()
     net[2].encoder.bias.data[5:] = -100.0  # the first draws its mean: what varies is the second's noise
-    assert (draw(net, x, draws=3, seed=0).std(0) > 0).all()
+    assert (predict_samples(net, x, draws=3, seed=0).std(0) > 0).all()
 
 
 def test_predict_needs_no_targets():

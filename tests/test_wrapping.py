@@ -8,7 +8,7 @@ from torch import nn
 
 import ibreg
 from ibreg import Regularized, VariationalBottleneck, predict
-from ibreg.regularized import draw
+from ibreg.prediction import predict_samples
 from ibreg.schedules import PatienceGate, TargetRate
 
 
@@ -114,9 +114,9 @@ class Residual(nn.Module):
 def test_draws_of_a_bottleneck_in_a_residual_branch(batch):
     net, x = Residual(), torch.randn(batch, 4)
     nn.init.constant_(net.branch[1].encoder.bias.data[4:], 1.0)
-    outputs = draw(net, x, draws=2000, seed=0)
+    outputs = predict_samples(net, x, draws=2000, seed=0)
     assert outputs.shape == (2000, batch, 4)
-    assert torch.equal(outputs, draw(net, x, draws=2000, seed=0))
+    assert torch.equal(outputs, predict_samples(net, x, draws=2000, seed=0))
     torch.testing.assert_close(outputs.mean(0), net.eval()(x), atol=0.15, rtol=0)
     assert (outputs.std(0) > 0.5).all()
 

@@ -10,11 +10,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from ibreg.functional import gaussian_kl, gaussian_rate
-from ibreg.layers.base import named_bottlenecks
 from ibreg.layers.encoder import noise_scale
 from ibreg.layers.scope import Scope, opened
 from ibreg.layers.variational import Code
-from ibreg.regularized import draw, evaluating, network_to_run
+from ibreg.modes import evaluating
+from ibreg.prediction import predict_samples
+from ibreg.regularized import named_bottlenecks, network_to_run
 
 
 @torch.no_grad()
@@ -98,7 +99,7 @@ def _scores(model: nn.Module, x: Tensor, draws: int, seed: int) -> dict[str, Ten
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"outliers are scored by logits (samples, classes), the model returns {got}")
-    logits = draw(model, x, draws=draws, seed=seed) if draws else logits.unsqueeze(0)
+    logits = predict_samples(model, x, draws=draws, seed=seed) if draws else logits.unsqueeze(0)
     scores = {
         "maximum_softmax": 1 - logits.softmax(2).mean(0).amax(1),
         "energy": -logits.logsumexp(2).mean(0),

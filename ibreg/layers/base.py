@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from contextlib import nullcontext
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.layers.constraints import check_count, check_number
-from ibreg.layers.scope import Record, Scope, current_scope, inside_checkpoint, opened
-from ibreg.tracing import inside_transformation
+from ibreg.layers.scope import Record, Scope, current_scope, opened
+from ibreg.precision import full_precision, tree_at_least_float32
+from ibreg.tracing import assert_finite, can_assert, inside_checkpoint
 
 
 class BottleneckOutput(NamedTuple):
@@ -154,12 +154,8 @@ class Bottleneck(nn.Module):
             torch._assert_async(
                 ((scope.mask == 0) | (scope.mask == 1)).all(), "a mask is 1 where a position counts and 0 elsewhere"
             )
-        device = self.beta.device.type
-        with (
-            torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext(),
-            torch.set_grad_enabled(self.training and torch.is_grad_enabled()),
-        ):
-            penalty, logs = self.penalty(_in_float32(state), scope)
+        with full_precision(self.beta), torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            penalty, logs = self.penalty(tree_at_least_float32(state), scope)
         logs = {name: value.detach().float() for name, value in logs.items()}
         return (penalty.float() if self.training else self._nothing()), logs
 
@@ -276,98 +272,6 @@ class Bottleneck(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def named_bottlenecks(model: nn.Module) -> dict[Bottleneck, str]:
-    """Returns the bottlenecks of a model with their dotted names, those of wrappers inside the model left out."""
-    return {module: without_wrappers(name) for name, module in model.named_modules() if isinstance(module, Bottleneck)}
-
-
-def without_wrappers(name: str) -> str:
-    """Returns a dotted name without the segments that `torch.compile`, checkpointing and sharding put into it."""
-    wrappers = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-    return ".".join(part for part in name.split(".") if part not in wrappers)
-
-
 def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:
     """Returns a code that is contiguous where the input was, as a `view` behind the layer may count on it."""
     return z.contiguous() if x.is_contiguous() else z
-
-
-def can_assert(x: Tensor) -> bool:
-    """Whether the values of a tensor can be checked by `torch._assert_async`, an error without a graph break.
-
-    On CUDA a failed assertion would end the process: there a NaN shows in the logged penalty instead. Neither
-    torch.func's transformations nor exported programs know the operation.
-    """
-    return x.device.type == "cpu" and not torch.compiler.is_exporting() and not inside_transformation(x)
-
-
-def assert_finite(x: Tensor, message: str) -> None:
-    """Raises a RuntimeError where a tensor has NaN or infinite values, as far as that can be asserted."""
-    if can_assert(x):
-        total = at_least_float32(x.detach()).sum()
-        torch._assert_async(total * 0 == 0, message)
-
-
-def check_mask(mask: Tensor, positions: torch.Size) -> None:
-    """Raises a ValueError where a mask has not the shape of a bottleneck's samples and positions."""
-    if mask.shape != positions:
-        raise ValueError(
-            f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(positions)}"
-        )
-
-
-def mean_over_positions(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Returns the mean over tokens or positions, padding left out; of a sample that is all padding, 0.
-
-    Args:
-        features: `(batch, *positions, features)`.
-        mask: `(batch, *positions)`, True or 1 where a position counts.
-
-    Raises:
-        ValueError: a mask whose shape is not that of the positions.
-    """
-    if mask is None:
-        return features.flatten(1, -2).mean(1)
-    check_mask(mask, features.shape[:-1])
-    kept = mask.bool().unsqueeze(-1)
-    return torch.where(kept, features, 0).flatten(1, -2).sum(1) / kept.flatten(1, -2).sum(1).clamp(min=1)
-
-
-def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-    """Returns the mean over samples of the sum over positions.
-
-    Args:
-        values: `(batch, *positions)`.
-        mask: `(batch, *positions)`, True or 1 where a position counts (not padding). Ignored where there are no
-            positions.
-        valid: `(batch,)` or `(batch, *positions)`, False where a sample or a position has no target. Samples without
-            any are left out of the mean.
-
-    Raises:
-        ValueError: a mask whose shape is not that of the positions.
-    """
-    if mask is not None and values.dim() > 1:
-        check_mask(mask, values.shape)
-        values = torch.where(mask.bool(), values, 0)
-    samples = values.shape[0]
-    if valid is not None:
-        values = torch.where(valid.reshape(valid.shape + (1,) * (values.dim() - valid.dim())), values, 0)
-        samples = valid.reshape(valid.shape[0], -1).any(1).sum().clamp(min=1)
-    return values.sum() / (samples if isinstance(samples, Tensor) else max(samples, 1))
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Returns a half-precision tensor as float32, others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _in_float32(state: Any) -> Any:
-    """Returns a state with its half-precision tensors as float32; five times as fast as torch's tree_map."""
-    if isinstance(state, Tensor):
-        return at_least_float32(state)
-    if isinstance(state, dict):
-        return {key: _in_float32(value) for key, value in state.items()}
-    if isinstance(state, tuple):
-        values = map(_in_float32, state)
-        return type(state)(*values) if hasattr(state, "_fields") else tuple(values)
-    return state

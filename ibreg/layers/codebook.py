@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.functional.lookup.nearest import nearest
-from ibreg.layers.base import Bottleneck, at_least_float32, batch_mean
+from ibreg.layers.base import Bottleneck
 from ibreg.layers.constraints import check_count
 from ibreg.layers.intervention import intervention_on
-from ibreg.layers.scope import Scope, inside_checkpoint
+from ibreg.layers.positions import batch_mean
+from ibreg.layers.scope import Scope
+from ibreg.precision import at_least_float32
 from ibreg.registry import register
+from ibreg.tracing import inside_checkpoint
 
 
 class CodeIntervention(NamedTuple):

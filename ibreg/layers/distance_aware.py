@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.distributed import over_ranks
-from ibreg.functional.lookup.nearest import full_precision
-from ibreg.layers.base import Bottleneck, batch_mean
+from ibreg.layers.base import Bottleneck
 from ibreg.layers.constraints import check_count, check_number
 from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
-from ibreg.layers.key_value.codebooks import WideBuffers
+from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
+from ibreg.precision import WideBuffers, full_precision, promoted_dtype
 from ibreg.registry import register
 from ibreg.tracing import inside_transformation
 
@@ -64,7 +64,7 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         \pi(j|x) \propto \pi_j \exp(-\tau \, KL(p(z|x) \| q_j))
 
     in nats per sample. u(x) is also the uncertainty: far from all that the codebook was trained on it is large, and one
-    forward pass in evaluation tells it (`ibreg.prediction`). No gradient goes through the responsibilities. The
+    forward pass in evaluation tells it (`ibreg.uncertainty`). No gradient goes through the responsibilities. The
     centroids' means are parameters (`centroids`; give them a learning rate of their own as an optimizer's group, 10 to
     100 times that of the model); variances and weights are moving averages over training batches, moved where the
     penalty is computed.
@@ -141,7 +141,7 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
             self.in_features, self.out_features, self.start, noise=True, device=device, dtype=dtype
         )
         shape = (self.gaussians, self.out_features)
-        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        wide = promoted_dtype(dtype)
         self.centroids = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.register_buffer("variances", torch.empty(shape, device=device, dtype=wide))
         self.register_buffer("weights", torch.empty(shape[:1], device=device, dtype=wide))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.layers.base import at_least_float32
 from ibreg.layers.constraints import check_choice, check_count
+from ibreg.precision import at_least_float32
 
 STARTS = ("default", "identity")
 

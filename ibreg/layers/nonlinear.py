@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from ibreg.distributed import over_ranks
 from ibreg.functional.kernel.pairwise_rate import nonlinear_rate
 from ibreg.functional.lagrangian import LAGRANGIANS
-from ibreg.layers.base import Bottleneck, can_assert, check_mask
+from ibreg.layers.base import Bottleneck
 from ibreg.layers.constraints import check_choice, check_count, check_number, check_switch
 from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, reset_encoder
+from ibreg.layers.positions import check_mask
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
+from ibreg.tracing import can_assert
 
 # The share of log N beyond which a rate counts as saturated: its gradient is as good as gone.
 SATURATED = 0.98

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ibreg.layers.base import Bottleneck, check_mask
+from ibreg.layers.base import Bottleneck
 from ibreg.layers.constraints import check_choice
+from ibreg.layers.positions import check_mask
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 

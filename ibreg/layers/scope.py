@@ -5,15 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from einops import repeat
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-if TYPE_CHECKING:
-    from ibreg.layers.base import Bottleneck
+from ibreg.tracing import inside_checkpoint
 
 Made = TypeVar("Made")
 
@@ -23,7 +22,7 @@ _open = threading.local()
 class Record(NamedTuple):
     """One call of a bottleneck inside a scope."""
 
-    layer: Bottleneck
+    layer: nn.Module
     state: Any
     repeats: int
 
@@ -51,11 +50,11 @@ class Scope:
         self.shared: dict[Hashable, Any] = {}
         self.grad_enabled = torch.is_grad_enabled()
 
-    def name_of(self, layer: Bottleneck) -> str:
+    def name_of(self, layer: nn.Module) -> str:
         """Returns the layer's dotted name in the model, or its class where it stands alone."""
         return self.names.get(layer) or type(layer).__name__
 
-    def claim_draws(self, layer: Bottleneck) -> int:
+    def claim_draws(self, layer: nn.Module) -> int:
         """Returns how many codes a stochastic layer has to draw: `draws` for the first of a pass, 1 for the others."""
         if self.draws == 1 or self.repeats > 1:
             return 1
@@ -118,9 +117,26 @@ def current_scope() -> Scope | None:
     return scopes[-1] if scopes else None
 
 
-def inside_checkpoint() -> bool:
-    """Whether this code runs in the forward of a non-reentrant activation checkpoint."""
-    if torch.compiler.is_compiling():  # a compiled checkpoint recomputes the graph that was traced, scope included
-        return False
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", "")
+def run(model: nn.Module, scope: Scope, *args, **kwargs) -> Any:
+    """Runs a model in a scope; an error behind several draws says what it may come from."""
+    with opened(scope):
+        if scope.draws == 1 or torch.compiler.is_compiling():
+            return model(*args, **kwargs)
+        try:
+            return model(*args, **kwargs)
+        except RuntimeError as error:
+            error.add_note(
+                f"The first stochastic bottleneck makes the batch {scope.draws} times as long (draws={scope.draws}): "
+                "it has to stand on the main path, not in a residual branch, and what follows has to take any batch"
+            )
+            raise
+
+
+def unfold(output: Any, draws: int, batch: int) -> Any:
+    """Gives the tensors that grew with the batch a leading axis of draws; others (states, losses) stay as they are."""
+
+    def unfolded(tensor: Tensor) -> Tensor:
+        grown = tensor.dim() > 0 and tensor.shape[0] == draws * batch
+        return tensor.unflatten(0, (draws, batch)) if grown else tensor
+
+    return tree_map_only(Tensor, unfolded, output)

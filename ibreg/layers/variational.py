@@ -20,11 +20,13 @@ from ibreg.functional.gaussian import (
     gaussian_rate,
 )
 from ibreg.functional.lagrangian import LAGRANGIANS
-from ibreg.layers.base import Bottleneck, batch_mean, can_assert
+from ibreg.layers.base import Bottleneck
 from ibreg.layers.constraints import check_choice, check_count, check_number
 from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
+from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
+from ibreg.tracing import can_assert
 
 # A unit is active when its mean varies over the data by more than this variance (Burda et al. 2016, arXiv 1509.00519).
 ACTIVE_VARIANCE = 1e-2

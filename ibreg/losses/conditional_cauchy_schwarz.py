@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ibreg.functional.kernel.bandwidths import Bandwidth, bandwidth_of
 from ibreg.functional.kernel.divergence import MODES, conditional_cs_divergence
 from ibreg.functional.kernel.rows import as_rows
-from ibreg.layers.base import can_assert
 from ibreg.layers.constraints import check_choice, check_count, check_number, check_switch
+from ibreg.tracing import can_assert
 
 
 class ConditionalCauchySchwarz(nn.Module):

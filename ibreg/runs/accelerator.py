@@ -19,7 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, Subset
 
-from ibreg.regularized import Regularized, RegularizedOutput, draw, evaluating
+from ibreg.modes import evaluating
+from ibreg.prediction import predict_samples
+from ibreg.regularized import Regularized, RegularizedOutput
 from ibreg.runs.data.classification import loader
 from ibreg.runs.methods import is_stochastic
 
@@ -142,7 +144,7 @@ def evaluate(
             rates = [value for name, value in output.logs.items() if name.endswith("/rate")] if regularized else []
             rate = sum(rates) if rates else torch.full((), torch.nan, device=x.device)
             mean = (output.output if regularized else output).unsqueeze(0)
-            outputs = draw(model, x, draws=draws, seed=seed + batch) if drawn else mean
+            outputs = predict_samples(model, x, draws=draws, seed=seed + batch) if drawn else mean
             kept.append((*per_sample(outputs, y), rate.expand(len(y))))
     gathered = [accelerator.gather(torch.cat(part)) for part in zip(*kept, strict=True)]
     # Gathered rank by rank; row i of rank r is sample i * ranks + r.

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from ibreg import schedules
 from ibreg.hosts import CHILD
 from ibreg.layers import Bottleneck
-from ibreg.regularized import Regularized, predict
+from ibreg.prediction import predict
+from ibreg.regularized import Regularized, bottlenecks
 from ibreg.runs.config.composition import build_bottleneck
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.trials import CONTROLS, Trial
-from ibreg.surgery.injection import bottlenecks, inject
+from ibreg.surgery.injection import inject
 
 
 class Dropout(Bottleneck):

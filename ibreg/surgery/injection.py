@@ -27,8 +27,8 @@ from ibreg.hosts import (
     refusal_of,
     runs_its_children,
 )
-from ibreg.layers.base import Bottleneck, named_bottlenecks
-from ibreg.regularized import Regularized, unwrap
+from ibreg.layers.base import Bottleneck
+from ibreg.regularized import Regularized, bottlenecks, unwrap
 
 Layer = Bottleneck | Callable[[str, nn.Module], Bottleneck]
 
@@ -170,20 +170,6 @@ def eject(model: nn.Module) -> nn.Module:
         getattr(host, CHILD)._injected = False
         delattr(host, CHILD)
     return model
-
-
-def bottlenecks(model: nn.Module) -> dict[str, Bottleneck]:
-    """Returns the bottlenecks of a model by dotted name.
-
-    Names are relative to the model inside `Regularized`, DDP or `torch.compile`.
-
-    Example:
-        >>> import ibreg
-        >>> net = ibreg.inject(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), {"1": ibreg.VariationalBottleneck(8)})
-        >>> list(ibreg.bottlenecks(net))
-        ['1.bottleneck']
-    """
-    return {name: layer for layer, name in named_bottlenecks(unwrap(model)).items()}
 
 
 def _through_bottleneck(host: nn.Module, args: tuple, output: Any) -> Any:

@@ -15,8 +15,8 @@ from ibreg.distributed import over_ranks, several_ranks
 from ibreg.layers.constraints import check_choice
 from ibreg.layers.key_value.key_value import KeyValueBottleneck
 from ibreg.layers.scope import Scope, opened
-from ibreg.regularized import evaluating, unwrap
-from ibreg.surgery.injection import bottlenecks
+from ibreg.modes import evaluating
+from ibreg.regularized import bottlenecks, unwrap
 
 
 class Unlearned(NamedTuple):

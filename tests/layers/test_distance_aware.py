@@ -37,10 +37,10 @@ def test_uncertainty_from_the_formula(temperature):
     out = layer.measure(x)
     torch.testing.assert_close(out.logs["uncertainty"], expected.mean().float())
     torch.testing.assert_close(out.z, layer.encoder(x)[:, :CODE])
-    output, score = ibreg.prediction(Regularized(nn.Sequential(layer)), x)
+    output, score = ibreg.uncertainty(Regularized(nn.Sequential(layer)), x)
     torch.testing.assert_close(score, expected)
     assert torch.equal(output, out.z)
-    tokens = ibreg.prediction(layer, x.reshape(1, 7, FEATURES)).uncertainty
+    tokens = ibreg.uncertainty(layer, x.reshape(1, 7, FEATURES)).uncertainty
     torch.testing.assert_close(tokens, expected.sum(0, keepdim=True))
 
 
@@ -126,8 +126,8 @@ def test_far_samples_are_the_uncertain_ones():
         criterion(model(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
-    near = ibreg.prediction(net, x)
-    far = ibreg.prediction(net, x.roll(3, 1) * 3)
+    near = ibreg.uncertainty(net, x)
+    far = ibreg.uncertainty(net, x.roll(3, 1) * 3)
     assert (near.output.argmax(1) == y).float().mean() > 0.95
     assert (far.uncertainty.unsqueeze(1) > near.uncertainty).float().mean() > 0.9  # the area under the ROC curve
 
@@ -140,4 +140,4 @@ def test_refusals():
     with pytest.raises(ValueError, match="uniform_steps is the number of first batches"):
         DistanceAwareBottleneck(4, uniform_steps=-1)
     with pytest.raises(ValueError, match="no distance-aware bottleneck was called"):
-        ibreg.prediction(nn.Linear(2, 2), torch.zeros(3, 2))
+        ibreg.uncertainty(nn.Linear(2, 2), torch.zeros(3, 2))

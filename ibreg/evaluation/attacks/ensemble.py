@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ibreg.evaluation.attacks.ball import Ball, per_sample
 from ibreg.evaluation.attacks.gradient import undisturbed
 from ibreg.evaluation.attacks.objective import Objective, Worst, check_targets
-from ibreg.regularized import draw
+from ibreg.prediction import predict_samples
 
 STANDARD = ("apgd_ce", "apgd_targeted", "fab_targeted", "square")
 
@@ -188,7 +188,7 @@ class _OnUnitBox(nn.Module):
         if self.expectation == 0:
             logits = self.network(x).float()
         else:
-            each = draw(self.network, x, draws=self.expectation).float().log_softmax(2)
+            each = predict_samples(self.network, x, draws=self.expectation).float().log_softmax(2)
             logits = each.logsumexp(0) - math.log(self.expectation)
         # A gradient of 0 where the path from the input is cut, which these attacks take for an error.
         return logits + 0 * x.float().flatten(1).sum(1, keepdim=True)

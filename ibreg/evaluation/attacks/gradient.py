@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ibreg.evaluation.attacks.ball import Ball, per_sample
 from ibreg.evaluation.attacks.objective import Loss, Objective, Worst, check_targets
-from ibreg.regularized import evaluating
+from ibreg.modes import evaluating
 
 
 def pgd(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.evaluation.attacks.ball import per_sample
-from ibreg.layers.base import named_bottlenecks
-from ibreg.regularized import draw, network_to_run
+from ibreg.prediction import predict_samples
+from ibreg.regularized import named_bottlenecks, network_to_run
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -104,7 +104,7 @@ class Objective:
         if self.expectation == 0:
             outputs = [self._checked(self.network(x))]
         else:
-            outputs = list(self._checked(draw(self.network, x, draws=self.expectation, seed=noise_seed)))
+            outputs = list(self._checked(predict_samples(self.network, x, draws=self.expectation, seed=noise_seed)))
         losses = torch.stack([self._losses(output, target) for output in outputs]).mean(0)
         return Judgement(-losses if self.targeted else losses, self._fooled(outputs, target))
 

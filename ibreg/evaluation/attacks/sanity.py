@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.evaluation.attacks.gradient import pgd, uniform_noise
-from ibreg.regularized import predict
+from ibreg.prediction import predict
 
 NEAR_ZERO = 0.01  # an accuracy that is about 0: it leaves room for samples on which an honest search gets stuck
 

@@ -29,7 +29,8 @@ def calibration_metrics(
     Returns:
         ``ece`` (a fraction), ``nll`` (nats per sample) and ``brier`` (in [0, 2]), see
         :func:`ibreg.evaluation.classification.metrics.classification_metrics`; ``accuracy_at_80`` and so on,
-        fractions; ``aurc``, the area under the risk over the coverage (Geifman and El-Yaniv 2017, arXiv 1705.08500), 0 at best.
+        fractions; ``aurc``, the area under the risk over the coverage (Geifman and El-Yaniv 2017,
+        arXiv 1705.08500), 0 at best.
 
     Raises:
         ValueError: If predictions are wrong, or a coverage is not above 0 and at most 1.

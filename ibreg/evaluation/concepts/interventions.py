@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ibreg.layers.base import named_bottlenecks
 from ibreg.layers.concept.base import ConceptIntervention, ConceptLayer
 from ibreg.layers.concept.specification import Concepts
 from ibreg.layers.intervention import intervening
 from ibreg.layers.scope import Scope, opened
-from ibreg.regularized import evaluating, network_to_run, unwrap
+from ibreg.modes import captured, evaluating
+from ibreg.regularized import named_bottlenecks, network_to_run, unwrap
 
 SPACES = ("probability", "logit", "percentile")
 FALSE_PERCENTILE, TRUE_PERCENTILE = 5.0, 95.0
@@ -180,8 +180,6 @@ def find_concepts(
     """
     layer, network = concept_layer(model), network_to_run(model)
     names, parts = named_bottlenecks(network), []
-    seen: list[Tensor] = []
-    hook = layer.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     if mask is not None:
         check_mask_of_concepts(mask, len(layer.concepts), names[layer])
         if labels is None or not len(x) == len(mask) == len(labels):
@@ -191,25 +189,20 @@ def find_concepts(
         _check_groups(mask, layer.concepts)
         mask = mask & ~labels.isnan()
         values, space = as_corrections(layer, labels, training_logits)
-    try:
-        with evaluating(model):
-            for rows in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
-                scope = Scope(inputs=x[rows], names=names)
-                with ExitStack() as stack:
-                    stack.enter_context(opened(scope))
-                    if mask is not None:
-                        # Checked above, once for all rows.
-                        correction = ConceptIntervention(mask[rows], values[rows], space)
-                        stack.enter_context(intervening({layer: correction}))
-                    output = network(x[rows])
-                states = [record.state for record in scope.records if record.layer is layer]
-                if len(states) != 1:
-                    raise ValueError(
-                        f"bottleneck {names[layer]} ran {len(states)} times in one pass: it has to run once"
-                    )
-                parts.append((output, states[0].logits, states[0].values, seen.pop()))
-    finally:
-        hook.remove()
+    with evaluating(model), captured(layer.decoder) as decoded:
+        for rows in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
+            scope = Scope(inputs=x[rows], names=names)
+            with ExitStack() as stack:
+                stack.enter_context(opened(scope))
+                if mask is not None:
+                    # Checked above, once for all rows.
+                    correction = ConceptIntervention(mask[rows], values[rows], space)
+                    stack.enter_context(intervening({layer: correction}))
+                output = network(x[rows])
+            states = [record.state for record in scope.records if record.layer is layer]
+            if len(states) != 1:
+                raise ValueError(f"bottleneck {names[layer]} ran {len(states)} times in one pass: it has to run once")
+            parts.append((output, states[0].logits, states[0].values, decoded.pop()))
     output, logits, values, codes = (torch.cat(part) for part in zip(*parts, strict=True))
     labelled = codes.shape[1] - getattr(layer, "residual", 0)
     return Findings(output, logits, values, codes[:, :labelled].unflatten(1, (len(layer.concepts), -1)))

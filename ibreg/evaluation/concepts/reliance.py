@@ -27,7 +27,8 @@ from ibreg.evaluation.concepts.interventions import (
     wrong_labels,
 )
 from ibreg.evaluation.concepts.probes import probe
-from ibreg.regularized import evaluating, network_to_run
+from ibreg.modes import evaluating
+from ibreg.regularized import network_to_run
 
 
 def concept_reliance(

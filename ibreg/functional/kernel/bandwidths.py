@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ibreg.functional.kernel.rows import as_rows, minus_squared_distances, origin_of, wide_dtype
+from ibreg.functional.kernel.rows import as_rows, minus_squared_distances, origin_of
+from ibreg.precision import wide_dtype
 
 Bandwidth = float | tuple[str, float] | str
 """A length, `("rms", s)`, `("dimension", s)` or `"median"`: see `bandwidth_of`."""

@@ -6,15 +6,13 @@ which inverts the Gram matrices.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from ibreg.functional.kernel.bandwidths import Bandwidth
 from ibreg.functional.kernel.kernels import kernel_named
 from ibreg.functional.kernel.pairs import TILE, Gram, Walk, gram, pair_sums
-from ibreg.functional.kernel.rows import wide_dtype
+from ibreg.precision import promoted_dtype, wide_dtype
 
 ESTIMATORS = {"biased": 2, "unbiased": 4, "cka": 2, "normalized": 2, "debiased": 2}
 """The estimators of `hsic`, and the least number of samples that each takes."""
@@ -339,5 +337,4 @@ def _check_samples(of_x: int, of_y: int, estimator: str) -> None:
 
 def _dtype(*variables: Tensor) -> torch.dtype:
     """Returns the dtype of a result: that of the variables which are not labels, and float32 at least."""
-    dtypes = [variable.dtype for variable in variables if variable.is_floating_point()] or [torch.get_default_dtype()]
-    return functools.reduce(torch.promote_types, dtypes, torch.float32)
+    return promoted_dtype(*([variable.dtype for variable in variables if variable.is_floating_point()] or [None]))

@@ -13,7 +13,8 @@ from torch import Tensor
 from ibreg.distributed import all_rows
 from ibreg.functional.kernel.bandwidths import MEDIAN_ROWS, Bandwidth, bandwidth_of
 from ibreg.functional.kernel.log_sums import log_gaussian_sums
-from ibreg.functional.kernel.rows import as_rows, check_block_size, wide_dtype
+from ibreg.functional.kernel.rows import as_rows, check_block_size
+from ibreg.precision import wide_dtype
 
 # Powers of r_j and r_i in the weights r_j^a K_ji r_i^b, where r_j is one over the row sum of K.
 WEIGHTINGS: dict[str, tuple[float, float]] = {

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ibreg.functional.kernel.rows import check_block_size, origin_of, wide_dtype
+from ibreg.functional.kernel.rows import check_block_size, origin_of
+from ibreg.precision import wide_dtype
 
 # Pairs and rows in a block where the caller names no block size: more pairs leave the cache, and with fewer rows each
 # block spends its time on the gradient of the columns.

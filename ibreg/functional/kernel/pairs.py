@@ -21,7 +21,8 @@ from torch import Tensor
 from ibreg.distributed import gather_rows, over_ranks
 from ibreg.functional.kernel.bandwidths import Bandwidth
 from ibreg.functional.kernel.kernels import Kernel, diagonal_of, kernel_named
-from ibreg.functional.kernel.rows import check_block_size, wide_dtype
+from ibreg.functional.kernel.rows import check_block_size
+from ibreg.precision import wide_dtype
 
 TILE = 512  # rows and columns of a tile: a few of them stay in a core's cache
 KEPT = 2048  # up to so many samples the tiles are kept from pass to pass: 8 MB a variable

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ibreg.distributed import gather_rows, over_ranks, several_ranks
 from ibreg.functional.kernel.log_sums import log_gaussian_sums
-from ibreg.functional.kernel.rows import as_rows, wide_dtype
+from ibreg.functional.kernel.rows import as_rows
+from ibreg.precision import wide_dtype
 
 
 def nonlinear_rate(

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibreg.precision import at_least_float32
+
 
 def as_rows(x: Tensor, name: str = "x") -> Tensor:
     """Returns a batch as `(batch, dim)`, half precision turned to float32.
@@ -25,7 +27,7 @@ def as_rows(x: Tensor, name: str = "x") -> Tensor:
         raise ValueError(f"{name} has to be floating point, got {x.dtype}: labels go with the delta kernel, or one-hot")
     if x.dim() == 0:
         raise ValueError(f"{name} is a batch, (batch, ...), got a 0-dim tensor")
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    x = at_least_float32(x)
     return x.unsqueeze(-1) if x.dim() == 1 else x.flatten(1)
 
 
@@ -67,11 +69,6 @@ def check_block_size(block_size: Any) -> None:
     """Raises a ValueError for what is neither None nor a whole number of at least 1."""
     if block_size is not None and (type(block_size) is not int or block_size < 1):
         raise ValueError(f"block_size is a number of rows, at least 1, or None, got {block_size!r}")
-
-
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """Returns what totals are kept in: float64, or float32 where the device has none."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def origin_of(x: Tensor) -> Tensor:

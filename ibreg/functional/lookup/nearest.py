@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ibreg.precision import full_precision, promoted_dtype
 from ibreg.tracing import inside_transformation
 
 KEYS_AT_ONCE = 4096
@@ -163,14 +163,8 @@ def scores_of(queries: Tensor, keys: Tensor, squares: Tensor) -> Tensor:
 
 def promoted(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Returns both in the wider of their dtypes, at least float32."""
-    dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
+    dtype = promoted_dtype(queries.dtype, keys.dtype)
     return queries.to(dtype), keys.to(dtype)
-
-
-def full_precision(tensor: Tensor):
-    """Returns a block without autocast, whose half-precision products would find other keys."""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _check(queries: Tensor, keys: Tensor, top_k: int, usable: Tensor | None) -> None:

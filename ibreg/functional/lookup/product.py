@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ibreg.functional.lookup.nearest import (
     TILE,
-    full_precision,
     in_parts,
     merged,
     nearest,
@@ -20,6 +19,7 @@ from ibreg.functional.lookup.nearest import (
     squared_distances_to,
     squared_lengths,
 )
+from ibreg.precision import full_precision
 
 WIDTH = 4  # how many of the nearest sub-keys are looked at first, where some pairs are not usable
 PAIRS_AT_ONCE = 1024

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ibreg.layers.base import Bottleneck, assert_finite, batch_mean, can_assert, mean_over_positions
+from ibreg.layers.base import Bottleneck
 from ibreg.layers.concept.head import build_head, check_head
 from ibreg.layers.concept.specification import Concepts, Description
 from ibreg.layers.constraints import check_choice, check_number
 from ibreg.layers.intervention import intervention_on
+from ibreg.layers.positions import batch_mean, mean_over_positions
 from ibreg.layers.scope import Scope
+from ibreg.tracing import assert_finite, can_assert
 
 SPACES = ("probability", "logit")
 CODES = ("probability", "hard", "logit")

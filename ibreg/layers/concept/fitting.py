@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.layers.concept.post_hoc_concept import PostHocConceptBottleneck
-from ibreg.regularized import evaluating, unwrap
+from ibreg.modes import captured, evaluating
 
 METHODS = ("svm", "mean_difference")
 ROWS_AT_ONCE = 1000
@@ -31,17 +31,15 @@ def pooled_features(model: nn.Module, layer: PostHocConceptBottleneck, x: Tensor
     Raises:
         ValueError: the model does not call the layer.
     """
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(module.pooled(inputs[0], None)))
-    try:
-        with evaluating(model):
-            for rows in x.split(ROWS_AT_ONCE):
-                unwrap(model)(rows)
-    finally:
-        hook.remove()
-    if sum(len(rows) for rows in seen) != len(x):
+    pooled: list[Tensor] = []
+    with captured(layer) as calls, evaluating(model):
+        for rows in x.split(ROWS_AT_ONCE):
+            model(rows)
+            pooled += [layer.pooled(features, None) for features in calls]
+            calls.clear()
+    if sum(len(rows) for rows in pooled) != len(x):
         raise ValueError(f"the model calls {layer!r} not once for each input: is it part of this model?")
-    return torch.cat(seen)
+    return torch.cat(pooled)
 
 
 def fit_concept_vectors(

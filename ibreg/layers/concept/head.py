@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.functional.elastic_net import elastic_net
-from ibreg.layers.base import at_least_float32
 from ibreg.layers.constraints import check_choice, check_count, check_number
+from ibreg.precision import at_least_float32
 
 HEADS = ("identity", "linear", "mlp")
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.functional.gaussian import gaussian_rate
-from ibreg.layers.base import batch_mean
 from ibreg.layers.concept.base import ConceptLayer
 from ibreg.layers.concept.specification import Description
 from ibreg.layers.constraints import check_count, check_number
 from ibreg.layers.encoder import build_encoder, noise_scale, reset_encoder
+from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 

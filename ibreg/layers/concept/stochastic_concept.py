@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.functional.conditioning import condition_gaussian, conditional_gain, move_by_gain
-from ibreg.layers.base import at_least_float32, batch_mean
 from ibreg.layers.concept.base import CODES, ConceptIntervention, ConceptLayer
 from ibreg.layers.concept.specification import Description
 from ibreg.layers.constraints import check_choice, check_count, check_number
+from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
+from ibreg.precision import at_least_float32
 from ibreg.registry import register
 
 COVARIANCES = ("amortized", "global")

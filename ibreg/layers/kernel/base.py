@@ -16,9 +16,11 @@ from torch import Tensor
 from ibreg.distributed import over_ranks
 from ibreg.functional.kernel.bandwidths import Bandwidth, bandwidth_of
 from ibreg.functional.kernel.pairs import Gram, gram
-from ibreg.layers.base import Bottleneck, assert_finite, can_assert, check_mask, mean_over_positions
+from ibreg.layers.base import Bottleneck
 from ibreg.layers.constraints import check_choice, check_count, check_switch
+from ibreg.layers.positions import check_mask, mean_over_positions
 from ibreg.layers.scope import Scope
+from ibreg.tracing import assert_finite, can_assert
 
 POSITIONS = ("flatten", "mean")
 LEAST_SIMILAR = 1e-5  # below, or this close to 1, the mean kernel of two samples says nothing any more

@@ -12,11 +12,11 @@ from ibreg.functional.kernel.bandwidths import Bandwidth
 from ibreg.functional.kernel.dependence import ESTIMATORS, hsic, normalized_factor, normalized_hsic
 from ibreg.functional.kernel.kernels import KERNELS
 from ibreg.functional.kernel.pairs import gram
-from ibreg.layers.base import assert_finite, can_assert
 from ibreg.layers.constraints import check_choice, check_number, check_switch
 from ibreg.layers.kernel.base import KernelBottleneck, checked_bandwidth
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
+from ibreg.tracing import assert_finite, can_assert
 
 INVERTING = ("normalized", "debiased")  # the estimators that invert whole Gram matrices
 

@@ -9,26 +9,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ibreg.distributed import over_ranks
 from ibreg.functional.lookup.nearest import nearest, squared_distances_to
 from ibreg.functional.lookup.product import product_nearest
+from ibreg.precision import WideBuffers, promoted_dtype
 
 DECAY = 0.95
 SMOOTHING = 1e-5
-
-
-class WideBuffers(nn.Module):
-    """Base of modules whose floating-point buffers stay at least float32 when the model becomes half precision."""
-
-    def _apply(self, fn, recurse=True):
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            if self._buffers[name].dtype in (torch.float16, torch.bfloat16):
-                self._buffers[name] = buffer.to(self._buffers[name].device)
-        return self
 
 
 class MovingCodebooks(WideBuffers):
@@ -60,7 +49,7 @@ class MovingCodebooks(WideBuffers):
 
     def __init__(self, codebooks: int, pairs: int, features: int, *, halves: int = 1, device=None, dtype=None):
         super().__init__()
-        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        dtype = promoted_dtype(dtype)
         self.halves = halves
         self.size = math.isqrt(pairs) if halves == 2 else pairs
         shape = (codebooks * halves, self.size, features // halves)
@@ -161,8 +150,3 @@ class MovingCodebooks(WideBuffers):
         if self.keys.dtype != dtype:
             self.keys.copy_(self.sums / self.counts.unsqueeze(-1))
         return self
-
-
-def known_false(flag: Tensor) -> bool:
-    """Whether a flag is false, where that can be read without waiting for a device or breaking a graph."""
-    return flag.device.type == "cpu" and not torch.compiler.is_compiling() and not flag

@@ -17,6 +17,7 @@ from ibreg.distributed import gather_rows, over_ranks, several_ranks
 from ibreg.functional.lookup.nearest import picked
 from ibreg.layers.constraints import check_choice, check_count
 from ibreg.layers.key_value.codebooks import MovingCodebooks
+from ibreg.modes import captured, evaluating
 
 SAMPLES_AT_ONCE = 256  # where the data are one tensor
 DEAD = 0.1  # a key with less than this part of its share of a batch is put elsewhere
@@ -110,24 +111,17 @@ class Readings:
         return self.layer.features_last(x).flatten(0, -2)
 
     def _inputs(self, x: Tensor) -> list[Tensor]:
-        """Returns what the layer gets in each of its calls, when the model runs on x in evaluation mode."""
-        seen: list[Tensor] = []
-
-        def look(layer: nn.Module, args: tuple) -> Tensor:
-            seen.append(args[0])
-            return args[0].nan_to_num(0, 0, 0)  # the pass goes on where a layer would refuse the input
-
-        handle = self.layer.register_forward_pre_hook(look)
-        modes = {module: module.training for module in self.model.modules()}
-        try:
-            self.model.eval()(x)
-        finally:
-            handle.remove()
-            for module, mode in modes.items():
-                module.training = mode
-        if not seen:
+        """Returns the inputs of the layer's calls, when the model runs on x in evaluation mode."""
+        # After `captured`: the pass goes on where a layer would refuse the input.
+        with captured(self.layer) as inputs, evaluating(self.model):
+            finite = self.layer.register_forward_pre_hook(lambda layer, args: args[0].nan_to_num(0, 0, 0))
+            try:
+                self.model(x)
+            finally:
+                finite.remove()
+        if not inputs:
             raise ValueError("the model did not call this layer: pass the model that holds it")
-        return seen
+        return inputs
 
 
 class Sample(NamedTuple):

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.distributed import over_ranks
-from ibreg.layers.base import Bottleneck, at_least_float32, batch_mean
+from ibreg.layers.base import Bottleneck
 from ibreg.layers.constraints import check_choice, check_count, check_switch
-from ibreg.layers.key_value.codebooks import MovingCodebooks, known_false
+from ibreg.layers.key_value.codebooks import MovingCodebooks
 from ibreg.layers.key_value.fitting import KeyStart, fit_keys
 from ibreg.layers.key_value.splitters import SPLITTERS
+from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
+from ibreg.precision import at_least_float32
 from ibreg.registry import register
-from ibreg.tracing import inside_transformation
+from ibreg.tracing import inside_transformation, known_false
 
 DECODERS = ("mean", "linear")
 SEARCHES = ("exact", "product")

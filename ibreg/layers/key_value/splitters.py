@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ibreg.layers.key_value.codebooks import WideBuffers
+from ibreg.precision import WideBuffers, promoted_dtype
 
 KEY_FEATURES = 12
 
@@ -29,7 +29,7 @@ class RandomProjection(WideBuffers):
         self._hold(torch.empty(codebooks, in_features, self.key_features, device=device), dtype)
 
     def _hold(self, projection: Tensor, dtype) -> None:
-        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        dtype = promoted_dtype(dtype)
         self.register_buffer("projection", projection.to(dtype))
 
     @torch.no_grad()

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ibreg.regularized import unwrap
-from ibreg.surgery.injection import bottlenecks
+from ibreg.regularized import bottlenecks, unwrap
 
 MODES = ("frozen", "head", "last_stage", "full")
 

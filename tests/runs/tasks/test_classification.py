@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import ibreg
-from ibreg.regularized import draw
+from ibreg.prediction import predict_samples
 from ibreg.runs.data.classification import Rows
 from ibreg.runs.tasks.classification import classify, mixup
 
@@ -34,7 +34,7 @@ def test_draws_are_averaged_as_probabilities_and_charged_one_by_one(rows):
     found = classify(model, rows, CPU, draws=5)
     outputs = torch.cat(
         [
-            draw(model, rows.inputs[part], draws=5, seed=batch)
+            predict_samples(model, rows.inputs[part], draws=5, seed=batch)
             for batch, part in enumerate((slice(1000), slice(1000, None)))
         ],
         dim=1,

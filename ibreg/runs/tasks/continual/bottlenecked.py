@@ -13,10 +13,9 @@ from ibreg.layers import Bottleneck
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.key_value.key_value import KeyValueBottleneck
 from ibreg.prediction import uncertainty
-from ibreg.regularized import Penalized, Regularized
+from ibreg.regularized import Penalized, Regularized, bottlenecks
 from ibreg.runs.models.features import cached, digest
 from ibreg.runs.tasks.continual.learners import Learner
-from ibreg.surgery.injection import bottlenecks
 
 CENTROID_FACTOR = 30  # learning rate of the centroids of a distance-aware bottleneck, over that of the rest
 

@@ -14,7 +14,9 @@ from ibreg.evaluation.attacks.gradient import fgsm, pgd
 from ibreg.evaluation.attacks.objective import squared_error
 from ibreg.evaluation.regression import gaussian_information, regression_metrics
 from ibreg.functional import cs_qmi
-from ibreg.regularized import evaluating, predict, unwrap
+from ibreg.modes import captured, evaluating
+from ibreg.prediction import predict
+from ibreg.regularized import unwrap
 from ibreg.runs.accelerator import evaluate
 from ibreg.runs.data.classification import Rows
 from ibreg.runs.data.regression import RegressionData
@@ -100,16 +102,11 @@ def code_information(model: nn.Module, inputs: Tensor, *, place: str, batch_size
         >>> code_information(model, torch.randn(50, 3), place="0", batch_size=25) > 0
         True
     """
-    network, codes = unwrap(model), []
-    handle = network.get_submodule(place).register_forward_hook(lambda module, args, output: codes.append(output))
     batches = inputs.split(batch_size)
     batches = batches[: max(len(inputs) // batch_size, 1)]
-    try:
-        with evaluating(model):
-            for batch in batches:
-                network(batch)
-    finally:
-        handle.remove()
+    with captured(unwrap(model).get_submodule(place), "output") as codes, evaluating(model):
+        for batch in batches:
+            model(batch)
     found = [cs_qmi(batch.flatten(1), code.flatten(1).float()) for batch, code in zip(batches, codes, strict=True)]
     return float(torch.stack(found).double().mean())
 

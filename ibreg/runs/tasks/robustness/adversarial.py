@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 from ibreg.evaluation.attacks.gradient import pgd
 from ibreg.evaluation.attacks.objective import Loss
-from ibreg.regularized import Penalized, RegularizedOutput, predict
+from ibreg.prediction import predict
+from ibreg.regularized import Penalized, RegularizedOutput
 from ibreg.runs.data.pixels import Pixels
 
 # (model, criterion, output of the clean inputs, inputs, targets) -> the loss to call `backward` on

@@ -22,7 +22,7 @@ from ibreg.evaluation.attacks.sanity import sanity_checks
 from ibreg.evaluation.classification.calibration import calibration_metrics
 from ibreg.evaluation.classification.groups import group_accuracies
 from ibreg.evaluation.out_of_distribution import detection_metrics, outlier_scores
-from ibreg.regularized import predict
+from ibreg.prediction import predict
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.pixels import Pixels

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import ibreg
-from ibreg.regularized import draw
+from ibreg.prediction import predict_samples
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data.classification import Rows
 from ibreg.runs.data.regression import RegressionData
@@ -60,7 +60,7 @@ def test_a_control_is_predicted_in_the_unit_of_the_target(data):
 def test_draws_are_averaged_and_rates_are_those_of_batches(data, stochastic):
     found = regress(stochastic, data.test, data, CPU, place="1", batch_size=30, draws=5)
     batches = data.test.inputs.split(30)
-    outputs = torch.cat([draw(stochastic, x, draws=5, seed=place) for place, x in enumerate(batches)], 1)
+    outputs = torch.cat([predict_samples(stochastic, x, draws=5, seed=place) for place, x in enumerate(batches)], 1)
     torch.testing.assert_close(found.predictions, 3 * outputs.mean(0).squeeze(1).double() + 7)
     stochastic.eval()
     with torch.no_grad():

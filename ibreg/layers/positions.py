@@ -1,0 +1,54 @@
+"""Tokens and positions of a sample: masks of padding, means over positions and over the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_mask(mask: Tensor, positions: torch.Size) -> None:
+    """Raises a ValueError where a mask has not the shape of a bottleneck's samples and positions."""
+    if mask.shape != positions:
+        raise ValueError(
+            f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(positions)}"
+        )
+
+
+def mean_over_positions(features: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Returns the mean over tokens or positions, padding left out; of a sample that is all padding, 0.
+
+    Args:
+        features: `(batch, *positions, features)`.
+        mask: `(batch, *positions)`, True or 1 where a position counts.
+
+    Raises:
+        ValueError: a mask whose shape is not that of the positions.
+    """
+    if mask is None:
+        return features.flatten(1, -2).mean(1)
+    check_mask(mask, features.shape[:-1])
+    kept = mask.bool().unsqueeze(-1)
+    return torch.where(kept, features, 0).flatten(1, -2).sum(1) / kept.flatten(1, -2).sum(1).clamp(min=1)
+
+
+def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    """Returns the mean over samples of the sum over positions.
+
+    Args:
+        values: `(batch, *positions)`.
+        mask: `(batch, *positions)`, True or 1 where a position counts (not padding). Ignored where there are no
+            positions.
+        valid: `(batch,)` or `(batch, *positions)`, False where a sample or a position has no target. Samples without
+            any are left out of the mean.
+
+    Raises:
+        ValueError: a mask whose shape is not that of the positions.
+    """
+    if mask is not None and values.dim() > 1:
+        check_mask(mask, values.shape)
+        values = torch.where(mask.bool(), values, 0)
+    samples = values.shape[0]
+    if valid is not None:
+        values = torch.where(valid.reshape(valid.shape + (1,) * (values.dim() - valid.dim())), values, 0)
+        samples = valid.reshape(valid.shape[0], -1).any(1).sum().clamp(min=1)
+    return values.sum() / (samples if isinstance(samples, Tensor) else max(samples, 1))
