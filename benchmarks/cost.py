@@ -193,7 +193,7 @@ def mlp_cases():
 
 
 def resnet20_cases():
-    """ResNet-20 on 32 x 32 pictures."""
+    """ResNet-20 on 32 x 32 images."""
 
     def build(width):
         model = models.build("resnet20", input_shape=(3, 32, 32), classes=10)
@@ -263,7 +263,7 @@ def overhead_cases(compiled: bool = False):
 
 
 def vision_transformer() -> nn.Module:
-    """Builds a ViT-tiny for 32 x 32 pictures, in patches of 4 x 4."""
+    """Builds a ViT-tiny for 32 x 32 images, in patches of 4 x 4."""
     return VisionTransformer(
         image_size=32, patch_size=4, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=10
     )

@@ -43,8 +43,8 @@ def dense_hsic(k: Tensor, q: Tensor) -> Tensor:
 
 def published_hsic(k: Tensor, q: Tensor) -> Tensor:
     """Returns the biased HSIC by the trace of four matrices."""
-    centring = torch.eye(k.shape[0], dtype=k.dtype) - 1 / k.shape[0]
-    return torch.trace(k @ centring @ q @ centring) / (k.shape[0] - 1) ** 2
+    centering = torch.eye(k.shape[0], dtype=k.dtype) - 1 / k.shape[0]
+    return torch.trace(k @ centering @ q @ centering) / (k.shape[0] - 1) ** 2
 
 
 def dense_unbiased_hsic(k: Tensor, q: Tensor) -> Tensor:
@@ -140,5 +140,5 @@ def _solved(k: Tensor) -> Tensor:
 
 def _inverted(k: Tensor) -> Tensor:
     identity = torch.eye(k.shape[0], dtype=k.dtype)
-    centred = k @ (identity - 1 / k.shape[0])
-    return centred @ torch.inverse(centred + 1e-5 * k.shape[0] * identity)
+    centered = k @ (identity - 1 / k.shape[0])
+    return centered @ torch.inverse(centered + 1e-5 * k.shape[0] * identity)

@@ -67,7 +67,7 @@ def predict_samples(model: nn.Module, x: Tensor, *, draws: int, seed: int | None
     bottleneck in a residual branch): then it runs as a whole for each draw.
     """
     if not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws is a whole number of at least 0, got {draws!r}")
+        raise ValueError(f"draws is an integer of at least 0, got {draws!r}")
     network = network_to_run(model)
     layers = named_bottlenecks(network)
     if not any(layer.stochastic for layer in layers):

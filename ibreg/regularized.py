@@ -71,7 +71,7 @@ class Regularized(nn.Module):
         if not layers:
             raise ValueError(NO_BOTTLENECK)
         if not isinstance(draws, int) or draws < 1:
-            raise ValueError(f"draws is a whole number of at least 1, got {draws!r}")
+            raise ValueError(f"draws is an integer of at least 1, got {draws!r}")
         if draws > 1 and not any(layer.stochastic for layer in layers):
             raise ValueError(
                 f"draws={draws} needs a stochastic bottleneck, the model has {', '.join(map(repr, layers))}"
@@ -218,7 +218,7 @@ def network_to_run(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: a module with a forward of its own holds a `Regularized`, and what it does before and after (a
-            normalisation, say) would be left out.
+            normalization, say) would be left out.
     """
     network, outside = unwrap(model), without_wrappers(model)
     forward = type(outside).forward
@@ -226,7 +226,7 @@ def network_to_run(model: nn.Module) -> nn.Module:
     if outside is not network and forward is not nn.Module.forward and not forward.__module__.startswith(LIGHTNING):
         raise ValueError(
             f"{type(outside).__name__} holds a Regularized and has a forward of its own, which would be left out: give "
-            "what it holds, or wrap the whole, Regularized(nn.Sequential(normalise, net))"
+            "what it holds, or wrap the whole, Regularized(nn.Sequential(normalize, net))"
         )
     return network
 

@@ -74,15 +74,15 @@ def run(
     held_out = data.test if data.validation is None else data.validation
     curve = {trial: evaluated(trial, held_out, draws=max(cfg.prediction_draws, 1)) for trial in trained.sweep}
     tested = {
-        arm: [evaluated(trial, data.test, draws=cfg.prediction_draws) for trial in trials]
-        for arm, trials in trained.selected.items()
+        method: [evaluated(trial, data.test, draws=cfg.prediction_draws) for trial in trials]
+        for method, trials in trained.selected.items()
     }
     if not accelerator.is_main_process:
         return None
     draw(cfg, folder, trained, tested, curve)
     return Outcome(
         data=data.name,
-        tested={arm: [each.metrics() for each in seeds] for arm, seeds in tested.items()},
+        tested={method: [each.metrics() for each in seeds] for method, seeds in tested.items()},
         selected=trained.choices(cfg),
         headline=columns(cfg),
     )
@@ -103,8 +103,8 @@ def draw(
     """Draws learning curves, reliability and, where there is a sweep of rates, the information curve."""
     learning_curves(trained.curves(CURVES), folder / "learning_curves.png")
     pooled = {
-        arm: (torch.cat([each.probabilities for each in seeds]), torch.cat([each.targets for each in seeds]))
-        for arm, seeds in tested.items()
+        method: (torch.cat([each.probabilities for each in seeds]), torch.cat([each.targets for each in seeds]))
+        for method, seeds in tested.items()
     }
     reliability_diagram(pooled, folder / "reliability.png")
     points = []
@@ -113,10 +113,10 @@ def draw(
         if "rate" in metrics:
             entropy = label_entropy(measured.targets)
             # I(Z; X) = I(Z; X | Y) + I(Z; Y), and the rate of a conditional prior bounds the first part alone.
-            conditional = build_bottleneck(cfg, trial.arm).rate_bounds == "I(X;Z|Y)"
+            conditional = build_bottleneck(cfg, trial.method).rate_bounds == "I(X;Z|Y)"
             bound = metrics["rate"] + (entropy if conditional else 0)
             points.append(
-                {"arm": trial.arm, "beta": trial.beta, "rate": bound}
+                {"method": trial.method, "beta": trial.beta, "rate": bound}
                 | {key: metrics[key] for key in ("information", "accuracy")}
             )
     if points:
@@ -125,10 +125,10 @@ def draw(
 
 def columns(cfg: DictConfig) -> list[tuple[str, str, int, int]]:
     """Lists the columns of the table; that of the rate says what it bounds from above."""
-    bounds = {arm: build_bottleneck(cfg, arm).rate_bounds for arm in cfg.bottlenecks}
-    bounds = {arm: bound for arm, bound in bounds.items() if bound is not None}
+    bounds = {method: build_bottleneck(cfg, method).rate_bounds for method in cfg.bottlenecks}
+    bounds = {method: bound for method, bound in bounds.items() if bound is not None}
     most = next(iter(bounds.values()), "I(X;Z)")
-    bounded = ", ".join([most, *(f"{arm}: {bound}" for arm, bound in bounds.items() if bound != most)])
+    bounded = ", ".join([most, *(f"{method}: {bound}" for method, bound in bounds.items() if bound != most)])
     return [
         ("test/error", "test error (%)", 100, 2),
         ("test/nll", "test NLL (nats)", 1, 4),

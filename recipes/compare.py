@@ -1,4 +1,4 @@
-"""One table and one plot of several runs: what every arm measured, and paired differences where seeds agree.
+"""One table and one plot of several runs: what every method measured, and paired differences where seeds agree.
 
     python recipes/compare.py outputs/classification                          # every finished run below
     python recipes/compare.py outputs/a outputs/b --metric test/nll           # the first run is the reference
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_rows(output / "comparison.csv", [flat(row) for row in rows])
     key, heading, scale, _ = metrics[0]
     drawn = [
-        {"run": row["run"], "arm": row["arm"], "values": row["results"][key]["values"]}
+        {"run": row["run"], "method": row["method"], "values": row["results"][key]["values"]}
         for row in rows
         if key in row["results"]
     ]

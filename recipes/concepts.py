@@ -73,8 +73,8 @@ register_with_hydra()
 def main(cfg: DictConfig) -> None:
     """Checks all that can be checked, opens the folder and runs what is not finished in it."""
     check_configuration(cfg, CONFIGS / "concepts.yaml")
-    for arm in cfg.bottlenecks:
-        training_of(cfg, arm)
+    for method in cfg.bottlenecks:
+        training_of(cfg, method)
     accelerator = build_accelerator(cfg)
     data = load_cuts(cfg, concept_data.load)
     first = data[cfg.seeds[0]]
@@ -99,25 +99,25 @@ def run(
     """Trains and selects, tests, asks the concept models, writes and draws."""
     trained = train_all(cfg, task, accelerator, folder)
     selected = {
-        arm: [(trained.model(task, trial, accelerator.device), data[trial.seed]) for trial in trials]
-        for arm, trials in trained.selected.items()
+        method: [(trained.model(task, trial, accelerator.device), data[trial.seed]) for trial in trials]
+        for method, trials in trained.selected.items()
     }
-    tested = {arm: [test(cfg, *seed, accelerator) for seed in seeds] for arm, seeds in selected.items()}
+    tested = {method: [test(cfg, *seed, accelerator) for seed in seeds] for method, seeds in selected.items()}
     if not accelerator.is_main_process:
         return None
     examined = {
-        arm: [
+        method: [
             examine(model, of_seed, cfg, accelerator.device, reference=control["accuracy"] if cfg.control else None)
-            for (model, of_seed), control in zip(seeds, tested["none" if cfg.control else arm], strict=True)
+            for (model, of_seed), control in zip(seeds, tested["none" if cfg.control else method], strict=True)
         ]
-        for arm, seeds in selected.items()
+        for method, seeds in selected.items()
         if has_concepts(seeds[0][0])
     }
     write_rows(folder / "interventions.csv", intervention_rows(cfg, examined))
     write_rows(folder / "leakage.csv", leakage_rows(cfg, examined))
     draw(folder, data[cfg.seeds[0]], trained, examined)
-    for arm, seeds in examined.items():
-        for metrics, each in zip(tested[arm], seeds, strict=True):
+    for method, seeds in examined.items():
+        for metrics, each in zip(tested[method], seeds, strict=True):
             metrics |= {name: value for name, value in each.metrics.items() if name in common(seeds)}
     first = data[cfg.seeds[0]]
     return Outcome(
@@ -129,9 +129,9 @@ def run(
 
 
 def build_concept_model(cfg: DictConfig, data: ConceptData, trial: Trial) -> nn.Module:
-    """Builds the model of an arm; concepts and head of a concept model are trained as configured."""
+    """Builds the model of a method; concepts and head of a concept model are trained as configured."""
     model = build_model(cfg, trial, data.input_shape, data.classes)
-    return apart(model, training_of(cfg, trial.arm)) if has_concepts(model) else model
+    return apart(model, training_of(cfg, trial.method)) if has_concepts(model) else model
 
 
 def has_concepts(model: nn.Module) -> bool:
@@ -165,8 +165,8 @@ def quality(validation: Mapping[str, float]) -> tuple[float, float]:
 def intervention_rows(cfg: DictConfig, examined: Mapping[str, Sequence[Examined]]) -> list[dict]:
     """Lists the points of all curves, with the interval over the orders of each training."""
     return [
-        {"arm": arm, "seed": seed, **panel._asdict(), **row}
-        for arm, seeds in examined.items()
+        {"method": method, "seed": seed, **panel._asdict(), **row}
+        for method, seeds in examined.items()
         for seed, each in zip(cfg.seeds, seeds, strict=True)
         for panel, curve in each.curves.items()
         for row in curve.rows()
@@ -176,8 +176,8 @@ def intervention_rows(cfg: DictConfig, examined: Mapping[str, Sequence[Examined]
 def leakage_rows(cfg: DictConfig, examined: Mapping[str, Sequence[Examined]]) -> list[dict]:
     """Lists all that concept models were asked, a row for each training."""
     return [
-        {"arm": arm, "seed": seed, **each.metrics}
-        for arm, seeds in examined.items()
+        {"method": method, "seed": seed, **each.metrics}
+        for method, seeds in examined.items()
         for seed, each in zip(cfg.seeds, seeds, strict=True)
     ]
 
@@ -194,16 +194,18 @@ def draw(folder: Path, data: ConceptData, trained: Trained, examined: Mapping[st
         return
     panels = next(iter(examined.values()))[0].curves
     curves = {
-        panel.title: {arm: [each.curves[panel] for each in seeds] for arm, seeds in examined.items()}
+        panel.title: {method: [each.curves[panel] for each in seeds] for method, seeds in examined.items()}
         for panel in panels
     }
     if curves:
         intervention_plot(curves, folder / "interventions.png")
-    leakage_plot({arm: [each.metrics for each in seeds] for arm, seeds in examined.items()}, folder / "leakage.png")
-    effects = {arm: seeds[0].effects for arm, seeds in examined.items()}
+    leakage_plot(
+        {method: [each.metrics for each in seeds] for method, seeds in examined.items()}, folder / "leakage.png"
+    )
+    effects = {method: seeds[0].effects for method, seeds in examined.items()}
     head_plot(effects, folder / "heads.png", concepts=data.concepts.names, classes=data.class_names)
-    for arm, seeds in examined.items():
-        sample_plot(seeds[0].samples, folder / f"samples_{arm}.png", concepts=data.concepts.names)
+    for method, seeds in examined.items():
+        sample_plot(seeds[0].samples, folder / f"samples_{method}.png", concepts=data.concepts.names)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ibreg.runs.data.classification import ClassificationData, Rows
 from ibreg.runs.data.request import data_folder
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.models import encoders
-from ibreg.runs.models.features import encode, standardised
+from ibreg.runs.models.features import encode, standardized
 from ibreg.runs.tasks.continual.checks import check_continual
 from ibreg.runs.tasks.continual.stream import (
     Stream,
@@ -58,28 +58,28 @@ def main(cfg: DictConfig) -> None:
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("a learner is whole in every process: launch without --use_fsdp")
     data = continual_data.load(**cfg.data)
-    unlabelled = load_unlabelled(cfg, data)
+    unlabeled = load_unlabeled(cfg, data)
     if not set(cfg.unlearning.classes) < set(range(data.classes)):
         raise ValueError(f"unlearning.classes={cfg.unlearning.classes} are some of the {data.classes} classes, from 0")
     for split in {split for splits in class_splits(cfg, data).values() for split in splits}:
         rows = torch.isin(data.train.targets, torch.tensor(split)).sum()
         check_steps(cfg, rows=int(rows), processes=accelerator.num_processes)
     encoder = build_encoder(cfg, data.input_shape)
-    features, others = (encoder(inputs[[0]]).shape[1] for inputs in (data.test.inputs, unlabelled))
+    features, others = (encoder(inputs[[0]]).shape[1] for inputs in (data.test.inputs, unlabeled))
     if features != others:
         raise ValueError(
-            f"inputs of {cfg.unlabelled.name} have {others} features, those of {data.name} {features}: take another "
-            "set, or unlabelled.name=null"
+            f"inputs of {cfg.unlabeled.name} have {others} features, those of {data.name} {features}: take another "
+            "set, or unlabeled.name=null"
         )
-    rehearse(cfg, features=features, classes=data.classes, unlabelled=len(unlabelled))
-    launch(cfg, accelerator, lambda folder: run(cfg, data, unlabelled, encoder, accelerator, folder))
+    rehearse(cfg, features=features, classes=data.classes, unlabeled=len(unlabeled))
+    launch(cfg, accelerator, lambda folder: run(cfg, data, unlabeled, encoder, accelerator, folder))
 
 
-def load_unlabelled(cfg: DictConfig, data: ClassificationData):
+def load_unlabeled(cfg: DictConfig, data: ClassificationData):
     """Loads the inputs that keys start from: those of another set, or the set's own."""
-    if cfg.unlabelled.name is None:
-        return continual_data.unlabelled_inputs(data, cfg.unlabelled.limit)
-    other = continual_data.load(**cfg.unlabelled, root=cfg.data.root, download=cfg.data.download, validation=0)
+    if cfg.unlabeled.name is None:
+        return continual_data.unlabeled_inputs(data, cfg.unlabeled.limit)
+    other = continual_data.load(**cfg.unlabeled, root=cfg.data.root, download=cfg.data.download, validation=0)
     return other.train.inputs
 
 
@@ -99,42 +99,44 @@ def build_encoder(cfg: DictConfig, input_shape: Sequence[int]) -> nn.Module:
 
 
 def run(
-    cfg: DictConfig, data: ClassificationData, unlabelled, encoder: nn.Module, accelerator: Accelerator, folder: Path
+    cfg: DictConfig, data: ClassificationData, unlabeled, encoder: nn.Module, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
     """Encodes, trains and selects, tests and draws."""
-    streams = build_streams(cfg, data, unlabelled, encoder, accelerator)
+    streams = build_streams(cfg, data, unlabeled, encoder, accelerator)
     chosen, states = train_all(cfg, streams, accelerator, folder)
     if not accelerator.is_main_process:
         return None
     tested = {
-        arm: [examine(cfg, each, streams[each.seed], states[each], accelerator.device) for each in trainings]
-        for arm, trainings in chosen.items()
+        method: [examine(cfg, each, streams[each.seed], states[each], accelerator.device) for each in trainings]
+        for method, trainings in chosen.items()
     }
     draw(folder, data, tested)
     stream = streams[cfg.seeds[0]]
     if stream.features == 2:
-        first = {arm: (trainings[0], states[trainings[0]]) for arm, trainings in chosen.items() if arm != "null"}
+        first = {
+            method: (trainings[0], states[trainings[0]]) for method, trainings in chosen.items() if method != "null"
+        }
         draw_plane(cfg, folder, data, stream, first, accelerator)
     return Outcome(
         data=data.name,
-        tested={arm: [of_seed.metrics for of_seed in seeds] for arm, seeds in tested.items()},
-        selected={arm: settings_of(cfg, arm)[trainings[0].point] for arm, trainings in chosen.items()},
+        tested={method: [of_seed.metrics for of_seed in seeds] for method, seeds in tested.items()},
+        selected={method: settings_of(cfg, method)[trainings[0].point] for method, trainings in chosen.items()},
         headline=columns(cfg, tested),
     )
 
 
 def build_streams(
-    cfg: DictConfig, data: ClassificationData, unlabelled, encoder: nn.Module, accelerator: Accelerator
+    cfg: DictConfig, data: ClassificationData, unlabeled, encoder: nn.Module, accelerator: Accelerator
 ) -> dict[int, Stream]:
     """Encodes all rows once, and orders them by splits for every seed."""
 
     def features(inputs) -> torch.Tensor:
         return encode(encoder, inputs, cache=Path(cfg.cache), device=accelerator.device)
 
-    others = features(unlabelled)
+    others = features(unlabeled)
 
     def part(rows: Rows) -> Rows:
-        return Rows(standardised(features(rows.inputs), by=others), rows.targets)
+        return Rows(standardized(features(rows.inputs), by=others), rows.targets)
 
     strange = None
     if cfg.ood.name is not None:
@@ -144,7 +146,7 @@ def build_streams(
         "validation": None if data.validation is None else part(data.validation),
         "test": part(data.test),
         "strange": strange,
-        "unlabelled": standardised(others, by=others),
+        "unlabeled": standardized(others, by=others),
     }
     splits = class_splits(cfg, data)
     return {seed: Stream(**parts, splits=splits[seed], classes=data.classes) for seed in cfg.seeds}
@@ -152,9 +154,9 @@ def build_streams(
 
 def draw(folder: Path, data: ClassificationData, tested: Mapping[str, Sequence[Tested]]) -> None:
     """Draws the accuracy over splits and the use of keys."""
-    accuracies = {arm: [of_seed.accuracies for of_seed in seeds] for arm, seeds in tested.items()}
+    accuracies = {method: [of_seed.accuracies for of_seed in seeds] for method, seeds in tested.items()}
     accuracy_over_splits(accuracies, folder / "accuracy_over_splits.png", chance=1 / data.classes)
-    used = {arm: [of_seed.used for of_seed in seeds if of_seed.used] for arm, seeds in tested.items()}
+    used = {method: [of_seed.used for of_seed in seeds if of_seed.used] for method, seeds in tested.items()}
     if any(used.values()):
         key_usage(used, folder / "key_usage.png")
 
@@ -168,16 +170,16 @@ def draw_plane(
     accelerator: Accelerator,
 ) -> None:
     """Draws what the learners of the first seed answer in the plane of two features, after each split."""
-    corners = stream.unlabelled.min(0).values, stream.unlabelled.max(0).values
+    corners = stream.unlabeled.min(0).values, stream.unlabeled.max(0).values
     (left, bottom), (right, top) = (corner.tolist() for corner in corners)
     across, up = np.linspace(left, right, PLANE), np.linspace(bottom, top, PLANE)
     places = torch.tensor(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2), dtype=torch.float32)
     plane = Rows(places, torch.zeros(len(places), dtype=torch.long))
     regions = {}
-    for arm, (training, state) in first.items():
+    for method, (training, state) in first.items():
         learners = [restored(cfg, training, stream, state, stage) for stage in range(1, len(state["snapshots"]))]
         answers = [predicted_classes(learner.to(accelerator.device), plane, accelerator.device) for learner in learners]
-        regions[arm] = torch.stack(answers).view(-1, PLANE, PLANE).numpy()
+        regions[method] = torch.stack(answers).view(-1, PLANE, PLANE).numpy()
     decision_regions(
         regions,
         stream.test.inputs.numpy(),
@@ -190,7 +192,7 @@ def draw_plane(
 
 
 def columns(cfg: DictConfig, tested: Mapping[str, Sequence[Tested]]) -> list[tuple[str, str, int, int]]:
-    """Lists the columns of the table, of what an arm has measured."""
+    """Lists the columns of the table, of what a method has measured."""
     shown = {
         "accuracy": "accuracy, all classes (%)",
         "forgetting": "forgetting (%)",

@@ -3,11 +3,11 @@
     python recipes/finetune.py                                            # digits from few images, a minute, offline
     python recipes/finetune.py data=image_folder data.path=pets model=torchvision model.weights=DEFAULT \
         pretraining.classes=[] shots=[10,100] mode=last_stage tune=true
-    python recipes/finetune.py experiment=finetune_cifar_jpeg             # a pretrained file, degraded pictures
+    python recipes/finetune.py experiment=finetune_cifar_jpeg             # a pretrained file, degraded images
     accelerate launch --num_processes 2 recipes/finetune.py ...           # the same on several GPUs
 
-`main` checks before anything is written; `run` reads top to bottom: for each number of labelled images train and
-select, then test on clean, corrupted and shifted pictures, report. A share of the labelled images is held out to choose
+`main` checks before anything is written; `run` reads top to bottom: for each number of labeled images train and
+select, then test on clean, corrupted and shifted images, report. A share of the labeled images is held out to choose
 epochs, beta, weight decay and dropout by: who has five images of a class has no others. Trainings are functions of
 configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends bit-identically on a CPU.
 """
@@ -34,7 +34,7 @@ from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.few_shot import few_shot
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.launch import Outcome, launch
-from ibreg.runs.methods import build_arm
+from ibreg.runs.methods import build_method
 from ibreg.runs.models.freezing import learning_rate_groups
 from ibreg.runs.tasks.classification import Classified, classify, mixup
 from ibreg.runs.tasks.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
@@ -45,8 +45,8 @@ CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "valida
 SHOWN = {
     "accuracy": "accuracy (%)",
     "ece": "calibration error (%)",
-    "accuracy_corrupted": "accuracy, corrupted pictures (%)",
-    "accuracy_shifted": "accuracy, shifted pictures (%)",
+    "accuracy_corrupted": "accuracy, corrupted images (%)",
+    "accuracy_shifted": "accuracy, shifted images (%)",
     "accuracy_other": "accuracy, other data (%)",
 }
 
@@ -55,11 +55,11 @@ register_with_hydra()
 
 @dataclass(frozen=True)
 class Part:
-    """What is trained with so many labelled images of each class.
+    """What is trained with so many labeled images of each class.
 
     Attributes:
         name: of it, as in "5_per_class".
-        images: labelled images of each class, on average.
+        images: labeled images of each class, on average.
         cfg: the configuration, its epochs and batch as many images allow.
         task: what is trained.
     """
@@ -98,7 +98,7 @@ def part_of(
     backbone: Callable[[int | None], nn.Module],
     accelerator: Accelerator,
 ) -> Part:
-    """Draws the labelled images of every seed, and says how they are trained on."""
+    """Draws the labeled images of every seed, and says how they are trained on."""
     name = f"{shots}_per_class" if shots else "all"
     few = {seed: few_shot(data, shots, validation=cfg.data.validation, seed=seed) for seed in cfg.seeds}
     rows = len(few[cfg.seeds[0]].train)
@@ -108,7 +108,7 @@ def part_of(
     check_steps(own, rows=rows, processes=processes)
     task = Task(
         data=lambda trial: few[trial.seed],
-        model=lambda trial: build_arm(own, trial, backbone, example=torch.zeros(1, *data.input_shape)),
+        model=lambda trial: build_method(own, trial, backbone, example=torch.zeros(1, *data.input_shape)),
         loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
         measure=lambda trial, model: classify(
             model, few[trial.seed].validation, accelerator, draws=cfg.prediction_draws
@@ -144,21 +144,21 @@ def run(
             (place / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         trained = train_all(part.cfg, part.task, accelerator, place)
         found = {
-            arm: [tested(trained.model(part.task, trial, accelerator.device)) for trial in trials]
-            for arm, trials in trained.selected.items()
+            method: [tested(trained.model(part.task, trial, accelerator.device)) for trial in trials]
+            for method, trials in trained.selected.items()
         }
-        metrics = {arm: [of_seed for _, of_seed in seeds] for arm, seeds in found.items()}
+        metrics = {method: [of_seed for _, of_seed in seeds] for method, seeds in found.items()}
         metrics |= {} if before is None else {"pretrained": [before] * len(cfg.seeds)}
-        for arm, seeds in metrics.items():
-            of_arm = results.setdefault(arm, [{} for _ in cfg.seeds])
-            for seed, of_seed, known in zip(cfg.seeds, seeds, of_arm, strict=True):
+        for method, seeds in metrics.items():
+            of_method = results.setdefault(method, [{} for _ in cfg.seeds])
+            for seed, of_seed, known in zip(cfg.seeds, seeds, of_method, strict=True):
                 known |= {f"{key}_{part.name}": value for key, value in of_seed.items()}
                 shown = {label: 100 * of_seed[key] for key, label in SHOWN.items() if key in of_seed}
-                points.append({"arm": arm, "seed": seed, "images": part.images} | shown)
+                points.append({"method": method, "seed": seed, "images": part.images} | shown)
         rows += [{"images": part.name} | row for row in trained.rows()]
         selected[part.name] = trained.choices(part.cfg)
         if accelerator.is_main_process:
-            draw(folder, part.name, trained, {arm: [each for each, _ in seeds] for arm, seeds in found.items()})
+            draw(folder, part.name, trained, {method: [each for each, _ in seeds] for method, seeds in found.items()})
     if not accelerator.is_main_process:
         return None
     write_rows(folder / METRICS, rows)
@@ -170,8 +170,8 @@ def draw(folder: Path, name: str, trained: Trained, tested: Mapping[str, Sequenc
     """Draws learning curves and reliability."""
     learning_curves(trained.curves(CURVES), folder / f"learning_curves_{name}.png")
     pooled = {
-        arm: (torch.cat([each.probabilities for each in seeds]), torch.cat([each.targets for each in seeds]))
-        for arm, seeds in tested.items()
+        method: (torch.cat([each.probabilities for each in seeds]), torch.cat([each.targets for each in seeds]))
+        for method, seeds in tested.items()
     }
     reliability_diagram(pooled, folder / f"reliability_{name}.png")
 

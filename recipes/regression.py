@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
     task = Task(
         data=lambda trial: data[trial.seed],
         model=lambda trial: build_model(cfg, trial, data[trial.seed].input_shape, classes=1),
-        loss=lambda trial: build_task_loss(cfg, trial.arm),
+        loss=lambda trial: build_task_loss(cfg, trial.method),
         measure=measure,
         quality=quality,
     )
@@ -88,30 +88,30 @@ def run(
         return trained.model(task, trial, accelerator.device)
 
     tested = {
-        arm: [evaluate(cfg, model_of(trial), data[trial.seed], accelerator, "test") for trial in trials]
-        for arm, trials in trained.selected.items()
+        method: [evaluate(cfg, model_of(trial), data[trial.seed], accelerator, "test") for trial in trials]
+        for method, trials in trained.selected.items()
     }
     if not accelerator.is_main_process:
         return None
 
-    @cache  # several arms may share a matched control, and that may be the control itself
+    @cache  # several methods may share a matched control, and that may be the control itself
     def attack(trial: Trial) -> dict[str, float]:
         model, of_seed = model_of(trial), data[trial.seed]
         return errors_under_attack(model, of_seed, cfg.attack, accelerator.device, draws=cfg.prediction_draws)
 
-    attacked = {arm: list(map(attack, trials)) for arm, trials in trained.selected.items()}
-    beyond = {arm: beyond_control(attacked[arm], list(map(attack, trials))) for arm, trials in matched.items()}
+    attacked = {method: list(map(attack, trials)) for method, trials in trained.selected.items()}
+    beyond = {method: beyond_control(attacked[method], list(map(attack, trials))) for method, trials in matched.items()}
     draw(cfg, folder, data[cfg.seeds[0]].quantity, trained, tested, attacked)
     return Outcome(
         data=data[cfg.seeds[0]].name,
         tested={
-            arm: [
+            method: [
                 regressed.metrics() | errors | differences
                 for regressed, errors, differences in zip(
-                    tested[arm], attacked[arm], beyond.get(arm, [{}] * len(cfg.seeds)), strict=True
+                    tested[method], attacked[method], beyond.get(method, [{}] * len(cfg.seeds)), strict=True
                 )
             ]
-            for arm in tested
+            for method in tested
         },
         selected=trained.choices(cfg),
         headline=columns(cfg, data[cfg.seeds[0]]),
@@ -157,12 +157,12 @@ def draw(
     """Draws learning curves, predictions, residuals, the information planes and the errors under attack."""
     curves = trained.curves(CURVES)
     for row in curves:
-        if row["arm"] in cfg.task_losses:
-            row |= {"train/loss": None, "train/penalty": None}  # not of one scale with those of the other arms
+        if row["method"] in cfg.task_losses:
+            row |= {"train/loss": None, "train/penalty": None}  # not of one scale with those of the other methods
     learning_curves(curves, folder / "learning_curves.png")
     pooled = {
-        arm: (torch.cat([each.predictions for each in seeds]), torch.cat([each.targets for each in seeds]))
-        for arm, seeds in tested.items()
+        method: (torch.cat([each.predictions for each in seeds]), torch.cat([each.targets for each in seeds]))
+        for method, seeds in tested.items()
     }
     prediction_plot(pooled, folder / "predictions.png", quantity=quantity)
     residual_plot(pooled, folder / "residuals.png", quantity=quantity)
@@ -171,11 +171,13 @@ def draw(
         if any(row[compression] is not None and row["validation/information"] is not None for row in ways):
             information_plane(ways, folder / name, compression=compression)
     points = []
-    for arm, seeds in attacked.items():
+    for method, seeds in attacked.items():
         for seed, errors in zip(cfg.seeds, seeds, strict=True):
             for key, rmse in errors.items():
                 _, attack, eps = key.split("_")
-                points.append({"arm": arm, "seed": seed, "attack": attack.upper(), "eps": float(eps), "rmse": rmse})
+                points.append(
+                    {"method": method, "seed": seed, "attack": attack.upper(), "eps": float(eps), "rmse": rmse}
+                )
     if cfg.attack.eps:
         attack_curves(points, folder / "attacks.png", unit=quantity)
 

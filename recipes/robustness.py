@@ -24,11 +24,11 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
-from ibreg.plots.classification import arm_label, learning_curves, reliability_diagram, sort_arms
+from ibreg.plots.classification import learning_curves, method_label, reliability_diagram, sort_methods
 from ibreg.plots.robustness import (
     accuracy_under_attack,
     accuracy_under_corruption,
-    attacked_pictures,
+    attacked_images,
     outlier_histograms,
 )
 from ibreg.runs.accelerator import build_accelerator
@@ -38,7 +38,7 @@ from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.folder import CHECKPOINTS
 from ibreg.runs.launch import Outcome, launch
-from ibreg.runs.methods import build_arm, build_network
+from ibreg.runs.methods import build_method, build_network
 from ibreg.runs.tasks.classification import classify
 from ibreg.runs.tasks.robustness.adopt import adopt, check_adoptable
 from ibreg.runs.tasks.robustness.adversarial import build_adversary
@@ -110,39 +110,39 @@ def run(
         )
         return found
 
-    report = {arm: [measured(trial) for trial in trials] for arm, trials in trained.selected.items()}
+    report = {method: [measured(trial) for trial in trials] for method, trials in trained.selected.items()}
     draw(cfg, folder, data, trained, report)
     return Outcome(
         data=data.name,
-        tested={arm: [each["metrics"] for each in seeds] for arm, seeds in report.items()},
+        tested={method: [each["metrics"] for each in seeds] for method, seeds in report.items()},
         selected=trained.choices(cfg),
         headline=columns(cfg, data, report),
         checks=[
-            {"arm": arm, "seed": seed} | check
-            for arm, seeds in report.items()
+            {"method": method, "seed": seed} | check
+            for method, seeds in report.items()
             for seed, each in zip(cfg.seeds, seeds, strict=True)
             for check in each["checks"]
         ],
         doubts={
-            arm: [name for name in seeds[0]["metrics"] if name.startswith("attacked/")]
-            for arm, seeds in report.items()
+            method: [name for name in seeds[0]["metrics"] if name.startswith("attacked/")]
+            for method, seeds in report.items()
             if not all(check["passed"] for each in seeds for check in each["checks"])
         },
     )
 
 
 def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
-    """Builds the model of an arm, on the pruned weights of the teacher where there is one."""
+    """Builds the model of a method, on the pruned weights of the teacher where there is one."""
 
     def network(code_features: int | None) -> nn.Module:
         built = build_network(cfg, data.input_shape, data.classes, code_features)
         if cfg.distillation.teacher is None:
             return built
         return prune_smallest(
-            load_teacher(built, cfg.distillation.teacher, trial.arm, trial.seed), cfg.distillation.prune
+            load_teacher(built, cfg.distillation.teacher, trial.method, trial.seed), cfg.distillation.prune
         )
 
-    return build_arm(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
+    return build_method(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
 
 
 def build_loss(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
@@ -150,14 +150,14 @@ def build_loss(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial)
     if cfg.distillation.teacher is None:
         return nn.CrossEntropyLoss()
     network = build_network(cfg, data.input_shape, data.classes)
-    teacher = load_teacher(network, cfg.distillation.teacher, trial.arm, trial.seed)
+    teacher = load_teacher(network, cfg.distillation.teacher, trial.method, trial.seed)
     return Distilled(teacher, temperature=cfg.distillation.temperature, weight=cfg.distillation.weight)
 
 
 def surrogate_of(trained: Trained, trial: Trial) -> Trial:
-    """Chooses the model that transferred attacks are made on, a control of another initialisation if there is one."""
+    """Chooses the model that transferred attacks are made on, a control of another initialization if there is one."""
     trainings = [other for trials in trained.selected.values() for other in trials if other != trial]
-    return min(trainings, key=lambda other: ({"null": 0, "none": 1}.get(other.arm, 2), other.seed != trial.seed))
+    return min(trainings, key=lambda other: ({"null": 0, "none": 1}.get(other.method, 2), other.seed != trial.seed))
 
 
 def line_of(check: Mapping[str, Any]) -> str:
@@ -173,18 +173,18 @@ def draw(
     trained: Trained,
     report: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
-    """Draws learning curves, accuracies, reliability, outlier scores and attacked pictures."""
+    """Draws learning curves, accuracies, reliability, outlier scores and attacked images."""
     learning_curves(trained.curves(CURVES), folder / "learning_curves.png")
     pooled = {
-        arm: tuple(torch.cat([each[key] for each in seeds]) for key in ("probabilities", "targets"))
-        for arm, seeds in report.items()
+        method: tuple(torch.cat([each[key] for each in seeds]) for key in ("probabilities", "targets"))
+        for method, seeds in report.items()
     }
     reliability_diagram(pooled, folder / "reliability.png")
     attacked, corrupted = [], []
-    for arm, seeds in report.items():
+    for method, seeds in report.items():
         for seed, each in zip(cfg.seeds, seeds, strict=True):
             for name, accuracy in each["metrics"].items():
-                point = {"arm": arm, "seed": seed, "accuracy": accuracy}
+                point = {"method": method, "seed": seed, "accuracy": accuracy}
                 match name.split("/"):
                     case ["attacked", attack, norm, eps]:
                         attacked.append(point | {"attack": f"{ATTACKS[attack]}, {ATTACKS[norm]}", "eps": float(eps)})
@@ -197,26 +197,26 @@ def draw(
         accuracy_under_corruption(corrupted, folder / "corruptions.png", samples=rows)
     if cfg.outliers.data is not None:
         scores = {
-            arm: {
+            method: {
                 name: tuple(torch.cat([each["outliers"][name][side] for each in seeds]) for side in (0, 1))
                 for name in seeds[0]["outliers"]
             }
-            for arm, seeds in report.items()
+            for method, seeds in report.items()
         }
         outlier_histograms(scores, folder / "outliers.png", inside=data.name, outside=cfg.outliers.data)
-    firsts = {arm: report[arm][0]["examples"] for arm in sort_arms(report) if report[arm][0]["examples"]}
+    firsts = {method: report[method][0]["examples"] for method in sort_methods(report) if report[method][0]["examples"]}
     if firsts and data.input_shape[0] in (1, 3):
         first = next(iter(firsts.values()))
         names = data.class_names
         said = {"clean": first["said_of_clean"]} | {
-            arm_label(arm): each["said_of_attacked"] for arm, each in firsts.items()
+            method_label(method): each["said_of_attacked"] for method, each in firsts.items()
         }
-        attacked_pictures(
+        attacked_images(
             first["clean"],
-            {arm_label(arm): each["attacked"] for arm, each in firsts.items()},
+            {method_label(method): each["attacked"] for method, each in firsts.items()},
             {name: [names[label] for label in labels] for name, labels in said.items()},
             [names[int(label)] for label in report[next(iter(firsts))][0]["targets"][: len(first["clean"])]],
-            folder / "attacked_pictures.png",
+            folder / "attacked_images.png",
         )
 
 

@@ -171,7 +171,7 @@ def check_concept_layers(rank, half):
             whole = Regularized(copy.deepcopy(net))
             x, y = data()
             output = whole(x, target=y, concepts=labels)
-            # Unlabelled samples are left out of the mean over the batch, of which a rank has only its own half.
+            # Unlabeled samples are left out of the mean over the batch, of which a rank has only its own half.
             (nn.functional.cross_entropy(output.output, y) + output.penalty / weight).backward()
             model = parallel(net)
             Penalized(nn.CrossEntropyLoss())(

@@ -31,7 +31,7 @@ def assert_equal_on_all_ranks(layer):
 def check_twenty_steps(rank, layer, parallel):
     """The ranks drew other projections and keys, before there was a process group; batches are uneven, once empty."""
     assert layer.books.keys.isfinite().all()
-    layer.initialise(data(60 + 20 * rank, seed=rank).split(20), epochs=2)
+    layer.initialize(data(60 + 20 * rank, seed=rank).split(20), epochs=2)
     assert_equal_on_all_ranks(layer)
     before = layer.books.keys.clone()
     model = Regularized(nn.Sequential(layer))
@@ -60,7 +60,7 @@ def check_twenty_steps(rank, layer, parallel):
 def check_no_rank_has_rows(rank):
     torch.manual_seed(0)
     layer = KeyValueBottleneck(FEATURES, CLASSES, **OPTIONS)
-    layer.initialise(data(), epochs=1)
+    layer.initialize(data(), epochs=1)
     before = layer.books.keys.clone()
     layer.measure(data(0))
     assert torch.equal(before, layer.books.keys)
@@ -89,12 +89,12 @@ def check_k_means_and_loaders_of_other_lengths(rank):
     own = data(30 if rank == 0 else 90, seed=rank)
     own[0] = float("nan")
     for method in ("k_means", "ema"):
-        done = layer.initialise(own.split(30), method=method, epochs=1)
+        done = layer.initialize(own.split(30), method=method, epochs=1)
         assert (done.samples, done.skipped) == (118, 2)
         assert_equal_on_all_ranks(layer)
     with pytest.raises(ValueError, match="4 usable rows are too few for 16 keys"):
-        layer.initialise(own[1:3])
-    layer.initialise(own[:0] if rank == 0 else own, epochs=1)
+        layer.initialize(own[1:3])
+    layer.initialize(own[:0] if rank == 0 else own, epochs=1)
     assert_equal_on_all_ranks(layer)
 
 

@@ -76,6 +76,6 @@ def test_there_are_two_set_up_commands_and_ci_runs_the_second():
         assert part.replace('test]"', 'test,dev]"') in ci
 
 
-def test_pictures_of_the_readme_are_committed():
-    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert (ROOT / picture).is_file(), picture
+def test_images_of_the_readme_are_committed():
+    for image in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / image).is_file(), image

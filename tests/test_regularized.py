@@ -378,7 +378,7 @@ def test_draws_unfold_tuples_and_dicts(kind):
 def test_draws_need_a_stochastic_bottleneck():
     with pytest.raises(ValueError, match=r"draws=2 needs a stochastic bottleneck, the model has Spy\("):
         Regularized(mlp(Spy()), draws=2)
-    with pytest.raises(ValueError, match="draws is a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="draws is an integer of at least 1, got 0"):
         Regularized(mlp(), draws=0)
     net = mlp()
     model = Regularized(net, draws=2)
@@ -755,7 +755,7 @@ def test_predict_needs_no_targets():
 @pytest.mark.parametrize(
     ("net", "options", "message"),
     [
-        (mlp, {"draws": -1}, "draws is a whole number of at least 0, got -1"),
+        (mlp, {"draws": -1}, "draws is an integer of at least 0, got -1"),
         (lambda: mlp(Spy()), {"draws": 2}, "draws=2 needs a stochastic bottleneck"),
         (lambda: nn.Linear(FEATURES, 2), {"draws": 2}, "draws=2 needs a stochastic bottleneck"),
         (mlp, {"draws": 2, "mean": "median"}, "mean is 'softmax', 'output' or None, got 'median'"),

@@ -233,7 +233,7 @@ def unknown_class(described, tensors):
 
 
 def unknown_option(described, tensors):
-    described["1.bottleneck"]["config"]["colour"] = "blue"
+    described["1.bottleneck"]["config"]["color"] = "blue"
 
 
 def lost_tensor(described, tensors):
@@ -266,7 +266,7 @@ BROKEN = {
     "of others": (of_others, ValueError, r"was not written by ibreg.save_bottlenecks"),
     "without metadata": (without_metadata, ValueError, r"was not written by ibreg.save_bottlenecks"),
     "unknown class": (rewritten(unknown_class), ValueError, "no bottleneck is called 'telepathic'.*variational"),
-    "unknown option": (rewritten(unknown_option), ValueError, "no option 'colour'"),
+    "unknown option": (rewritten(unknown_option), ValueError, "no option 'color'"),
     "lost tensor": (rewritten(lost_tensor), ValueError, "does not fit this version of 'variational'.*encoder.bias"),
     "another size": (rewritten(another_size), ValueError, "does not fit this version of 'variational'"),
     "renamed host": (rewritten(renamed_host), ValueError, "no module '11'"),

@@ -1,7 +1,7 @@
-"""Common corruptions of pictures, 15 kinds at 5 severities: what a classifier meets without an enemy.
+"""Common corruptions of images, 15 kinds at 5 severities: what a classifier meets without an enemy.
 
-After Hendrycks and Dietterich 2019 (arXiv 1903.12261), with those of its kinds that need no picture of weather, and
-changes of position beside them. Lengths are shares of the shorter side, so that small and large pictures suffer alike.
+After Hendrycks and Dietterich 2019 (arXiv 1903.12261), with those of its kinds that need no image of weather, and
+changes of position beside them. Lengths are shares of the shorter side, so that small and large images suffer alike.
 The figures are not comparable with those of the published corrupted data sets, whose severities are other ones.
 """
 
@@ -40,20 +40,20 @@ class Corruption:
 def corrupt(
     images: Tensor, kind: str, severity: int, *, clamp: tuple[float, float] = (0.0, 1.0), seed: int = 0
 ) -> Tensor:
-    """Corrupts pictures, each by a draw of its own where there is something to draw.
+    """Corrupts images, each by a draw of its own where there is something to draw.
 
     Args:
         images: `(batch, channels, height, width)`, floats.
         kind: one of `names()`.
         severity: 1 (mild) to 5 (severe).
-        clamp: the values of black and white, (-1, 1) for pictures normalised by mean 0.5 and deviation 0.5.
+        clamp: the values of black and white, (-1, 1) for images normalized by mean 0.5 and deviation 0.5.
         seed: of the draws; the same for all severities, which differ in their amount alone.
 
     Shapes:
         the result has the shape of `images`, and stays between black and white.
 
     Raises:
-        ValueError: an unknown kind or severity, pictures of another shape, dtype or range, or too small for the kind.
+        ValueError: an unknown kind or severity, images of another shape, dtype or range, or too small for the kind.
 
     Example:
         >>> images = torch.rand(4, 1, 28, 28)
@@ -77,7 +77,7 @@ def corrupt(
     if min(images.shape[2:]) < corruption.smallest:
         height, width = images.shape[2:]
         raise ValueError(
-            f"{kind} needs pictures of {corruption.smallest} x {corruption.smallest} pixels or more, these have "
+            f"{kind} needs images of {corruption.smallest} x {corruption.smallest} pixels or more, these have "
             f"{height} x {width}: leave it out"
         )
     if len(images) == 0:
@@ -187,7 +187,7 @@ def _pixelate(images: Tensor, share: float, generator: torch.Generator) -> Tenso
 def _jpeg(images: Tensor, quality: float, generator: torch.Generator) -> Tensor:
     """Stores and reads by Pillow; torchvision's own coder is deprecated."""
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"jpeg has pictures of 1 or 3 channels, these have {images.shape[1]}: leave it out")
+        raise ValueError(f"jpeg has images of 1 or 3 channels, these have {images.shape[1]}: leave it out")
     read = []
     for image in images.cpu():
         stored = BytesIO()
@@ -219,7 +219,7 @@ def _translation(images: Tensor, share: float, generator: torch.Generator) -> Te
 
 
 def _occlusion(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Puts a grey square somewhere; the larger ones cover the smaller."""
+    """Puts a gray square somewhere; the larger ones cover the smaller."""
     height, width = images.shape[2:]
     reach = share * min(height, width) / 2
     middle = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device)
@@ -249,7 +249,7 @@ def _elastic(images: Tensor, share: float, generator: torch.Generator) -> Tensor
 def _by_group(
     images: Tensor, change: Callable[[Tensor, int], Tensor], groups: int, generator: torch.Generator
 ) -> Tensor:
-    """Changes every picture in the way of the group that is drawn for it."""
+    """Changes every image in the way of the group that is drawn for it."""
     group = torch.randint(groups, (len(images),), generator=generator).to(images.device)
     changed = torch.empty_like(images)
     for index in group.unique().tolist():

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def corrupt_table(rows: Tensor, kind: str, severity: int, *, seed: int = 0) -> Tensor:
-    """Corrupts the rows of a standardised table.
+    """Corrupts the rows of a standardized table.
 
     Args:
-        rows: `(batch, features)`, floats, every column standardised by the training rows: a deviation is 1 and the mean
+        rows: `(batch, features)`, floats, every column standardized by the training rows: a deviation is 1 and the mean
             0, which is also what stands in for a missing value.
         kind: one of `names()`: "feature_noise" adds Gaussian noise of deviation 0.1 to 1, "missing_features" loses
             5 to 50 % of the values.

@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
             check_count("in_features", in_features, "size of the feature axis")
         check_number("beta", beta, least=0)
         if dim is not None and (not isinstance(dim, Integral) or dim == 0):
-            raise ValueError(f"dim is the feature axis, a whole number other than 0 (the batch), got {dim!r}")
+            raise ValueError(f"dim is the feature axis, an integer other than 0 (the batch), got {dim!r}")
         self.in_features = in_features
         self.dim = dim
         self.initial_beta = float(beta)

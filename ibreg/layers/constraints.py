@@ -42,15 +42,15 @@ def check_number(
 
 
 def check_count(option: str, value: Any, what: str, *, least: int = 1) -> None:
-    """Raises a ValueError where an option is no whole number, or too small a one.
+    """Raises a ValueError where an option is no integer, or too small a one.
 
     Example:
         >>> check_count("out_features", 2.5, "size of the code")
         Traceback (most recent call last):
-        ValueError: out_features is the size of the code, a whole number of at least 1, got 2.5
+        ValueError: out_features is the size of the code, an integer of at least 1, got 2.5
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{option} is the {what}, a whole number of at least {least}, got {value!r}")
+        raise ValueError(f"{option} is the {what}, an integer of at least {least}, got {value!r}")
 
 
 def check_switch(option: str, value: Any) -> None:

@@ -20,7 +20,7 @@ class ConditionalCauchySchwarz(nn.Module):
 
     .. math:: \ell = s \, \operatorname{mean} |\hat y - y|^2 + (1 - s) \, D_{CS}(p(y|x) \,\|\, p(\hat y|x))
 
-    The divergence (`functional.conditional_cs_divergence`) compares neighbours in the inputs, in nats; by itself it has
+    The divergence (`functional.conditional_cs_divergence`) compares neighbors in the inputs, in nats; by itself it has
     little gradient for predictions that are several bandwidths off, which is what the squared error is for. It does
     not depend on the targets' scale, the squared error does: standardize them, and the two are of one size.
 
@@ -31,7 +31,7 @@ class ConditionalCauchySchwarz(nn.Module):
     Args:
         share: s, weight of the squared error in [0, 1].
         bandwidth_x: of the inputs, relative to the batch: `("rms", s)` is s times the root mean squared distance of
-            two inputs; or `"median"`, or a length. It decides the most: 0.1 compares near neighbours, 1 little more
+            two inputs; or `"median"`, or a length. It decides the most: 0.1 compares near neighbors, 1 little more
             than the marginals of y.
         bandwidth_y: of targets and predictions, relative to the batch's targets in the same way. `("rms", 1.0)` is 1.4
             standard deviations of a single target.

@@ -1,9 +1,9 @@
 """Plots of a run as PNG files: learning curves, reliability diagrams, the information curve.
 
-An arm is one of the models of a run: ``none`` is the control, ``null`` its second initialisation, ``decayed`` the
+A method is one of the models of a run: ``none`` is the control, ``null`` its second initialization, ``decayed`` the
 control with weight decay, any other name a
-bottleneck. Bottlenecks take their colours in the order in which they first appear, so a run that names them in one
-order has one colour per arm in all plots. The colours are Okabe and Ito's, which colour-blind readers tell apart.
+bottleneck. Bottlenecks take their colors in the order in which they first appear, so a run that names them in one
+order has one color per method in all plots. The colors are Okabe and Ito's, which color-blind readers tell apart.
 """
 
 import math
@@ -41,34 +41,34 @@ UNITS = {
 }  # fmt: skip
 
 
-def sort_arms(arms: Iterable[str]) -> list[str]:
-    """Puts the control first, its second initialisation next, then the bottlenecks in the order given.
+def sort_methods(methods: Iterable[str]) -> list[str]:
+    """Puts the control first, its second initialization next, then the bottlenecks in the order given.
 
     Example:
-        >>> sort_arms(["variational", "null", "hsic", "none", "hsic"])
+        >>> sort_methods(["variational", "null", "hsic", "none", "hsic"])
         ['none', 'null', 'variational', 'hsic']
     """
-    places = {arm: place for place, arm in enumerate(CONTROL_LABELS)}
-    return sorted(dict.fromkeys(arms), key=lambda arm: places.get(arm, len(places)))
+    places = {method: place for place, method in enumerate(CONTROL_LABELS)}
+    return sorted(dict.fromkeys(methods), key=lambda method: places.get(method, len(places)))
 
 
-def arm_label(arm: str) -> str:
-    """Names an arm for a reader.
+def method_label(method: str) -> str:
+    """Names a method for a reader.
 
     Example:
-        >>> arm_label("null"), arm_label("hsic")
+        >>> method_label("null"), method_label("hsic")
         ('none, other init', 'hsic')
     """
-    return CONTROL_LABELS.get(arm, arm)
+    return CONTROL_LABELS.get(method, method)
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draws every quantity over the epochs, per arm the mean over seeds and a band from the least to the greatest.
+    """Draws every quantity over the epochs, per method the mean over seeds and a band from the least to the greatest.
 
     At each epoch these are the seeds that have a value there; NaN and infinity leave a gap.
 
     Args:
-        rows: Rows of a ``metrics.csv``: ``arm``, ``seed``, ``epoch``, every other key is a quantity such as
+        rows: Rows of a ``metrics.csv``: ``method``, ``seed``, ``epoch``, every other key is a quantity such as
             ``validation/nll``. Numbers may be strings; a missing value is an empty string or None.
         path: Where the PNG goes.
 
@@ -77,7 +77,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path
 
     Example:
         >>> import tempfile
-        >>> rows = [{"arm": "none", "seed": s, "epoch": e, "train/loss": 1 / (e + s)} for s in (1, 2) for e in (1, 2)]
+        >>> rows = [{"method": "none", "seed": s, "epoch": e, "train/loss": 1 / (e + s)} for s in (1, 2) for e in (1, 2)]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     learning_curves(rows, f"{folder}/curves.png").name
         'curves.png'
@@ -89,18 +89,18 @@ def _draw_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     curves = values_over_seeds(rows)
     if not curves:
         raise ValueError("there is nothing to draw: no row has a value of a quantity")
-    styles = arm_styles(row["arm"] for row in rows)
+    styles = method_styles(row["method"] for row in rows)
     height, width = panel_grid(len(curves), most=3)
     figure = Figure(figsize=(4 * width, 3 * height + 0.5), layout="constrained")
     panels = figure.subplots(height, width, squeeze=False).flat
-    for panel, (quantity, arms) in zip(panels, curves.items(), strict=False):
-        for arm in sort_arms(arms):
-            epochs = sorted(arms[arm])
-            color, line = styles[arm]["color"], styles[arm]["linestyle"]
+    for panel, (quantity, methods) in zip(panels, curves.items(), strict=False):
+        for method in sort_methods(methods):
+            epochs = sorted(methods[method])
+            color, line = styles[method]["color"], styles[method]["linestyle"]
             # A lone epoch has no line to show.
-            marker = styles[arm]["marker"] if len(epochs) == 1 else ""
-            values = [np.array(arms[arm][epoch]) for epoch in epochs]
-            panel.plot(epochs, [v.mean() for v in values], line, color=color, marker=marker, label=arm_label(arm))
+            marker = styles[method]["marker"] if len(epochs) == 1 else ""
+            values = [np.array(methods[method][epoch]) for epoch in epochs]
+            panel.plot(epochs, [v.mean() for v in values], line, color=color, marker=marker, label=method_label(method))
             panel.fill_between(
                 epochs, [v.min() for v in values], [v.max() for v in values], color=color, alpha=0.2, linewidth=0
             )
@@ -111,25 +111,25 @@ def _draw_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def values_over_seeds(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Mapping[int, list[float]]]]:
-    """Values over the seeds, as ``curves[quantity][arm][epoch]``."""
+    """Values over the seeds, as ``curves[quantity][method][epoch]``."""
     curves = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in rows:
         for quantity, value in row.items():
-            if quantity not in ("arm", "seed", "epoch") and value not in (None, ""):
-                curves[quantity][row["arm"]][int(row["epoch"])].append(float(value))
+            if quantity not in ("method", "seed", "epoch") and value not in (None, ""):
+                curves[quantity][row["method"]][int(row["epoch"])].append(float(value))
     return curves
 
 
 def reliability_diagram(predictions: Mapping[str, tuple[Any, Any]], path: str | Path) -> Path:
-    """Draws, per arm, accuracy over confidence with the gap between the two, above a histogram of the confidence.
+    """Draws, per method, accuracy over confidence with the gap between the two, above a histogram of the confidence.
 
     Args:
-        predictions: Of each arm the probabilities of shape (samples, classes) and the targets of shape (samples,), all
+        predictions: Of each method the probabilities of shape (samples, classes) and the targets of shape (samples,), all
             seeds pooled; the calibration error of these, in the titles, is not the mean of the seeds' errors.
         path: Where the PNG goes.
 
     Raises:
-        ValueError: If there is no arm, or predictions are wrong (as in ``classification_metrics``).
+        ValueError: If there is no method, or predictions are wrong (as in ``classification_metrics``).
 
     Example:
         >>> import tempfile
@@ -143,19 +143,19 @@ def reliability_diagram(predictions: Mapping[str, tuple[Any, Any]], path: str | 
 
 def _draw_reliability_diagram(predictions: Mapping[str, tuple[Any, Any]]) -> Figure:
     if not predictions:
-        raise ValueError("there is nothing to draw: no arm has predictions")
-    styles = arm_styles(predictions)
+        raise ValueError("there is nothing to draw: no method has predictions")
+    styles = method_styles(predictions)
     height, width = panel_grid(len(predictions), most=4)
     figure = Figure(figsize=(3 * width + 0.4, 4.2 * height + 0.5), layout="constrained")
     panels = figure.subplots(2 * height, width, squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1] * height)
     diagrams, histograms = panels[::2].flat, panels[1::2].flat
-    for diagram, histogram, arm in zip(diagrams, histograms, styles, strict=False):
-        probabilities, targets = predictions[arm]
+    for diagram, histogram, method in zip(diagrams, histograms, styles, strict=False):
+        probabilities, targets = predictions[method]
         counts, accuracy, confidence = calibration_bins(probabilities, targets)
         calibration_error = classification_metrics(probabilities, targets)["ece"]
         width_of_bin = 1 / len(counts)
         centers = (np.arange(len(counts)) + 0.5) * width_of_bin
-        diagram.bar(centers, accuracy, width_of_bin, color=styles[arm]["color"], edgecolor="white", label="accuracy")
+        diagram.bar(centers, accuracy, width_of_bin, color=styles[method]["color"], edgecolor="white", label="accuracy")
         diagram.bar(
             centers,
             confidence - accuracy,
@@ -169,9 +169,11 @@ def _draw_reliability_diagram(predictions: Mapping[str, tuple[Any, Any]]) -> Fig
         )
         diagram.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="calibrated")
         diagram.set(
-            title=f"{arm_label(arm)}\nECE of pooled seeds {100 * calibration_error:.2f} %", xlim=(0, 1), ylim=(0, 1)
+            title=f"{method_label(method)}\nECE of pooled seeds {100 * calibration_error:.2f} %",
+            xlim=(0, 1),
+            ylim=(0, 1),
         )
-        histogram.bar(centers, counts / counts.sum(), width_of_bin, color=styles[arm]["color"], edgecolor="white")
+        histogram.bar(centers, counts / counts.sum(), width_of_bin, color=styles[method]["color"], edgecolor="white")
         histogram.set(xlabel="confidence")
         histogram.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
         histogram.tick_params(labelbottom=True)
@@ -189,7 +191,7 @@ def information_curve(points: Sequence[Mapping[str, Any]], path: str | Path, *, 
     Where rates span more than a decade their axis is logarithmic, but linear below 0.01 nats.
 
     Args:
-        points: One per arm and beta: ``arm``, ``beta``, ``rate`` (upper bound of I(Z;X), nats; with a conditional prior
+        points: One per method and beta: ``method``, ``beta``, ``rate`` (upper bound of I(Z;X), nats; with a conditional prior
             that is the layer's rate + H(Y)), ``information`` (lower bound of I(Z;Y), nats), ``accuracy`` (fraction).
         path: Where the PNG goes.
         label_entropy: H(Y), nats.
@@ -199,7 +201,7 @@ def information_curve(points: Sequence[Mapping[str, Any]], path: str | Path, *, 
 
     Example:
         >>> import tempfile
-        >>> points = [{"arm": "variational", "beta": 1e-3, "rate": 12.0, "information": 2.1, "accuracy": 0.97}]
+        >>> points = [{"method": "variational", "beta": 1e-3, "rate": 12.0, "information": 2.1, "accuracy": 0.97}]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     information_curve(points, f"{folder}/information.png", label_entropy=2.3).name
         'information.png'
@@ -213,14 +215,14 @@ def _draw_information_curve(points: Sequence[Mapping[str, Any]], label_entropy: 
     for point in points:
         if not all(math.isfinite(point[key]) for key in ("beta", "rate", "information", "accuracy")):
             raise ValueError(f"a point of the information curve has a number that is not finite: {dict(point)}")
-    styles = arm_styles(point["arm"] for point in points)
+    styles = method_styles(point["method"] for point in points)
     figure = Figure(figsize=(7, 7), layout="constrained")
     plane, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    for arm, style in styles.items():
-        curve = sorted((point for point in points if point["arm"] == arm), key=lambda point: point["beta"])
+    for method, style in styles.items():
+        curve = sorted((point for point in points if point["method"] == method), key=lambda point: point["beta"])
         rates = [point["rate"] for point in curve]
         for panel, key in ((plane, "information"), (accuracy, "accuracy")):
-            panel.plot(rates, [point[key] for point in curve], **style, linewidth=0.7, label=arm_label(arm))
+            panel.plot(rates, [point[key] for point in curve], **style, linewidth=0.7, label=method_label(method))
     scale_rates(plane, [point["rate"] for point in points])
     _draw_ceilings(plane, label_entropy)
     plane.set_title("beside each point: its beta", loc="right", fontsize="medium")
@@ -270,7 +272,7 @@ def _annotate_betas(figure: Figure, panel: Axes, points: Sequence[Mapping[str, A
             horizontalalignment="center",
             verticalalignment="center",
             fontsize=8,
-            color=styles[point["arm"]]["color"],
+            color=styles[point["method"]]["color"],
         )
         for offset in NOTE_OFFSETS:
             note.set_position(offset)
@@ -279,15 +281,15 @@ def _annotate_betas(figure: Figure, panel: Axes, points: Sequence[Mapping[str, A
         taken.append(note.get_window_extent())
 
 
-def arm_styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, line and marker per arm, the control first; the line changes where the colours start again."""
+def method_styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Color, line and marker per method, the control first; the line changes where the colors start again."""
     styles = {}
-    for arm in sort_arms(arms):
-        if arm in CONTROL_STYLES:
-            styles[arm] = dict(CONTROL_STYLES[arm])
+    for method in sort_methods(methods):
+        if method in CONTROL_STYLES:
+            styles[method] = dict(CONTROL_STYLES[method])
         else:
             turn, place = divmod(len(styles.keys() - CONTROL_STYLES.keys()), len(COLORS))
-            styles[arm] = {"color": COLORS[place], "linestyle": LINES[turn % len(LINES)], "marker": MARKERS[place]}
+            styles[method] = {"color": COLORS[place], "linestyle": LINES[turn % len(LINES)], "marker": MARKERS[place]}
     return styles
 
 

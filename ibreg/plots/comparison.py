@@ -1,4 +1,4 @@
-"""Several runs in one picture: a line for each arm of each run, its seeds and their mean."""
+"""Several runs in one image: a line for each method of each run, its seeds and their mean."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ibreg.plots.classification import arm_label, arm_styles, write_png
+from ibreg.plots.classification import method_label, method_styles, write_png
 
 
 def comparison_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, *, heading: str, scale: float = 1) -> Path:
-    """Draws the values of a metric, per run and arm a faint point for every seed and a strong one for their mean.
+    """Draws the values of a metric, per run and method a faint point for every seed and a strong one for their mean.
 
     Args:
-        rows: `run`, `arm` and `values`, one value for each seed; what is None or not finite is not drawn.
+        rows: `run`, `method` and `values`, one value for each seed; what is None or not finite is not drawn.
         path: where the PNG goes.
         heading: name of the metric with its unit.
         scale: what the values are multiplied by for that unit.
@@ -26,7 +26,7 @@ def comparison_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, *, head
 
     Example:
         >>> import tempfile
-        >>> rows = [{"run": "lr=0.1", "arm": "none", "values": [0.1, 0.2]}]
+        >>> rows = [{"run": "lr=0.1", "method": "none", "values": [0.1, 0.2]}]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     comparison_plot(rows, f"{folder}/comparison.png", heading="error (%)", scale=100).name
         'comparison.png'
@@ -39,14 +39,14 @@ def _draw(rows: Sequence[Mapping[str, Any]], heading: str, scale: float) -> Figu
     for row in rows:
         values = scale * np.array([np.nan if value is None else value for value in row["values"]], dtype=float)
         if np.isfinite(values).any():
-            drawn.append((f"{row['run']}  {arm_label(row['arm'])}", row["arm"], values[np.isfinite(values)]))
+            drawn.append((f"{row['run']}  {method_label(row['method'])}", row["method"], values[np.isfinite(values)]))
     if not drawn:
         raise ValueError("there is nothing to draw: no row has a finite value")
-    styles = arm_styles(arm for _, arm, _ in drawn)
+    styles = method_styles(method for _, method, _ in drawn)
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(drawn)), layout="constrained")
     axes = figure.subplots()
-    for place, (_, arm, values) in enumerate(drawn):
-        color, marker = styles[arm]["color"], styles[arm]["marker"]
+    for place, (_, method, values) in enumerate(drawn):
+        color, marker = styles[method]["color"], styles[method]["marker"]
         axes.plot(values, np.full(len(values), place), linestyle="", marker=marker, color=color, alpha=0.35)
         axes.plot(values.mean(), place, linestyle="", marker=marker, color=color, markersize=9)
     axes.set_yticks(range(len(drawn)), [label for label, _, _ in drawn])

@@ -1,6 +1,6 @@
 """Plots of a concept run as PNG files: corrections, leakage, what the head does, and concepts of a few samples.
 
-Arms, colours and lines are those of `ibreg.plots.classification`.
+Methods, colors and lines are those of `ibreg.plots.classification`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ibreg.evaluation.concepts.curves import InterventionCurve
-from ibreg.plots.classification import arm_label, arm_styles, finish, panel_grid, write_png
+from ibreg.plots.classification import finish, method_label, method_styles, panel_grid, write_png
 
 # What leakage is drawn of, under which title; each has a control under `<name>_control`.
 MEASURES = {
@@ -39,7 +39,7 @@ def intervention_plot(curves: Mapping[str, Mapping[str, Sequence[InterventionCur
     With one seed the interval is that over the orders of a policy with randomness.
 
     Args:
-        curves: per panel and arm the curves of the seeds, all of one length.
+        curves: per panel and method the curves of the seeds, all of one length.
         path: Where the PNG goes.
 
     Raises:
@@ -54,18 +54,18 @@ def intervention_plot(curves: Mapping[str, Mapping[str, Sequence[InterventionCur
     """
     if not curves:
         raise ValueError("there is nothing to draw: no curve of interventions")
-    styles = arm_styles(arm for arms in curves.values() for arm in arms)
+    styles = method_styles(method for methods in curves.values() for method in methods)
     height, width = panel_grid(len(curves), most=3)
     figure = Figure(figsize=(4 * width, 3.2 * height + 0.6), layout="constrained")
     panels = figure.subplots(height, width, squeeze=False, sharey=True)
-    for panel, (title, arms) in zip(panels.flat, curves.items(), strict=False):
-        for arm, of_seeds in arms.items():
+    for panel, (title, methods) in zip(panels.flat, curves.items(), strict=False):
+        for method, of_seeds in methods.items():
             # A mean over orders counts once: orders of one training are not as independent as trainings.
             means = [each.mean for each in of_seeds] if len(of_seeds) > 1 else of_seeds[0].accuracy
             pooled = InterventionCurve(np.stack(list(means)), of_seeds[0].spent)
             counts = np.arange(len(pooled.spent))
-            style = styles[arm] | {"marker": styles[arm]["marker"] if len(counts) <= 12 else ""}
-            panel.plot(counts, pooled.mean, **style, label=arm_label(arm))
+            style = styles[method] | {"marker": styles[method]["marker"] if len(counts) <= 12 else ""}
+            panel.plot(counts, pooled.mean, **style, label=method_label(method))
             low, high = pooled.mean - pooled.half_width, pooled.mean + pooled.half_width
             panel.fill_between(counts, low, high, color=style["color"], alpha=0.2, linewidth=0)
         panel.set(title=title, xlabel="corrections")
@@ -81,11 +81,11 @@ def leakage_plot(measured: Mapping[str, Sequence[Mapping[str, float]]], path: st
     """Draws each measure of leakage and reliance: the mean over seeds, its standard deviation, and the control's mean.
 
     Args:
-        measured: per arm the measures of the seeds, named as in `MEASURES`; what none has is left out.
+        measured: per method the measures of the seeds, named as in `MEASURES`; what none has is left out.
         path: Where the PNG goes.
 
     Raises:
-        ValueError: If no arm has a measure.
+        ValueError: If no method has a measure.
 
     Example:
         >>> import tempfile
@@ -95,19 +95,19 @@ def leakage_plot(measured: Mapping[str, Sequence[Mapping[str, float]]], path: st
     """
     shown = [name for name in MEASURES if any(name in seeds[0] for seeds in measured.values() if seeds)]
     if not shown:
-        raise ValueError("there is nothing to draw: no arm has a measure of leakage")
-    styles = arm_styles(measured)
+        raise ValueError("there is nothing to draw: no method has a measure of leakage")
+    styles = method_styles(measured)
     height, width = panel_grid(len(shown), most=4)
     figure = Figure(figsize=(3.4 * width, 2.8 * height + 0.6), layout="constrained")
     panels = figure.subplots(height, width, squeeze=False)
     for panel, name in zip(panels.flat, shown, strict=False):
-        for place, (arm, style) in enumerate(styles.items()):
-            values = np.array([seed[name] for seed in measured[arm] if name in seed])
-            controls = np.array([seed[f"{name}_control"] for seed in measured[arm] if f"{name}_control" in seed])
+        for place, (method, style) in enumerate(styles.items()):
+            values = np.array([seed[name] for seed in measured[method] if name in seed])
+            controls = np.array([seed[f"{name}_control"] for seed in measured[method] if f"{name}_control" in seed])
             if not len(values):
                 continue
             spread = values.std(ddof=1) if len(values) > 1 else 0
-            panel.bar(place, values.mean(), color=style["color"], yerr=spread, capsize=3, label=arm_label(arm))
+            panel.bar(place, values.mean(), color=style["color"], yerr=spread, capsize=3, label=method_label(method))
             if len(controls):
                 panel.plot(place, controls.mean(), "D", color="white", markeredgecolor="black", label="control")
         panel.set_title(fill(MEASURES[name], 30), fontsize="medium")
@@ -123,13 +123,13 @@ def head_plot(
     """Draws what setting each concept does to each class: of a linear head its weights, without what classes share.
 
     Args:
-        effects: per arm `(classes, concepts)`, as `concept_reliance.head_effects` measures them.
+        effects: per method `(classes, concepts)`, as `concept_reliance.head_effects` measures them.
         path: Where the PNG goes.
         concepts: their names.
         classes: their names.
 
     Raises:
-        ValueError: If there is no arm.
+        ValueError: If there is no method.
 
     Example:
         >>> import tempfile, torch
@@ -138,18 +138,18 @@ def head_plot(
         'head.png'
     """
     if not effects:
-        raise ValueError("there is nothing to draw: no arm has a head")
+        raise ValueError("there is nothing to draw: no method has a head")
     height, width = panel_grid(len(effects), most=3)
     across, down = (max(2.5, 0.28 * len(names)) for names in (concepts, classes))
     figure = Figure(figsize=((across + 2.2) * width, (down + 1.8) * height), layout="constrained")
     panels = figure.subplots(height, width, squeeze=False)
-    for panel, (arm, effect) in zip(panels.flat, effects.items(), strict=False):
+    for panel, (method, effect) in zip(panels.flat, effects.items(), strict=False):
         # What all classes have in common changes no decision.
         values = (effect - effect.mean(0)).detach().cpu().numpy()
         largest = max(float(abs(values).max()), 1e-12)
-        picture = panel.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
-        figure.colorbar(picture, ax=panel, shrink=0.8)
-        panel.set(title=arm_label(arm), xlabel="concept", ylabel="class")
+        image = panel.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+        figure.colorbar(image, ax=panel, shrink=0.8)
+        panel.set(title=method_label(method), xlabel="concept", ylabel="class")
         _names(panel.set_xticks, concepts, rotation=90)
         _names(panel.set_yticks, classes)
     for panel in list(panels.flat)[len(effects) :]:
@@ -164,7 +164,7 @@ class ConceptSample:
     """One sample as a reader sees it.
 
     Attributes:
-        picture: `(channels, height, width)` or, of a table, `(features,)`.
+        image: `(channels, height, width)` or, of a table, `(features,)`.
         probabilities: `(concepts,)`, found.
         labels: `(concepts,)`, true; NaN where unknown.
         contributions: `(concepts,)`, by how much the logit of the predicted class would fall without each concept.
@@ -172,7 +172,7 @@ class ConceptSample:
         true: name of the true class.
     """
 
-    picture: Tensor
+    image: Tensor
     probabilities: Tensor
     labels: Tensor
     contributions: Tensor
@@ -198,7 +198,7 @@ def sample_plot(samples: Sequence[ConceptSample], path: str | Path, *, concepts:
     panels = figure.subplots(len(samples), 3, squeeze=False, width_ratios=[1, 1.6, 1.6])
     places = np.arange(len(concepts))
     for (shown, found, added), sample in zip(panels, samples, strict=True):
-        _draw_input(shown, sample.picture)
+        _draw_input(shown, sample.image)
         shown.set_title(f"predicted {sample.predicted}\ntrue {sample.true}", fontsize="medium")
         found.barh(places, sample.probabilities.numpy(), color="#56B4E9", label="found")
         found.plot(sample.labels.numpy(), places, "o", color="black", markersize=4, label="true")

@@ -1,6 +1,6 @@
 """Plots of continual learning as PNG files: accuracy over splits, use of keys, decision regions in the plane.
 
-Arms, colours and lines are those of `ibreg.plots.classification`.
+Methods, colors and lines are those of `ibreg.plots.classification`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.stats import t as student_t
 
-from ibreg.plots.classification import arm_styles, finish, write_png
+from ibreg.plots.classification import finish, method_styles, write_png
 
-# Okabe and Ito's, with a grey and a brown: ten classes that colour-blind readers tell apart, as far as ten can be.
+# Okabe and Ito's, with a gray and a brown: ten classes that color-blind readers tell apart, as far as ten can be.
 CLASS_COLORS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999", "#7B4B2A",
 )  # fmt: skip
@@ -27,31 +27,31 @@ CLASS_COLORS = (
 CONTROL_LABELS = {"none": "linear probe", "null": "linear probe, other init"}
 
 
-def learner_label(arm: str) -> str:
-    """Names an arm for a reader: without a bottleneck it is a linear probe.
+def learner_label(method: str) -> str:
+    """Names a method for a reader: without a bottleneck it is a linear probe.
 
     Example:
         >>> learner_label("none"), learner_label("key_value")
         ('linear probe', 'key_value')
     """
-    return CONTROL_LABELS.get(arm, arm)
+    return CONTROL_LABELS.get(method, method)
 
 
 def accuracy_over_splits(
     curves: Mapping[str, Sequence[Sequence[float]]], path: str | Path, *, chance: float | None = None
 ) -> Path:
-    """Draws, per arm, the accuracy over all classes before the first split and after each, with its interval.
+    """Draws, per method, the accuracy over all classes before the first split and after each, with its interval.
 
-    The band is the 95 % interval of the mean over seeds by Student's t. An arm with two stages, before all and after
+    The band is the 95 % interval of the mean over seeds by Student's t. A method with two stages, before all and after
     all at once, is a horizontal line at its second.
 
     Args:
-        curves: Of each arm the accuracies of every seed, (seeds, stages), fractions.
+        curves: Of each method the accuracies of every seed, (seeds, stages), fractions.
         path: Where the PNG goes.
         chance: The accuracy of guessing, drawn where it is given.
 
     Raises:
-        ValueError: If there is no arm, an arm has no seed, or seeds have not equally many stages.
+        ValueError: If there is no method, a method has no seed, or seeds have not equally many stages.
 
     Example:
         >>> import tempfile
@@ -65,20 +65,20 @@ def accuracy_over_splits(
 
 def _draw_accuracy(curves: Mapping[str, Sequence[Sequence[float]]], chance: float | None) -> Figure:
     if not curves:
-        raise ValueError("there is nothing to draw: no arm has a curve")
+        raise ValueError("there is nothing to draw: no method has a curve")
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     panel = figure.subplots()
-    values = {arm: _checked_curve(arm, curve) for arm, curve in curves.items()}
+    values = {method: _checked_curve(method, curve) for method, curve in curves.items()}
     last = max(curve.shape[1] for curve in values.values()) - 1
-    for arm, style in arm_styles(values).items():
-        curve = values[arm]
+    for method, style in method_styles(values).items():
+        curve = values[method]
         at_once = curve.shape[1] == 2 < last + 1
         if at_once:
             curve = np.repeat(curve[:, 1:], last + 1, axis=1)
         mean, half = curve.mean(axis=0), interval(curve)
         splits = np.arange(last + 1)
         line = {"color": style["color"], "linestyle": "--" if at_once else style["linestyle"]}
-        label = f"{learner_label(arm)} (all classes at once)" if at_once else learner_label(arm)
+        label = f"{learner_label(method)} (all classes at once)" if at_once else learner_label(method)
         panel.plot(splits, mean, marker="" if at_once else style["marker"], markersize=4, label=label, **line)
         panel.fill_between(splits, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
     if chance is not None:
@@ -104,15 +104,15 @@ def interval(values: np.ndarray) -> np.ndarray:
 
 
 def key_usage(shares: Mapping[str, Sequence[Sequence[float]]], path: str | Path) -> Path:
-    """Draws, per arm that has keys, the share of its pairs that were ever hit, after each split.
+    """Draws, per method that has keys, the share of its pairs that were ever hit, after each split.
 
     Args:
-        shares: Of each arm the shares of every seed, (seeds, stages), fractions, the first before all splits. Arms
-            without keys have none; they are there so that an arm has one colour in all plots.
+        shares: Of each method the shares of every seed, (seeds, stages), fractions, the first before all splits. Methods
+            without keys have none; they are there so that a method has one color in all plots.
         path: Where the PNG goes.
 
     Raises:
-        ValueError: If no arm has keys, or seeds have not equally many stages.
+        ValueError: If no method has keys, or seeds have not equally many stages.
 
     Example:
         >>> import tempfile
@@ -125,17 +125,17 @@ def key_usage(shares: Mapping[str, Sequence[Sequence[float]]], path: str | Path)
 
 def _draw_usage(shares: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     if not any(shares.values()):
-        raise ValueError("there is nothing to draw: no arm has keys")
+        raise ValueError("there is nothing to draw: no method has keys")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     panel = figure.subplots()
-    values = {arm: _checked_curve(arm, curve) for arm, curve in shares.items() if curve}
-    styles = arm_styles(shares)
-    for arm, curve in values.items():
-        style = styles[arm]
+    values = {method: _checked_curve(method, curve) for method, curve in shares.items() if curve}
+    styles = method_styles(shares)
+    for method, curve in values.items():
+        style = styles[method]
         mean, half = curve.mean(axis=0), interval(curve)
         splits = np.arange(curve.shape[1])
         panel.plot(
-            splits, mean, style["linestyle"], color=style["color"], marker=style["marker"], label=learner_label(arm)
+            splits, mean, style["linestyle"], color=style["color"], marker=style["marker"], label=learner_label(method)
         )
         panel.fill_between(splits, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
     panel.set(xlabel="splits learnt", ylabel="key-value pairs ever hit in training (mean, 95 %)", ylim=(0, 1.02))
@@ -149,9 +149,9 @@ def _finished(figure: Figure, panel: Axes) -> Figure:
     return finish(figure)
 
 
-def _checked_curve(arm: str, curve: Sequence[Sequence[float]]) -> np.ndarray:
+def _checked_curve(method: str, curve: Sequence[Sequence[float]]) -> np.ndarray:
     if not len(curve) or len({len(row) for row in curve}) > 1:
-        raise ValueError(f"the curve of {arm} needs one row per seed, all of them equally long")
+        raise ValueError(f"the curve of {method} needs one row per seed, all of them equally long")
     return np.asarray(curve, dtype=float)
 
 
@@ -165,12 +165,12 @@ def decision_regions(
     extent: tuple[float, float, float, float],
     names: Sequence[str],
 ) -> Path:
-    """Draws which class an arm answers at each place of a plane, a column for each stage and a row for each arm.
+    """Draws which class a method answers at each place of a plane, a column for each stage and a row for each method.
 
-    The points on it are those of the classes learnt so far: what an arm still knows lies in its own colour.
+    The points on it are those of the classes learnt so far: what a method still knows lies in its own color.
 
     Args:
-        regions: Of each arm the predicted classes, (stages, height, width), the first row at the bottom.
+        regions: Of each method the predicted classes, (stages, height, width), the first row at the bottom.
         points: Samples, (samples, 2).
         targets: Their classes, (samples,).
         splits: The classes of each split, in their order; a stage is after each split, or one after all.
@@ -179,7 +179,7 @@ def decision_regions(
         names: One name per class.
 
     Raises:
-        ValueError: If there is no arm, or an arm has neither a stage for each split nor one for all.
+        ValueError: If there is no method, or a method has neither a stage for each split nor one for all.
 
     Example:
         >>> import tempfile
@@ -195,19 +195,19 @@ def decision_regions(
 
 def _draw_regions(regions, points, targets, splits, extent, names) -> Figure:
     if not regions:
-        raise ValueError("there is nothing to draw: no arm has regions")
+        raise ValueError("there is nothing to draw: no method has regions")
     if len(names) > len(CLASS_COLORS):
-        raise ValueError(f"decision regions have {len(CLASS_COLORS)} colours, but there are {len(names)} classes")
-    if odd := [arm for arm, stages in regions.items() if len(stages) not in (1, len(splits))]:
+        raise ValueError(f"decision regions have {len(CLASS_COLORS)} colors, but there are {len(names)} classes")
+    if odd := [method for method, stages in regions.items() if len(stages) not in (1, len(splits))]:
         raise ValueError(f"the regions of {odd} need a stage for each of the {len(splits)} splits, or one for all")
     columns = len(splits)
     figure = Figure(figsize=(2.2 * columns + 0.6, 2.2 * len(regions) + 0.6), layout="constrained")
     panels = figure.subplots(len(regions), columns, squeeze=False, sharex=True, sharey=True)
     colors = ListedColormap(CLASS_COLORS[: len(names)])
-    for row, (arm, stages) in zip(panels, regions.items(), strict=True):
+    for row, (method, stages) in zip(panels, regions.items(), strict=True):
         # What learns all classes at once has the last column alone.
         first = columns - len(stages)
-        row[first].set_ylabel(learner_label(arm))
+        row[first].set_ylabel(learner_label(method))
         for panel in row[:first]:
             panel.set_visible(False)
         for place, (panel, stage) in enumerate(zip(row[first:], stages, strict=True), first):

@@ -1,4 +1,4 @@
-"""Plots of what few labelled images are enough for."""
+"""Plots of what few labeled images are enough for."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ibreg.plots.classification import arm_label, arm_styles, finish, panel_grid, write_png
+from ibreg.plots.classification import finish, method_label, method_styles, panel_grid, write_png
 
 
 def images_curve(points: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draws every quantity over the labelled images of each class, per arm the mean over seeds and its spread.
+    """Draws every quantity over the labeled images of each class, per method the mean over seeds and its spread.
 
-    Bars go from the least to the greatest seed. Arms stand side by side, so that bars do not cover each other.
+    Bars go from the least to the greatest seed. Methods stand side by side, so that bars do not cover each other.
 
     Args:
-        points: One per arm, seed and number of images: ``arm``, ``seed``, ``images`` (of each class); every other key
+        points: One per method, seed and number of images: ``method``, ``seed``, ``images`` (of each class); every other key
             is a quantity in percent.
         path: Where the PNG goes.
 
@@ -28,7 +28,7 @@ def images_curve(points: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
 
     Example:
         >>> import tempfile
-        >>> points = [{"arm": "none", "seed": 0, "images": k, "accuracy (%)": 50 + k} for k in (5, 20)]
+        >>> points = [{"method": "none", "seed": 0, "images": k, "accuracy (%)": 50 + k} for k in (5, 20)]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     images_curve(points, f"{folder}/images.png").name
         'images.png'
@@ -39,8 +39,8 @@ def images_curve(points: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
 def _draw_images_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     if not points:
         raise ValueError("there is nothing to draw: no points")
-    quantities = [key for key in points[0] if key not in ("arm", "seed", "images")]
-    styles = arm_styles(point["arm"] for point in points)
+    quantities = [key for key in points[0] if key not in ("method", "seed", "images")]
+    styles = method_styles(point["method"] for point in points)
     images = sorted({point["images"] for point in points})
     height, width = panel_grid(len(quantities), most=2)
     figure = Figure(figsize=(5.2 * width, 3.6 * height + 0.7), layout="constrained")
@@ -50,9 +50,10 @@ def _draw_images_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     places = np.linspace(-0.1, 0.1, len(styles))
     shifts = np.exp(steps.min() * (places - places.mean()))
     for panel, quantity in zip(panels, quantities, strict=False):
-        for shift, (arm, style) in zip(shifts, styles.items(), strict=True):
+        for shift, (method, style) in zip(shifts, styles.items(), strict=True):
             values = [
-                np.array([p[quantity] for p in points if p["arm"] == arm and p["images"] == count]) for count in images
+                np.array([p[quantity] for p in points if p["method"] == method and p["images"] == count])
+                for count in images
             ]
             mean = np.array([each.mean() for each in values])
             bars = [mean - [each.min() for each in values], [each.max() for each in values] - mean]
@@ -64,12 +65,12 @@ def _draw_images_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
                 markersize=4,
                 linewidth=1,
                 capsize=2,
-                label=arm_label(arm),
+                label=method_label(method),
             )
         panel.set_xscale("log")
         panel.set_xlim(images[0] / 1.6, images[-1] * 1.6)
         panel.set_xticks(images, [str(count) for count in images])
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.set(xlabel="labelled images of each class", ylabel=quantity)
+        panel.set(xlabel="labeled images of each class", ylabel=quantity)
         panel.grid(alpha=0.3)
     return finish(figure)

@@ -23,11 +23,11 @@ class Outcome:
 
     Attributes:
         data: name of the data.
-        tested: per arm the test metrics of every seed.
+        tested: per method the test metrics of every seed.
         selected: what was chosen on validation data.
         headline: the columns of the table.
         checks: outcomes of checks, a mapping each, for the summary.
-        doubts: per arm the metrics that failed checks make doubtful; tables mark them.
+        doubts: per method the metrics that failed checks make doubtful; tables mark them.
     """
 
     data: str
@@ -55,9 +55,9 @@ def launch(cfg: DictConfig, accelerator: Accelerator, run: Callable[[Path], Outc
             outcome = run(folder)
             if outcome is not None:
                 results, paired = summarize(by_metric(outcome.tested))
-                for arm, metrics in outcome.doubts.items():
+                for method, metrics in outcome.doubts.items():
                     for metric in metrics:
-                        results[arm][f"test/{metric}"]["doubtful"] = True
+                        results[method][f"test/{metric}"]["doubtful"] = True
                 write_summary(
                     folder / SUMMARY,
                     recipe=cfg.recipe,

@@ -1,4 +1,4 @@
-"""From an arm of a run to what trains it: its bottleneck, the model that holds it, the schedule of beta."""
+"""From a method of a run to what trains it: its bottleneck, the model that holds it, the schedule of beta."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ class Dropout(Bottleneck):
         return torch.zeros((), device=self.beta.device), {}
 
 
-def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.Module], example: Tensor) -> nn.Module:
-    """Builds the model of an arm: the control as it is, the others with their bottleneck, or dropout, in it.
+def build_method(
+    cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.Module], example: Tensor
+) -> nn.Module:
+    """Builds the model of a method: the control as it is, the others with their bottleneck, or dropout, in it.
 
     Args:
         cfg: the recipe's configuration.
@@ -57,12 +59,12 @@ def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.
     Raises:
         ValueError: there is no module `inject_at`, or what stands behind it cannot take the code.
     """
-    if trial.arm in CONTROLS and trial.dropout is None:
+    if trial.method in CONTROLS and trial.dropout is None:
         return network(None)
     settings = {} if trial.beta is None else {"beta": trial.beta}
-    at = places_of(cfg, trial.arm)
+    at = places_of(cfg, trial.method)
     layers = {
-        place: build_bottleneck(cfg, trial.arm, **settings) if trial.dropout is None else Dropout(trial.dropout)
+        place: build_bottleneck(cfg, trial.method, **settings) if trial.dropout is None else Dropout(trial.dropout)
         for place in at
     }
     # Only at the model's own place does its head read the code itself, and so can be built for another width.
@@ -83,16 +85,16 @@ def build_arm(cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.
         if not wide:
             raise
         raise ValueError(
-            f"inject_at={','.join(at)} with bottleneck.{trial.arm}.out_features gives {', '.join(wide)}, which the "
+            f"inject_at={','.join(at)} with bottleneck.{trial.method}.out_features gives {', '.join(wide)}, which the "
             f"next layer does not take ({error}): leave out_features=null, or inject at {own} alone"
         ) from error
     return Regularized(model, draws=cfg.draws if is_stochastic(model) else 1)
 
 
 def build_model(cfg: DictConfig, trial: Trial, input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Builds the model of an arm, with its bottleneck in the network that `model` names, see `build_arm`."""
+    """Builds the model of a method, with its bottleneck in the network that `model` names, see `build_method`."""
     network = partial(build_network, cfg, input_shape, classes)
-    return build_arm(cfg, trial, network, example=torch.zeros(1, *input_shape))
+    return build_method(cfg, trial, network, example=torch.zeros(1, *input_shape))
 
 
 def build_network(
@@ -103,9 +105,9 @@ def build_network(
     return models.build(**options, input_shape=input_shape, classes=classes, code_features=code_features)
 
 
-def places_of(cfg: DictConfig, arm: str) -> list[str]:
-    """Returns the modules behind which an arm has its bottleneck: its own in `places`, else `inject_at`."""
-    at = (cfg.get("places") or {}).get(arm, cfg.inject_at)
+def places_of(cfg: DictConfig, method: str) -> list[str]:
+    """Returns the modules behind which a method has its bottleneck: its own in `places`, else `inject_at`."""
+    at = (cfg.get("places") or {}).get(method, cfg.inject_at)
     return [at] if isinstance(at, str) else list(at)
 
 
@@ -115,34 +117,34 @@ def is_stochastic(model: nn.Module) -> bool:
 
 
 def beta_used(cfg: DictConfig, trials: Sequence[Trial], states: Mapping[Trial, dict[str, Any]]) -> float | None:
-    """Returns the beta of an arm's trainings, the same for all seeds: tuned or configured, None for a control.
+    """Returns the beta of a method's trainings, the same for all seeds: tuned or configured, None for a control.
 
     The target-rate schedule finds a beta in each training: of these the mean, at the selected epochs.
     """
-    arm, tuned = trials[0].arm, trials[0].beta
-    if arm in CONTROLS or tuned is not None:
+    method, tuned = trials[0].method, trials[0].beta
+    if method in CONTROLS or tuned is not None:
         return tuned
     if cfg.schedule.name != "target_rate":
-        return build_bottleneck(cfg, arm).initial_beta
+        return build_bottleneck(cfg, method).initial_beta
     weights = [states[trial]["weights"] for trial in trials]
     return fmean(
         float(value) for of_seed in weights for name, value in of_seed.items() if name.endswith(f"{CHILD}.beta")
     )
 
 
-def build_schedule(cfg: DictConfig, arm: str, model: nn.Module) -> schedules.Schedule | None:
-    """Builds what moves beta while an arm trains; None for the controls and where beta stays."""
-    return SCHEDULES[cfg.schedule.name](cfg.schedule, arm, model) if arm not in CONTROLS else None
+def build_schedule(cfg: DictConfig, method: str, model: nn.Module) -> schedules.Schedule | None:
+    """Builds what moves beta while a method trains; None for the controls and where beta stays."""
+    return SCHEDULES[cfg.schedule.name](cfg.schedule, method, model) if method not in CONTROLS else None
 
 
-def _target_rate(options: DictConfig, arm: str, model: nn.Module) -> schedules.TargetRate:
-    rate = options.rate[arm] if isinstance(options.rate, DictConfig) else options.rate
+def _target_rate(options: DictConfig, method: str, model: nn.Module) -> schedules.TargetRate:
+    rate = options.rate[method] if isinstance(options.rate, DictConfig) else options.rate
     return schedules.TargetRate(model, float(rate))
 
 
 SCHEDULES: dict[str, Callable[[DictConfig, str, nn.Module], schedules.Schedule | None]] = {
-    "none": lambda options, arm, model: None,
-    "linear_warmup": lambda options, arm, model: schedules.LinearWarmup(model, options.steps),
-    "cosine": lambda options, arm, model: schedules.Cosine(model, options.steps),
+    "none": lambda options, method, model: None,
+    "linear_warmup": lambda options, method, model: schedules.LinearWarmup(model, options.steps),
+    "cosine": lambda options, method, model: schedules.Cosine(model, options.steps),
     "target_rate": _target_rate,
 }

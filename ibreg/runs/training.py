@@ -29,7 +29,7 @@ from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.methods import beta_used, build_schedule
 from ibreg.runs.models.freezing import training_mode
 from ibreg.runs.tasks.robustness.adversarial import Adversary
-from ibreg.runs.trials import Trial, arms, as_good_as, epochs_in_all, epochs_of, first_trial, plan, select
+from ibreg.runs.trials import Trial, as_good_as, epochs_in_all, epochs_of, first_trial, methods, plan, select
 
 METRICS_EVERY = 10.0  # seconds between two writings of all rows, which take longer the more there are
 
@@ -54,7 +54,7 @@ class Task:
 
     Attributes:
         data: of a training.
-        model: of a training, freshly initialised: wrapped in `Regularized`, or as it is for a control.
+        model: of a training, freshly initialized: wrapped in `Regularized`, or as it is for a control.
         loss: the task loss of a training, without penalty.
         measure: the metrics of a model on the validation rows of a training.
         quality: orders epochs and grid points by these metrics, larger is better.
@@ -81,7 +81,7 @@ class Trained:
     """What a run has trained.
 
     Attributes:
-        selected: the trainings that are compared, per arm in the order of the seeds.
+        selected: the trainings that are compared, per method in the order of the seeds.
         sweep: those of the information curve.
         states: the last state of every training, see `checkpoint.next_state`.
     """
@@ -102,29 +102,29 @@ class Trained:
 
     def curves(self, quantities: Sequence[str]) -> list[dict[str, Any]]:
         """Returns the epochs of the selected trainings, as the plots take them."""
-        shown = ("arm", "seed", "epoch", *quantities)
+        shown = ("method", "seed", "epoch", *quantities)
         rows = [row for trials in self.selected.values() for trial in trials for row in self.states[trial]["rows"]]
         return [{key: row.get(key) for key in shown} for row in rows]
 
     def choices(self, cfg: DictConfig) -> dict[str, Any]:
         """Returns what was chosen on validation data, for the summary."""
         return {
-            arm: {
+            method: {
                 "beta": beta_used(cfg, trials, self.states),
                 "weight_decay": trials[0].weight_decay,
                 "epochs": [self.states[trial]["best"] for trial in trials],
             }
             | ({} if trials[0].dropout is None else {"dropout": trials[0].dropout})
-            for arm, trials in self.selected.items()
+            for method, trials in self.selected.items()
         }
 
 
 def rehearse(cfg: DictConfig, task: Task) -> None:
-    """Runs a batch through the loss of every arm, so that what cannot train is found before a folder is made."""
-    for arm in arms(cfg):
-        trial = first_trial(cfg, arm, cfg.seeds[0])
+    """Runs a batch through the loss of every method, so that what cannot train is found before a folder is made."""
+    for method in methods(cfg):
+        trial = first_trial(cfg, method, cfg.seeds[0])
         model = task.model(trial)
-        schedule = build_schedule(cfg, arm, model)
+        schedule = build_schedule(cfg, method, model)
         train = task.data(trial).train
         # A whole batch: what pairs tell of each other depends on its size.
         batch = train.__getitems__(list(range(min(cfg.batch_size, len(train)))))
@@ -157,7 +157,7 @@ def train_all(cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Pat
 def train_matched(
     trained: Trained, cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Path, *, error: str
 ) -> dict[str, list[Trial]]:
-    """Trains controls that end as soon as their validation error is that of another arm, see `as_good_as`.
+    """Trains controls that end as soon as their validation error is that of another method, see `as_good_as`.
 
     Args:
         trained: what was selected; the states of these controls are added.
@@ -168,7 +168,7 @@ def train_matched(
         error: the validation metric, smaller is better.
 
     Returns:
-        per arm its controls, in the order of the seeds; nothing without a control or validation data.
+        per method its controls, in the order of the seeds; nothing without a control or validation data.
     """
     if not cfg.control or any(trained.states[trial]["validation"] is None for trial in trained.selected["none"]):
         return {}
@@ -178,7 +178,9 @@ def train_matched(
         return [row[f"validation/{error}"] for row in state["rows"][: state["best"]]]
 
     control = trained.selected["none"]
-    matched = {arm: as_good_as(control, trials, curve) for arm, trials in trained.selected.items() if arm != "none"}
+    matched = {
+        method: as_good_as(control, trials, curve) for method, trials in trained.selected.items() if method != "none"
+    }
     stopped = dict.fromkeys(trial for trials in matched.values() for trial in trials if trial not in trained.states)
     with Lines(sum(epochs_of(cfg, trial) for trial in stopped), shown=accelerator.is_main_process) as lines:
         for trial in stopped:
@@ -212,7 +214,7 @@ def train(
         task.parameters(model), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
     )
     lr_schedule = build_lr_schedule(cfg, optimizer, epochs)
-    beta_schedule = build_schedule(cfg, trial.arm, model)
+    beta_schedule = build_schedule(cfg, trial.method, model)
     sampler = EpochSampler(len(data.train), seed=trial.key[0] + 1_000_003 * trial.key[1])
     batches = loader(data.train, cfg.batch_size, sampler=sampler, drop_last=True)
     if state is not None:

@@ -151,7 +151,7 @@ def candidates(model: nn.Module, example: Any) -> list[Candidate]:
 
 
 def eject(model: nn.Module) -> nn.Module:
-    """Takes the injected bottlenecks out again, in place: behaviour and keys are those before the injection.
+    """Takes the injected bottlenecks out again, in place: behavior and keys are those before the injection.
 
     Returns:
         the model, without a `Regularized` around it. Bottlenecks that are written into the model stay.

@@ -18,10 +18,10 @@ from ibreg.evaluation.corruptions import CORRUPTIONS, corrupt, names
 from ibreg.evaluation.table_corruptions import corrupt_table
 
 
-def pictures(batch=40, channels=3, height=32, width=32):
-    """Smooth random pictures, in [0, 1], neither black nor white; colours vary less than light, as in photographs."""
-    light, colours = torch.rand(batch, 1, height, width), torch.rand(batch, channels, height, width)
-    return 0.2 + 0.6 * T.gaussian_blur(0.8 * light + 0.2 * colours, [5, 5], [1.0, 1.0])
+def random_images(batch=40, channels=3, height=32, width=32):
+    """Smooth random images, in [0, 1], neither black nor white; colors vary less than light, as in photographs."""
+    light, colors = torch.rand(batch, 1, height, width), torch.rand(batch, channels, height, width)
+    return 0.2 + 0.6 * T.gaussian_blur(0.8 * light + 0.2 * colors, [5, 5], [1.0, 1.0])
 
 
 def distance(images, changed):
@@ -39,7 +39,7 @@ def test_there_are_fifteen_kinds_of_five_severities():
 @pytest.mark.parametrize("kind", names())
 @pytest.mark.parametrize(("channels", "height", "width"), [(3, 32, 32), (1, 28, 28), (3, 40, 24)])
 def test_every_severity_changes_more_than_the_one_before(kind, channels, height, width):
-    images = pictures(60, channels, height, width)
+    images = random_images(60, channels, height, width)
     distances = [distance(images, corrupt(images, kind, severity)) for severity in (1, 2, 3, 4, 5)]
     assert distances[0] > 0.05
     assert all(more > 1.02 * less for less, more in pairwise(distances))
@@ -71,8 +71,8 @@ def test_shape_dtype_and_range_are_kept_and_the_seed_decides(kind, severity, cha
 
 
 @pytest.mark.parametrize("kind", names())
-def test_another_scale_of_the_pixels_is_the_same_picture(kind):
-    images = pictures(6)
+def test_another_scale_of_the_pixels_is_the_same_image(kind):
+    images = random_images(6)
     expected = 2 * corrupt(images, kind, 3) - 1
     torch.testing.assert_close(corrupt(2 * images - 1, kind, 3, clamp=(-1.0, 1.0)), expected, atol=0.01, rtol=0)
 
@@ -81,7 +81,7 @@ def test_another_scale_of_the_pixels_is_the_same_picture(kind):
     "kind", ["gaussian_noise", "impulse_noise", "occlusion", "elastic", "translation", "motion_blur", "rotation"]
 )
 def test_another_seed_is_another_draw(kind):
-    images = pictures(20)
+    images = random_images(20)
     assert not torch.equal(corrupt(images, kind, 3, seed=1), corrupt(images, kind, 3, seed=2))
 
 
@@ -115,7 +115,7 @@ def test_noise_scales_with_light_where_it_should():
 
 
 def test_gaussian_blur_is_that_of_scipy():
-    images = pictures(2)
+    images = random_images(2)
     deviation = 0.05 * 32
     expected = ndimage.gaussian_filter(images.numpy(), (0, 0, deviation, deviation), mode="mirror", radius=5)
     torch.testing.assert_close(corrupt(images, "gaussian_blur", 4), torch.from_numpy(expected), atol=1e-3, rtol=0)
@@ -129,8 +129,8 @@ def test_blurs_are_averages_with_weights_of_sum_one(kind):
     spread = corrupt(point, kind, 5)
     torch.testing.assert_close(spread.sum((1, 2, 3)), torch.ones(40))
     places = torch.arange(41.0) - 20
-    centre = (spread.sum((1, 3)) @ places, spread.sum((1, 2)) @ places)
-    torch.testing.assert_close(torch.stack(centre), torch.zeros(2, 40), atol=1e-5, rtol=0)
+    center = (spread.sum((1, 3)) @ places, spread.sum((1, 2)) @ places)
+    torch.testing.assert_close(torch.stack(center), torch.zeros(2, 40), atol=1e-5, rtol=0)
 
 
 def test_defocus_is_a_disk_and_motion_a_line():
@@ -155,16 +155,16 @@ def test_defocus_is_a_disk_and_motion_a_line():
 
 
 def test_light_is_added_and_contrast_taken():
-    images = pictures(5)
+    images = random_images(5)
     torch.testing.assert_close(corrupt(images, "brightness", 2), (images + 0.2).clamp(max=1))
     mean = images.mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(corrupt(images, "contrast", 4), mean + 0.2 * (images - mean))
-    grey = pictures(5, channels=1)
-    torch.testing.assert_close(corrupt(grey, "contrast", 4), T.adjust_contrast(grey, 0.2))
+    gray = random_images(5, channels=1)
+    torch.testing.assert_close(corrupt(gray, "contrast", 4), T.adjust_contrast(gray, 0.2))
 
 
 def test_pixelate_averages_blocks():
-    images = pictures(2)
+    images = random_images(2)
     changed = corrupt(images, "pixelate", 3)  # half of the resolution
     blocks = changed.unfold(2, 2, 2).unfold(3, 2, 2)
     assert (blocks.amax((-1, -2)) - blocks.amin((-1, -2))).max() < 1e-6
@@ -173,7 +173,7 @@ def test_pixelate_averages_blocks():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_is_that_of_pillow(channels):
-    image = pictures(1, channels)
+    image = random_images(1, channels)
     pixels = (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels.squeeze()).save(file, "jpeg", quality=15)
@@ -200,17 +200,17 @@ def test_translations_shift_by_their_distance_along_both_axes():
     images = torch.zeros(40, 1, 50, 50)
     images[:, :, 25, 25] = 1
     shifted = corrupt(images, "translation", 5)[:, 0]  # 11 pixels
-    places = {tuple((picture == picture.max()).nonzero()[0].tolist()) for picture in shifted}
+    places = {tuple((image == image.max()).nonzero()[0].tolist()) for image in shifted}
     assert places == {(25 + down, 25 + right) for down in (-11, 11) for right in (-11, 11)}
 
 
-def test_occlusion_is_a_grey_square_within_the_picture():
+def test_occlusion_is_a_gray_square_within_the_image():
     images = torch.ones(50, 3, 40, 30)
     covered = corrupt(images, "occlusion", 4)
     side = 0.45 * 30
-    for picture in covered:
-        assert torch.equal(picture[0], picture[1])
-        rows, columns = (picture[0] == 0.5).nonzero().unbind(1)
+    for image in covered:
+        assert torch.equal(image[0], image[1])
+        rows, columns = (image[0] == 0.5).nonzero().unbind(1)
         for places in (rows, columns):
             assert places.max() - places.min() + 1 == pytest.approx(side, abs=1)
         assert len(rows) == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
@@ -239,8 +239,8 @@ def test_elastic_moves_pixels_by_its_share_of_the_side():
         ({"images": torch.zeros(4, 1, 28, 28, dtype=torch.uint8)}, "images are floats"),
         ({"images": torch.full((4, 1, 28, 28), 2.0)}, "images go from 2 to 2, outside of clamp"),
         ({"clamp": (1.0, 0.0)}, "clamp is"),
-        ({"images": torch.zeros(4, 1, 7, 28)}, "pixelate needs pictures of 8 x 8 pixels or more, these have 7 x 28"),
-        ({"images": torch.zeros(4, 2, 9, 9), "kind": "jpeg"}, "jpeg has pictures of 1 or 3 channels, these have 2"),
+        ({"images": torch.zeros(4, 1, 7, 28)}, "pixelate needs images of 8 x 8 pixels or more, these have 7 x 28"),
+        ({"images": torch.zeros(4, 2, 9, 9), "kind": "jpeg"}, "jpeg has images of 1 or 3 channels, these have 2"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, message):
@@ -250,11 +250,11 @@ def test_wrong_arguments_are_refused(changes, message):
 
 
 @pytest.mark.parametrize("kind", names())
-def test_small_pictures_are_corrupted_or_refused(kind):
+def test_small_images_are_corrupted_or_refused(kind):
     images = torch.rand(2, 1, 5, 5)
     smallest = CORRUPTIONS[kind].smallest
     if smallest > 5:
-        with pytest.raises(ValueError, match=f"{kind} needs pictures of {smallest} x {smallest}"):
+        with pytest.raises(ValueError, match=f"{kind} needs images of {smallest} x {smallest}"):
             corrupt(images, kind, 1)
     else:
         assert not torch.equal(corrupt(images, kind, 5), images)
@@ -262,7 +262,7 @@ def test_small_pictures_are_corrupted_or_refused(kind):
 
 
 @pytest.mark.parametrize("kind", names())
-def test_the_smallest_pictures_that_a_kind_takes_are_changed_by_every_severity(kind):
+def test_the_smallest_images_that_a_kind_takes_are_changed_by_every_severity(kind):
     side = max(CORRUPTIONS[kind].smallest, 8)
     images = torch.rand(4, 1, side, side)
     assert kind in names(side)

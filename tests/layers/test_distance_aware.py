@@ -115,8 +115,8 @@ def test_no_rows_move_nothing_and_padding_counts_for_nothing():
 
 def test_far_samples_are_the_uncertain_ones():
     torch.manual_seed(0)
-    centres = 2 * torch.randn(GAUSSIANS, FEATURES)
-    x, y = centres.repeat(60, 1) + 0.3 * torch.randn(180, FEATURES), torch.arange(180) % GAUSSIANS
+    centers = 2 * torch.randn(GAUSSIANS, FEATURES)
+    x, y = centers.repeat(60, 1) + 0.3 * torch.randn(180, FEATURES), torch.arange(180) % GAUSSIANS
     layer = DistanceAwareBottleneck(FEATURES, CODE, beta=1e-2, gaussians=GAUSSIANS, uniform_steps=20)
     net = nn.Sequential(layer, nn.Linear(CODE, GAUSSIANS))
     model, criterion = Regularized(net), ibreg.Penalized(nn.CrossEntropyLoss())
@@ -133,7 +133,7 @@ def test_far_samples_are_the_uncertain_ones():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="gaussians is the number of Gaussians, a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="gaussians is the number of Gaussians, an integer of at least 1, got 0"):
         DistanceAwareBottleneck(4, gaussians=0)
     with pytest.raises(ValueError, match="temperature is a finite number of at least 0, got -1"):
         DistanceAwareBottleneck(4, temperature=-1)

@@ -212,7 +212,7 @@ def test_training_reaches_the_information_of_the_label():
         ({"power": 0}, "power is a finite number above 0"),
         ({"initial_log_variance": math.inf}, "initial_log_variance is a finite number"),
         ({"block_size": 0}, "block_size is the number of rows"),
-        ({"out_features": 0}, "out_features is the size of the code, a whole number of at least 1"),
+        ({"out_features": 0}, "out_features is the size of the code, an integer of at least 1"),
         ({"out_features": 3, "start": "identity"}, "start='identity' keeps the features as they are"),
     ],
 )

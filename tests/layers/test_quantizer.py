@@ -93,7 +93,7 @@ def test_trains_in_a_model(layer):
 
 def test_options_that_do_not_fit(layer):
     with pytest.raises(ValueError, match="does not take"):
-        ibreg.build("quantizer", in_features=16, quantizer=layer.quantizer, options={"colour": "red"})
+        ibreg.build("quantizer", in_features=16, quantizer=layer.quantizer, options={"color": "red"})
     with pytest.raises(ValueError, match="finite_scalar"):
         ibreg.build("quantizer", in_features=16, quantizer="vq")
 

@@ -342,13 +342,13 @@ def test_identity_start_keeps_a_trained_network_as_accurate():
         ({"lagrangian": "power", "alpha": 0.5}, "use the exponential Lagrangian"),
         ({"prior": "conditional"}, "classes=number of classes belongs to prior='conditional'"),
         ({"classes": 3}, "classes=number of classes belongs to prior='conditional'"),
-        ({"prior": "conditional", "classes": 1}, "classes is the number of classes, a whole number of at least 2"),
+        ({"prior": "conditional", "classes": 1}, "classes is the number of classes, an integer of at least 2"),
         ({"beta": -1.0}, "at least 0, got -1.0"),
         ({"beta": float("inf")}, "a finite number"),
         ({"start": "identity", "out_features": 2}, "leave out_features away, or use start='default'"),
-        ({"in_features": 0}, "in_features is the size of the feature axis, a whole number of at least 1, got 0"),
-        ({"dim": 0}, "dim is the feature axis, a whole number other than 0"),
-        ({"out_features": 0}, "out_features is the size of the code, a whole number of at least 1, got 0"),
+        ({"in_features": 0}, "in_features is the size of the feature axis, an integer of at least 1, got 0"),
+        ({"dim": 0}, "dim is the feature axis, an integer other than 0"),
+        ({"out_features": 0}, "out_features is the size of the code, an integer of at least 1, got 0"),
     ],
 )
 def test_options_out_of_range(options, message):

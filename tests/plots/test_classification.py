@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from ibreg.evaluation.classification.metrics import classification_metrics
 from ibreg.plots import classification as plots
 
-ARMS = ("none", "null", "variational", "hsic")
+METHODS = ("none", "null", "variational", "hsic")
 
 
 @pytest.fixture
@@ -18,15 +18,15 @@ def rows():
     """As ``csv.DictReader`` gives them: strings, empty where a value is missing."""
     return [
         {
-            "arm": arm,
+            "method": method,
             "seed": str(seed),
             "epoch": str(epoch),
             "train/loss": str(seed + 1 / epoch),
-            "validation/rate": str(epoch) if arm == "variational" else "",
+            "validation/rate": str(epoch) if method == "variational" else "",
             "validation/nothing": "",
             "validation/none": None,
         }
-        for arm in ARMS
+        for method in METHODS
         for seed in (1, 2, 6)
         for epoch in (1, 2, 3, 4)
     ]
@@ -35,19 +35,19 @@ def rows():
 @pytest.fixture
 def predictions():
     rng = np.random.default_rng(0)
-    return {arm: (rng.dirichlet(np.ones(4), 300), rng.integers(0, 4, 300)) for arm in ARMS[2:] + ARMS[:2]}
+    return {method: (rng.dirichlet(np.ones(4), 300), rng.integers(0, 4, 300)) for method in METHODS[2:] + METHODS[:2]}
 
 
 @pytest.fixture
 def points():
     return [
-        {"arm": arm, "beta": 10.0**-power, "rate": scale * 4.0**power / 100, "information": 1.0, "accuracy": 0.9}
-        for arm, scale in (("variational", 1), ("nonlinear", 1.05))
+        {"method": method, "beta": 10.0**-power, "rate": scale * 4.0**power / 100, "information": 1.0, "accuracy": 0.9}
+        for method, scale in (("variational", 1), ("nonlinear", 1.05))
         for power in range(6)
     ]
 
 
-def labelled(panel):
+def labeled(panel):
     return {line.get_label(): line for line in panel.get_lines()}
 
 
@@ -65,19 +65,19 @@ def test_every_plot_is_a_png_and_leaves_global_state_alone(tmp_path, rows, predi
     assert dict(matplotlib.rcParams) == before
 
 
-def test_learning_curves_have_a_panel_per_measured_quantity_and_a_line_per_arm(rows):
+def test_learning_curves_have_a_panel_per_measured_quantity_and_a_line_per_method(rows):
     figure = plots._draw_learning_curves(rows)
     loss, rate = (panel for panel in figure.axes if panel.get_visible())
     assert [loss.get_ylabel(), rate.get_ylabel()] == ["train/loss", "validation/rate (nats)"]
     assert loss.get_xlabel() == "epoch"
-    assert list(labelled(loss)) == ["none", "none, other init", "variational", "hsic"]
-    assert list(labelled(rate)) == ["variational"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(labelled(loss))
+    assert list(labeled(loss)) == ["none", "none, other init", "variational", "hsic"]
+    assert list(labeled(rate)) == ["variational"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(labeled(loss))
 
 
 def test_learning_curves_are_mean_and_band_over_seeds(rows):
     panel = plots._draw_learning_curves(rows).axes[0]
-    line = labelled(panel)["none"]
+    line = labeled(panel)["none"]
     np.testing.assert_allclose(line.get_xdata(), [1, 2, 3, 4])
     np.testing.assert_allclose(line.get_ydata(), [3 + 1 / epoch for epoch in (1, 2, 3, 4)])
     band = panel.collections[0].get_paths()[0].vertices
@@ -86,16 +86,16 @@ def test_learning_curves_are_mean_and_band_over_seeds(rows):
 
 def test_learning_curves_take_a_lone_epoch_an_unfinished_seed_and_a_diverged_one(tmp_path, rows):
     lone = plots._draw_learning_curves([row for row in rows if row["epoch"] == "1"])
-    assert labelled(lone.axes[0])["none"].get_marker() == "o"
+    assert labeled(lone.axes[0])["none"].get_marker() == "o"
     broken = [row for row in rows if (row["seed"], row["epoch"]) != ("6", "4")]
     broken[1] |= {"train/loss": "nan"}
     broken[2] |= {"train/loss": "inf"}
-    line = labelled(plots._draw_learning_curves(broken).axes[0])["none"].get_ydata()
+    line = labeled(plots._draw_learning_curves(broken).axes[0])["none"].get_ydata()
     np.testing.assert_allclose(line, [4, math.nan, math.inf, 1.75])
     assert plots.learning_curves(broken, tmp_path / "curves.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("rows", [[], [{"arm": "none", "seed": 0, "epoch": 1, "train/loss": ""}]])
+@pytest.mark.parametrize("rows", [[], [{"method": "none", "seed": 0, "epoch": 1, "train/loss": ""}]])
 def test_learning_curves_need_a_value(tmp_path, rows):
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.learning_curves(rows, tmp_path / "curves.png")
@@ -104,9 +104,9 @@ def test_learning_curves_need_a_value(tmp_path, rows):
 def test_reliability_diagrams_show_the_gap_and_the_error(predictions):
     figure = plots._draw_reliability_diagram(predictions)
     diagrams, histograms = figure.axes[:4], figure.axes[4:]
-    for arm, diagram, histogram in zip(ARMS, diagrams, histograms, strict=True):
-        error = 100 * classification_metrics(*predictions[arm])["ece"]
-        assert diagram.get_title() == f"{plots.arm_label(arm)}\nECE of pooled seeds {error:.2f} %"
+    for method, diagram, histogram in zip(METHODS, diagrams, histograms, strict=True):
+        error = 100 * classification_metrics(*predictions[method])["ece"]
+        assert diagram.get_title() == f"{plots.method_label(method)}\nECE of pooled seeds {error:.2f} %"
         accuracy, gap = diagram.containers
         tops = [bar.get_y() + bar.get_height() for bar in gap if not math.isnan(bar.get_height())]
         centers = [bar.get_x() + bar.get_width() / 2 for bar in gap if not math.isnan(bar.get_height())]
@@ -118,14 +118,14 @@ def test_reliability_diagrams_show_the_gap_and_the_error(predictions):
         assert len(accuracy) == 15
 
 
-def test_reliability_diagrams_need_an_arm(tmp_path):
+def test_reliability_diagrams_need_an_method(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.reliability_diagram({}, tmp_path / "reliability.png")
 
 
 def test_information_curve_has_both_ceilings_and_a_beta_beside_every_point(points):
     plane, accuracy = plots._draw_information_curve(points, label_entropy=1.4).axes
-    lines = labelled(plane)
+    lines = labeled(plane)
     assert set(lines["H(Y)"].get_ydata()) == {1.4}
     rates, diagonal = lines["I(Z;Y) = I(Z;X)"].get_data()
     np.testing.assert_array_equal(diagonal[rates <= 1.4], rates[rates <= 1.4])
@@ -134,7 +134,7 @@ def test_information_curve_has_both_ceilings_and_a_beta_beside_every_point(point
     assert sorted(note.get_text() for note in plane.texts) == sorted(
         2 * ["1", "0.1", "0.01", "0.001", "0.0001", "1e-5"]
     )
-    np.testing.assert_allclose(labelled(accuracy)["variational"].get_ydata(), 0.9)
+    np.testing.assert_allclose(labeled(accuracy)["variational"].get_ydata(), 0.9)
 
 
 def test_a_ceiling_outside_of_the_plot_is_not_in_the_legend(points):
@@ -176,17 +176,17 @@ def test_information_curve_needs_points_with_finite_numbers(tmp_path, points):
     assert not path.exists()
 
 
-def test_colours_are_those_of_the_arm_in_every_plot(rows, predictions):
+def test_colors_are_those_of_the_method_in_every_plot(rows, predictions):
     loss = plots._draw_learning_curves(rows).axes[0]
-    curves = {label: to_hex(line.get_color()) for label, line in labelled(loss).items()}
+    curves = {label: to_hex(line.get_color()) for label, line in labeled(loss).items()}
     assert (curves["none"], curves["none, other init"]) == ("#666666", "#bbbbbb")
     # The same bottlenecks in the same order, whatever else is there.
-    ordered = {arm: predictions[arm] for arm in ("variational", "hsic")}
+    ordered = {method: predictions[method] for method in ("variational", "hsic")}
     bars = [to_hex(panel.patches[0].get_facecolor()) for panel in plots._draw_reliability_diagram(ordered).axes[:2]]
     assert bars == [curves["variational"], curves["hsic"]]
 
 
-def test_more_arms_than_colours_change_the_line():
-    arms = [f"arm {place}" for place in range(2 * len(plots.COLORS))]
-    styles = plots.arm_styles(["none", *arms]).values()
-    assert len({(style["color"], style["linestyle"]) for style in styles}) == len(arms) + 1
+def test_more_methods_than_colors_change_the_line():
+    methods = [f"method {place}" for place in range(2 * len(plots.COLORS))]
+    styles = plots.method_styles(["none", *methods]).values()
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == len(methods) + 1

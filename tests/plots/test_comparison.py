@@ -1,4 +1,4 @@
-"""The picture of several runs shows every seed and the mean, in the unit asked for."""
+"""The image of several runs shows every seed and the mean, in the unit asked for."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import pytest
 from ibreg.plots.comparison import _draw, comparison_plot
 
 ROWS = [
-    {"run": "lr=0.1", "arm": "none", "values": [0.1, 0.3]},
-    {"run": "lr=0.1", "arm": "hsic", "values": [0.2, None, float("nan")]},
-    {"run": "lr=1", "arm": "hsic", "values": [None]},
+    {"run": "lr=0.1", "method": "none", "values": [0.1, 0.3]},
+    {"run": "lr=0.1", "method": "hsic", "values": [0.2, None, float("nan")]},
+    {"run": "lr=1", "method": "hsic", "values": [None]},
 ]
 
 
-def test_seeds_and_means_stand_on_the_line_of_their_arm():
+def test_seeds_and_means_stand_on_the_line_of_their_method():
     (axes,) = _draw(ROWS, "error (%)", 100).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=0.1  none", "lr=0.1  hsic"]
     seeds, mean, *of_hsic = axes.get_lines()

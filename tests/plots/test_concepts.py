@@ -76,15 +76,15 @@ def test_leakage_shows_means_and_controls_of_what_was_measured(drawn, tmp_path):
     assert len(panels[0].patches) == 1
 
 
-def test_heads_are_pictures_of_their_effects(drawn, tmp_path):
+def test_heads_are_images_of_their_effects(drawn, tmp_path):
     effects = {"hard": torch.randn(3, 4), "logit": torch.randn(3, 4)}
     head_plot(effects, tmp_path / "heads.png", concepts=list("abcd"), classes=["x", "y", "z"])
     first = drawn[0].axes[0]
-    centred = effects["hard"] - effects["hard"].mean(0)
-    np.testing.assert_allclose(first.images[0].get_array(), centred)
+    centered = effects["hard"] - effects["hard"].mean(0)
+    np.testing.assert_allclose(first.images[0].get_array(), centered)
     assert [text.get_text() for text in first.get_xticklabels()] == list("abcd")
     low, high = first.images[0].get_clim()
-    assert -low == high == pytest.approx(float(centred.abs().max()))
+    assert -low == high == pytest.approx(float(centered.abs().max()))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (7,)])
@@ -109,9 +109,9 @@ def test_many_names_are_left_out(drawn, tmp_path):
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no curve of interventions"):
         intervention_plot({}, tmp_path / "a.png")
-    with pytest.raises(ValueError, match="no arm has a measure"):
+    with pytest.raises(ValueError, match="no method has a measure"):
         leakage_plot({"none": [{}]}, tmp_path / "a.png")
-    with pytest.raises(ValueError, match="no arm has a head"):
+    with pytest.raises(ValueError, match="no method has a head"):
         head_plot({}, tmp_path / "a.png", concepts=[], classes=[])
     with pytest.raises(ValueError, match="no sample"):
         sample_plot([], tmp_path / "a.png", concepts=[])

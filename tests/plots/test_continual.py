@@ -7,19 +7,21 @@ from scipy import stats
 
 from ibreg.plots import continual as plots
 
-ARMS = ("none", "null", "mlp", "joint", "key_value")
+METHODS = ("none", "null", "mlp", "joint", "key_value")
 
 
 @pytest.fixture
 def curves():
     rng = np.random.default_rng(0)
-    return {arm: rng.random((3, 2 if arm == "joint" else 5)).tolist() for arm in ARMS}
+    return {method: rng.random((3, 2 if method == "joint" else 5)).tolist() for method in METHODS}
 
 
 @pytest.fixture
 def regions():
     rng = np.random.default_rng(0)
-    answers = {arm: rng.integers(0, 4, (1 if arm == "joint" else 2, 6, 6)) for arm in ("none", "joint", "key_value")}
+    answers = {
+        method: rng.integers(0, 4, (1 if method == "joint" else 2, 6, 6)) for method in ("none", "joint", "key_value")
+    }
     targets = np.repeat(np.arange(4), 5)
     return answers, rng.normal(size=(20, 2)), targets, [(2, 0), (1, 3)]
 
@@ -56,9 +58,9 @@ def test_one_split_is_no_level():
     assert plots.interval(np.array([[0.1, 0.9]])).tolist() == [0, 0]
 
 
-def test_an_arm_has_one_colour_in_both_plots_of_curves(curves):
+def test_an_method_has_one_color_in_both_plots_of_curves(curves):
     (accuracy,) = plots._draw_accuracy(curves, chance=None).axes
-    (usage,) = plots._draw_usage({arm: curves[arm] if arm == "key_value" else [] for arm in ARMS}).axes
+    (usage,) = plots._draw_usage({method: curves[method] if method == "key_value" else [] for method in METHODS}).axes
     assert set(lines(usage)) == {"key_value"}
     assert lines(usage)["key_value"].get_color() == lines(accuracy)["key_value"].get_color()
     assert lines(usage)["key_value"].get_ydata() == pytest.approx(np.mean(curves["key_value"], axis=0))
@@ -83,7 +85,7 @@ def test_regions_stand_under_the_points_of_the_classes_learnt_so_far(regions):
             for label, scatter in zip(seen, drawn, strict=True):
                 assert np.array_equal(scatter.get_offsets(), points[targets == label])
                 assert to_hex(scatter.get_facecolor()[0]) == plots.CLASS_COLORS[label].lower()
-                # The same colour as its region.
+                # The same color as its region.
                 assert to_hex(image.cmap(image.norm(label))) == plots.CLASS_COLORS[label].lower()
     assert panels[1, 1].get_images()[0].get_array().tolist() == answers["joint"][0].tolist()
 
@@ -103,16 +105,16 @@ def test_files_are_pngs(curves, regions, tmp_path):
 def test_what_cannot_be_drawn_is_refused(regions, tmp_path):
     answers, points, targets, splits = regions
     path, place = tmp_path / "no.png", {"extent": (-1, 1, -1, 1), "names": list("abcd")}
-    with pytest.raises(ValueError, match="no arm has a curve"):
+    with pytest.raises(ValueError, match="no method has a curve"):
         plots.accuracy_over_splits({}, path)
     with pytest.raises(ValueError, match="curve of none needs one row per seed"):
         plots.accuracy_over_splits({"none": [[0.1, 0.2], [0.1]]}, path)
-    with pytest.raises(ValueError, match="no arm has keys"):
+    with pytest.raises(ValueError, match="no method has keys"):
         plots.key_usage({"none": []}, path)
-    with pytest.raises(ValueError, match="no arm has regions"):
+    with pytest.raises(ValueError, match="no method has regions"):
         plots.decision_regions({}, points, targets, splits, path, **place)
     with pytest.raises(ValueError, match=r"regions of \['none'\] need a stage for each of the 2 splits"):
         plots.decision_regions({"none": np.zeros((3, 4, 4))}, points, targets, splits, path, **place)
-    with pytest.raises(ValueError, match="10 colours, but there are 11 classes"):
+    with pytest.raises(ValueError, match="10 colors, but there are 11 classes"):
         plots.decision_regions(answers, points, targets, splits, path, extent=(-1, 1, -1, 1), names=list("abcdefghijk"))
     assert not path.exists()

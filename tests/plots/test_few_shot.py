@@ -5,8 +5,8 @@ import pytest
 from ibreg.plots.few_shot import _draw_images_curve, images_curve
 
 POINTS = [
-    {"arm": arm, "seed": seed, "images": images, "accuracy (%)": base + seed + images / 10, "ece (%)": base / 10}
-    for arm, base in (("none", 50), ("dropout", 55), ("variational", 60))
+    {"method": method, "seed": seed, "images": images, "accuracy (%)": base + seed + images / 10, "ece (%)": base / 10}
+    for method, base in (("none", 50), ("dropout", 55), ("variational", 60))
     for images in (5, 50, 500)
     for seed in (0, 4)
 ]

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 
 from ibreg.plots import regression as plots
 
-ARMS = ("none", "null", "variational", "hsic", "nonlinear")
+METHODS = ("none", "null", "variational", "hsic", "nonlinear")
 
 
 @pytest.fixture
@@ -17,7 +17,8 @@ def predictions():
     rng = np.random.default_rng(0)
     truth = rng.normal(10, 3, 300)
     return {
-        arm: (truth + rng.normal(place / 10, 1, 300), truth[:, None]) for place, arm in enumerate(ARMS[2:] + ARMS[:2])
+        method: (truth + rng.normal(place / 10, 1, 300), truth[:, None])
+        for place, method in enumerate(METHODS[2:] + METHODS[:2])
     }
 
 
@@ -26,14 +27,14 @@ def rows():
     """As ``csv.DictReader`` gives them: strings, empty where a value is missing."""
     return [
         {
-            "arm": arm,
+            "method": method,
             "seed": str(seed),
             "epoch": str(epoch),
             "validation/cs_qmi": str((10 + seed) / epoch),
-            "validation/rate": str(100 / epoch) if arm == "variational" else "",
+            "validation/rate": str(100 / epoch) if method == "variational" else "",
             "validation/information": str(epoch / 10 + seed),
         }
-        for arm in ARMS
+        for method in METHODS
         for seed in (1, 3)
         for epoch in (1, 2, 3, 4)
     ]
@@ -42,15 +43,15 @@ def rows():
 @pytest.fixture
 def points():
     return [
-        {"arm": arm, "seed": seed, "attack": attack, "eps": eps, "rmse": 1 + seed + eps}
-        for arm in ARMS
+        {"method": method, "seed": seed, "attack": attack, "eps": eps, "rmse": 1 + seed + eps}
+        for method in METHODS
         for seed in (0, 1, 5)
         for attack in ("FGSM", "PGD-40")
         for eps in (0.3, 0.0, 0.1)
     ]
 
 
-def labelled(panel):
+def labeled(panel):
     return {line.get_label(): line for line in panel.get_lines()}
 
 
@@ -79,23 +80,23 @@ def test_predictions_stand_over_truth_the_control_first(predictions):
     panels = shown(figure)
     labels = ["none", "none, other init", "variational", "hsic", "nonlinear"]
     assert [panel.get_title().split("\n")[0] for panel in panels] == labels
-    for arm, panel in zip(ARMS, panels, strict=True):
-        predicted, truth = predictions[arm]
+    for method, panel in zip(METHODS, panels, strict=True):
+        predicted, truth = predictions[method]
         np.testing.assert_allclose(panel.collections[0].get_offsets(), np.column_stack([truth[:, 0], predicted]))
         rmse = math.sqrt(((predicted - truth[:, 0]) ** 2).mean())
         assert f"RMSE {rmse:.4g}" in panel.get_title()
         assert (panel.get_xlabel(), panel.get_xlim()) == ("truth", panels[0].get_xlim())
-        line = labelled(panel)["agreement"]
+        line = labeled(panel)["agreement"]
         assert line.get_slope() == 1
         assert line.get_xy1()[0] == line.get_xy1()[1]
 
 
 def test_residuals_have_their_mean_along_the_prediction(predictions):
-    for arm, panel in zip(ARMS, shown(plots._draw_residuals(predictions, "price (€)")), strict=True):
-        predicted, truth = predictions[arm][0], predictions[arm][1][:, 0]
+    for method, panel in zip(METHODS, shown(plots._draw_residuals(predictions, "price (€)")), strict=True):
+        predicted, truth = predictions[method][0], predictions[method][1][:, 0]
         offsets = panel.collections[0].get_offsets()
         np.testing.assert_allclose(offsets, np.column_stack([predicted, predicted - truth]))
-        across, mean = labelled(panel)["mean"].get_data()
+        across, mean = labeled(panel)["mean"].get_data()
         assert len(across) == plots.RESIDUAL_BINS
         assert (np.diff(across) > 0).all()
         assert mean.mean() == pytest.approx((predicted - truth).mean())  # 300 samples fill the bins evenly
@@ -104,7 +105,7 @@ def test_residuals_have_their_mean_along_the_prediction(predictions):
 
 
 @pytest.mark.parametrize("plot", [plots.prediction_plot, plots.residual_plot])
-def test_prediction_plots_need_finite_predictions_and_an_arm(tmp_path, plot):
+def test_prediction_plots_need_finite_predictions_and_an_method(tmp_path, plot):
     with pytest.raises(ValueError, match="nothing to draw"):
         plot({}, tmp_path / "plot.png", quantity="price")
     with pytest.raises(ValueError, match="not finite"):
@@ -126,18 +127,18 @@ def test_the_way_through_the_plane_is_the_mean_over_seeds_from_hollow_to_filled(
     assert (*last.get_data(), last.get_label()) == (3, 2.4, "none")
     assert panel.get_xlabel() == "CS-QMI(X;Z) (nats)"
     assert "log(var y / MSE)" in panel.get_ylabel()
-    assert [label for label in labelled(panel) if not label.startswith("_")] == [
+    assert [label for label in labeled(panel) if not label.startswith("_")] == [
         "none", "none, other init", "variational", "hsic", "nonlinear",
     ]  # fmt: skip
 
 
-def test_the_plane_leaves_out_what_has_no_rate_and_keeps_the_colours(rows):
+def test_the_plane_leaves_out_what_has_no_rate_and_keeps_the_colors(rows):
     (panel,) = plots._draw_information_plane(rows, "validation/rate", "validation/information").axes
-    (name,) = [label for label in labelled(panel) if not label.startswith("_")]
+    (name,) = [label for label in labeled(panel) if not label.startswith("_")]
     assert name == "variational"
     assert panel.get_xlabel() == "rate: I(X;Z), upper bound (nats)"
     (other,) = plots._draw_information_plane(rows, "validation/cs_qmi", "validation/information").axes
-    assert to_hex(labelled(panel)[name].get_color()) == to_hex(labelled(other)[name].get_color())
+    assert to_hex(labeled(panel)[name].get_color()) == to_hex(labeled(other)[name].get_color())
 
 
 def test_the_plane_skips_epochs_without_a_finite_value(rows):
@@ -173,8 +174,8 @@ def test_attacks_have_a_panel_each_with_mean_and_band_over_seeds(points):
     fgsm, pgd = shown(figure)
     assert [fgsm.get_title(), pgd.get_title()] == ["FGSM", "PGD-40"]
     assert fgsm.get_ylabel() == "RMSE (€)"
-    assert list(labelled(pgd)) == ["none", "none, other init", "variational", "hsic", "nonlinear"]
-    line = labelled(pgd)["hsic"]
+    assert list(labeled(pgd)) == ["none", "none, other init", "variational", "hsic", "nonlinear"]
+    line = labeled(pgd)["hsic"]
     np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.3])
     np.testing.assert_allclose(line.get_ydata(), [3, 3.1, 3.3])
     band = pgd.collections[3].get_paths()[0].vertices

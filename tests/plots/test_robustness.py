@@ -1,4 +1,4 @@
-"""Robustness plots: files that are PNGs, and figures that hold the lines, bars and pictures that were asked for."""
+"""Robustness plots: files that are PNGs, and figures that hold the lines, bars and images that were asked for."""
 
 import math
 
@@ -11,14 +11,20 @@ from scipy import stats
 from ibreg.evaluation.out_of_distribution import detection_metrics
 from ibreg.plots import robustness as plots
 
-ARMS = ("variational", "null", "none", "hsic")
+METHODS = ("variational", "null", "none", "hsic")
 
 
 @pytest.fixture
 def attacks():
     return [
-        {"arm": arm, "seed": seed, "attack": attack, "eps": eps, "accuracy": 0.9 - eps * (1 + seed / 10 + place / 10)}
-        for place, arm in enumerate(ARMS)
+        {
+            "method": method,
+            "seed": seed,
+            "attack": attack,
+            "eps": eps,
+            "accuracy": 0.9 - eps * (1 + seed / 10 + place / 10),
+        }
+        for place, method in enumerate(METHODS)
         for seed in (0, 1, 2)
         for attack in ("FGSM", "PGD-40", "PGD-40, expectation of 10")
         for eps in (0.2, 0.0, 0.1)
@@ -27,10 +33,20 @@ def attacks():
 
 @pytest.fixture
 def corruptions():
-    clean = [{"arm": arm, "seed": s, "kind": "clean", "severity": 0, "accuracy": 0.95} for arm in ARMS for s in (0, 1)]
+    clean = [
+        {"method": method, "seed": s, "kind": "clean", "severity": 0, "accuracy": 0.95}
+        for method in METHODS
+        for s in (0, 1)
+    ]
     return clean + [
-        {"arm": arm, "seed": seed, "kind": kind, "severity": severity, "accuracy": 0.9 - harm * severity - 0.01 * seed}
-        for arm in ARMS
+        {
+            "method": method,
+            "seed": seed,
+            "kind": kind,
+            "severity": severity,
+            "accuracy": 0.9 - harm * severity - 0.01 * seed,
+        }
+        for method in METHODS
         for seed in (0, 1)
         for kind, harm in (("impulse_noise", 0.1), ("jpeg", 0.02))
         for severity in (1, 3, 5)
@@ -45,7 +61,7 @@ def scores():
 
 
 @pytest.fixture
-def pictures():
+def images():
     images = torch.rand(3, 3, 8, 8)
     said = {"clean": ["cat", "dog", "dog"], "FGSM": ["dog", "dog", "cat"], "PGD": ["dog", "cat", "cat"]}
     attacked = {"FGSM": (images + 0.1).clamp(0, 1), "PGD": (images - 0.2).clamp(0, 1)}
@@ -56,13 +72,13 @@ def curves(panel):
     return {container.get_label(): container.lines for container in panel.containers}
 
 
-def test_every_plot_is_a_png_and_leaves_global_state_alone(tmp_path, attacks, corruptions, scores, pictures):
+def test_every_plot_is_a_png_and_leaves_global_state_alone(tmp_path, attacks, corruptions, scores, images):
     before = dict(matplotlib.rcParams)
     written = [
         plots.accuracy_under_attack(attacks, tmp_path / "attacks.png", samples=100),
         plots.accuracy_under_corruption(corruptions, str(tmp_path / "corruptions.png"), samples=100),
         plots.outlier_histograms(scores, tmp_path / "outliers.png", inside="mnist", outside="fashion_mnist"),
-        plots.attacked_pictures(*pictures, tmp_path / "pictures.png"),
+        plots.attacked_images(*images, tmp_path / "images.png"),
     ]
     for path in written:
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -97,15 +113,15 @@ def test_wrong_accuracies_are_refused(accuracies, samples):
 # --- attacks
 
 
-def test_each_attack_has_a_panel_with_a_curve_for_each_arm(attacks):
+def test_each_attack_has_a_panel_with_a_curve_for_each_method(attacks):
     figure = plots._draw_attacks(attacks, samples=100)
     panels = [panel for panel in figure.axes if panel.get_visible()]
     assert [panel.get_title() for panel in panels] == ["FGSM", "PGD-40", "PGD-40, expectation of 10"]
     for panel in panels:
         lines = curves(panel)
         assert list(lines) == ["none", "none, other init", "variational", "hsic"]
-        for place, arm in enumerate(ARMS):
-            line, caps, _ = lines["none, other init" if arm == "null" else arm]
+        for place, method in enumerate(METHODS):
+            line, caps, _ = lines["none, other init" if method == "null" else method]
             mean = [0.9 - eps * (1.1 + place / 10) for eps in (0.0, 0.1, 0.2)]
             assert line.get_ydata() == pytest.approx(mean)
             np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.2], atol=0.005)
@@ -145,7 +161,7 @@ def test_histograms_are_shares_with_the_area_in_the_title(scores):
     visible = [panel for panel in figure.axes if panel.get_visible()]
     auroc = detection_metrics(*scores["none"]["energy"])["auroc"]
     assert [panel.get_title() for panel in visible] == [
-        f"{arm}: AUROC {auroc:.3f}" for arm in ("none", "hsic", "variational", "variational")
+        f"{method}: AUROC {auroc:.3f}" for method in ("none", "hsic", "variational", "variational")
     ]
     bars = [bar.get_height() for bar in visible[0].containers[0]]
     # The axis leaves half a percent out at either end.
@@ -153,12 +169,12 @@ def test_histograms_are_shares_with_the_area_in_the_title(scores):
     assert visible[3].get_xlabel() == "rate of the code (nats)"
 
 
-# --- pictures
+# --- images
 
 
-def test_pictures_show_what_is_said_and_what_changed(pictures):
-    images, attacked, said, truth = pictures
-    figure = plots._draw_pictures(images, attacked, said, truth, (0.0, 1.0))
+def test_images_show_what_is_said_and_what_changed(images):
+    images, attacked, said, truth = images
+    figure = plots._draw_images(images, attacked, said, truth, (0.0, 1.0))
     panels = np.array(figure.axes).reshape(5, 3)
     assert [panel.get_title() for panel in panels[0]] == said["clean"]
     assert [panel.get_title() for panel in panels[3]] == said["PGD"]
@@ -169,25 +185,27 @@ def test_pictures_show_what_is_said_and_what_changed(pictures):
     np.testing.assert_allclose(panels[4, 2].get_images()[0].get_array(), change, atol=1e-6)
 
 
-def test_pictures_of_another_range_are_shown_from_black_to_white(pictures):
-    images, attacked, said, truth = pictures
+def test_images_of_another_range_are_shown_from_black_to_white(images):
+    images, attacked, said, truth = images
     wide = {name: 2 * each - 1 for name, each in attacked.items()}
-    figure = plots._draw_pictures(2 * images - 1, wide, said, truth, (-1.0, 1.0))
+    figure = plots._draw_images(2 * images - 1, wide, said, truth, (-1.0, 1.0))
     np.testing.assert_allclose(figure.axes[0].get_images()[0].get_array(), images[0].permute(1, 2, 0), atol=1e-6)
 
 
 # --- wrong use
 
 
-def test_nothing_to_draw_is_an_error(pictures):
-    images, attacked, said, truth = pictures
+def test_nothing_to_draw_is_an_error(images):
+    images, attacked, said, truth = images
     with pytest.raises(ValueError, match="nothing to draw"):
         plots._draw_attacks([], samples=10)
     with pytest.raises(ValueError, match="nothing to draw"):
         plots._draw_outliers({"none": {}}, "a", "b")
-    with pytest.raises(ValueError, match="pictures are"):
-        plots._draw_pictures(images[:0], {}, {"clean": []}, [], (0.0, 1.0))
+    with pytest.raises(ValueError, match="images are"):
+        plots._draw_images(images[:0], {}, {"clean": []}, [], (0.0, 1.0))
     with pytest.raises(ValueError, match=r"\[2, 3\] samples"):
-        plots._draw_pictures(images, attacked, said | {"PGD": ["cat"] * 2}, truth, (0.0, 1.0))
+        plots._draw_images(images, attacked, said | {"PGD": ["cat"] * 2}, truth, (0.0, 1.0))
     with pytest.raises(ValueError, match="not finite"):
-        plots._draw_attacks([{"arm": "none", "seed": 0, "attack": "PGD", "eps": 0.1, "accuracy": math.nan}], samples=10)
+        plots._draw_attacks(
+            [{"method": "none", "seed": 0, "attack": "PGD", "eps": 0.1, "accuracy": math.nan}], samples=10
+        )

@@ -106,6 +106,6 @@ def finished(request, run, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _empty_pictures(monkeypatch):
+def _empty_images(monkeypatch):
     """Runs make their figures, but write empty files, as drawing takes longer than training; `finished` draws."""
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())

@@ -37,12 +37,14 @@ def assert_equal_runs(first, second):
 def assert_same_results(one, two, tolerance):
     """What two runs of one configuration measured in training and at test, but for rounding."""
     first, second = summary_of(one)["results"], summary_of(two)["results"]
-    assert {arm: set(metrics) for arm, metrics in first.items()} == {arm: set(second[arm]) for arm in second}
-    for arm, metrics in first.items():
+    assert {method: set(metrics) for method, metrics in first.items()} == {
+        method: set(second[method]) for method in second
+    }
+    for method, metrics in first.items():
         for metric, entry in metrics.items():
             # A rank of confidences jumps where rounding swaps two samples of some hundred.
             allowed = 1e-4 if metric == "test/aurc" else tolerance
-            assert second[arm][metric]["values"] == pytest.approx(entry["values"], abs=allowed), (arm, metric)
+            assert second[method][metric]["values"] == pytest.approx(entry["values"], abs=allowed), (method, metric)
     for row, other in zip(rows_of(one), rows_of(two), strict=True):
         for key in filter(row.get, ("train/loss", "train/penalty")):
             assert float(other[key]) == pytest.approx(float(row[key]), abs=tolerance), key

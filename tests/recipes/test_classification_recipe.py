@@ -41,17 +41,17 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
     assert summary["seeds"] == [0, 1]
     assert set(summary["results"]) == {"none", "null", "variational"}
     assert set(summary["paired"]) == {"null", "variational"}
-    for arm, metrics in summary["results"].items():
+    for method, metrics in summary["results"].items():
         assert len(metrics["test/accuracy"]["values"]) == 2
-        assert ("test/rate" in metrics) == (arm == "variational")
+        assert ("test/rate" in metrics) == (method == "variational")
     assert summary["command"].startswith("python recipes/classification.py seeds=[0,1]")
     assert "output_dir" not in summary["command"]
-    pictures = {path.name for path in folder.glob("*.png")}
-    assert pictures == {"information_curve.png", "learning_curves.png", "reliability.png"}
+    images = {path.name for path in folder.glob("*.png")}
+    assert images == {"information_curve.png", "learning_curves.png", "reliability.png"}
     assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == 3 * 2 + 2
     rows = rows_of(folder)
     assert len(rows) == 3 * 2 * 3 + 2 * 2
-    assert {"arm", "seed", "beta", "epoch", "train/loss", "train/rate", "validation/accuracy"} <= rows[0].keys()
+    assert {"method", "seed", "beta", "epoch", "train/loss", "train/rate", "validation/accuracy"} <= rows[0].keys()
     assert not list(folder.rglob("*.partial"))
 
 
@@ -72,9 +72,9 @@ def test_the_selected_epoch_is_the_best_on_validation(finished):
     folder, _ = finished
     summary = summary_of(folder)
     rows = [row for row in rows_of(folder) if row["sweep"] == "False"]
-    for arm, choice in summary["selected"].items():
+    for method, choice in summary["selected"].items():
         for seed, epoch in zip(summary["seeds"], choice["epochs"], strict=True):
-            own = [row for row in rows if row["arm"] == arm and row["seed"] == str(seed)]
+            own = [row for row in rows if row["method"] == method and row["seed"] == str(seed)]
             best = max(own, key=lambda row: (float(row["validation/accuracy"]), -float(row["validation/nll"])))
             assert int(best["epoch"]) == epoch
 
@@ -154,8 +154,8 @@ def test_help_shows_the_choices(run, tmp_path):
         (["bottlenecks=[]", "control=false"], "nothing to train"),
         (["seeds=[]"], "seeds are"),
         (["seeds=[1,1]"], "seeds are"),
-        (["epochs=0"], "epochs is a whole number of at least 1"),
-        (["epochs=abc"], "epochs is a whole number of at least 1"),
+        (["epochs=0"], "epochs is an integer of at least 1"),
+        (["epochs=abc"], "epochs is an integer of at least 1"),
         (["seeds=3"], "such as .0,1,2., got"),
         (["seeds=[-1]"], "seeds are"),
         (["overwrite=no"], "overwrite is true or false"),
@@ -163,7 +163,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["inject_at=[]"], "inject_at names at least one"),
         (["bottlenecks=[hsic]", "schedule.name=target_rate"], "HSICBottleneck.* logs none"),
         (["+grid.betas.hsci=[1,2]"], "grid.betas names hsci"),
-        (["sweep.epochs=0"], "sweep.epochs is a whole number of at least 1"),
+        (["sweep.epochs=0"], "sweep.epochs is an integer of at least 1"),
         (["sweep.betas=[-1]"], "at least 0"),
         (["sweep.betas=[1e-3,0.001]"], "two trainings are the same"),
         (["schedule.name=linear_warmup", "schedule.steps=0"], "at least 1"),
@@ -260,14 +260,14 @@ def test_the_grid_is_chosen_on_validation_for_control_and_bottleneck(launch):
 def test_the_beta_that_was_used_is_in_the_summary(finished):
     folder, _ = finished
     selected = summary_of(folder)["selected"]
-    assert {arm: choice["beta"] for arm, choice in selected.items()} == {
+    assert {method: choice["beta"] for method, choice in selected.items()} == {
         "none": None,
         "null": None,
         "variational": 1e-3,
     }
 
 
-def test_the_rate_of_a_conditional_prior_is_labelled_and_gets_the_label_entropy_in_the_curve(
+def test_the_rate_of_a_conditional_prior_is_labeled_and_gets_the_label_entropy_in_the_curve(
     launch, recipe, monkeypatch, capsys
 ):
     drawn = {}
@@ -302,7 +302,7 @@ def test_the_column_of_the_rate_says_what_it_bounds(recipe, prior, heading):
 
 @pytest.fixture
 def augmented(tmp_path):
-    """Overrides of a run of two epochs on pictures that are cropped and mirrored at random."""
+    """Overrides of a run of two epochs on images that are cropped and mirrored at random."""
     generator = torch.Generator().manual_seed(0)
     for part in ("train", "test"):
         for kind in ("cat", "dog"):
@@ -314,7 +314,7 @@ def augmented(tmp_path):
     return [*options, "data.validation=0.2", "seeds=[0]", "epochs=2", "sweep.betas=[]", "model.hidden=[8]"]
 
 
-def test_control_and_bottleneck_see_the_same_augmented_pictures(launch, augmented, monkeypatch):
+def test_control_and_bottleneck_see_the_same_augmented_images(launch, augmented, monkeypatch):
     seen = []
     crop_and_flip = ibreg.runs.data.classification.crop_and_flip
 

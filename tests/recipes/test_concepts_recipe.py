@@ -25,7 +25,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_leaves_table_summary_curves_leakage_and_pictures(finished):
+def test_a_run_leaves_table_summary_curves_leakage_and_images(finished):
     folder, printed = finished
     for word in ("hard", "CTL", "ICL", SUMMARY, "interventions.csv", "leakage.png"):
         assert word in printed
@@ -33,9 +33,9 @@ def test_a_run_leaves_table_summary_curves_leakage_and_pictures(finished):
     assert (summary["recipe"], summary["data"], summary["seeds"]) == ("concepts", "xor", [0, 1])
     assert list(summary["results"]) == ["none", "null", "hard", "concept_embedding"]
     asked = ("truth_accuracy", "ablated_accuracy", "sign", "ctl", "icl", "ois", "nis")
-    for arm, metrics in summary["results"].items():
+    for method, metrics in summary["results"].items():
         assert len(metrics["test/accuracy"]["values"]) == 2
-        has_concepts = arm not in ("none", "null")
+        has_concepts = method not in ("none", "null")
         for metric in (*asked, *(f"{name}_control" for name in asked), "concept_auroc", "edited_accuracy", "area_coop"):
             assert (f"test/{metric}" in metrics) == has_concepts
     assert {path.name for path in folder.glob("*.png")} == {
@@ -52,7 +52,7 @@ def test_a_run_leaves_table_summary_curves_leakage_and_pictures(finished):
     }  # fmt: skip
     assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) for row in curves)
     leaked = table(folder / "leakage.csv")
-    assert [(row["arm"], row["seed"]) for row in leaked] == [
+    assert [(row["method"], row["seed"]) for row in leaked] == [
         ("hard", "0"), ("hard", "1"), ("concept_embedding", "0"), ("concept_embedding", "1"),
     ]  # fmt: skip
     results = summary["results"]["concept_embedding"]["test/ctl"]["values"]
@@ -120,13 +120,13 @@ def test_help_shows_the_choices(run, tmp_path):
         (["bottlenecks=[post_hoc_concept]"], "fitted to a frozen network"),
         (["interventions.policies=[entropy]"], "interventions.policies has entropy: choose from random, uncertainty"),
         (["interventions.by=column"], "by='column' is 'group' or 'concept'"),
-        (["interventions.orders=3"], "interventions.orders is a whole number of at least 5"),
+        (["interventions.orders=3"], "interventions.orders is an integer of at least 5"),
         (["+interventions.costs.odd=2"], "interventions.costs: costs name odd, but corrections are even, .*"),
         (["+interventions.policy=random"], "interventions has no key 'policy'"),
         (["interventions.policies=random"], "interventions.policies is a list of names, got random"),
         (["interventions.costs=2"], "interventions.costs has the costs of some corrections"),
         (["edit=[odd]"], "no concept is called 'odd': there are even"),
-        (["rows=0"], "rows is a whole number of at least 1"),
+        (["rows=0"], "rows is an integer of at least 1"),
         (["balanced=3"], "balanced is true or false"),
         (["data=digits"], "no data set with concepts 'digits'"),
         (["data=concept_csv"], "a value is missing for data.concepts, data.path, data.target"),
@@ -154,7 +154,7 @@ def test_a_spurious_concept_is_measured_on_the_shifted_part(launch):
 
 
 def test_other_bottlenecks_and_few_rows_run_too(launch, data_root):
-    """Of the zoo's 26 test animals leakage is not measured; a bottleneck without concepts is an arm like any other."""
+    """Of the zoo's 26 test animals leakage is not measured; a bottleneck without concepts is a method like any other."""
     folder = launch(
         "data=zoo", f"data.root={data_root}", "bottlenecks=[variational,concept]", "seeds=[0]", "epochs=1",
         "model.hidden=[8]", "interventions.policies=[random]", "batch_size=16", "control=false",

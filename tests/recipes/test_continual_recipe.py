@@ -13,14 +13,14 @@ import ibreg
 from ibreg.runs.checkpoint import load_checkpoint
 from ibreg.runs.data import streams as continual_data
 from ibreg.runs.folder import CHECKPOINTS, METRICS, SUMMARY
-from ibreg.runs.models.features import standardised
+from ibreg.runs.models.features import standardized
 from ibreg.runs.tasks.continual import learners
 from tests.recipes.folders import rows_of, summary_of
 
 RECIPE = "continual"
-ARMS = ["none", "null", "mlp", "ewc", "replay", "joint", "key_value"]
+METHODS = ["none", "null", "mlp", "ewc", "replay", "joint", "key_value"]
 QUICK = [
-    "seeds=[0,1]", "epochs=2", "data.rows=640", "batch_size=16", "device=cpu", "initialise.epochs=2", "momentum=0.5",
+    "seeds=[0,1]", "epochs=2", "data.rows=640", "batch_size=16", "device=cpu", "initialize.epochs=2", "momentum=0.5",
     "bottleneck.key_value.codebooks=4", "bottleneck.key_value.pairs=32", "cache=cache",
     "settings.none=[{lr:1},{lr:0.1}]", "settings.mlp=[{lr:1},{lr:0.1,hidden:[8]}]", "settings.joint=[{lr:1},{lr:3}]",
     "settings.ewc=[{lr:0.1},{lr:0.3,strength:10}]", "settings.replay=[{lr:1},{lr:0.1}]",
@@ -56,11 +56,11 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
         assert word in re.sub(r"\s+", " ", printed)
     summary = summary_of(folder)
     assert (summary["recipe"], summary["data"], summary["seeds"]) == ("continual", "toy_gaussians", [0, 1])
-    assert list(summary["results"]) == ARMS
-    for arm, metrics in summary["results"].items():
+    assert list(summary["results"]) == METHODS
+    for method, metrics in summary["results"].items():
         assert len(metrics["test/accuracy"]["values"]) == 2
-        assert ("test/forgetting" in metrics) == (arm != "joint")
-        assert ("test/used" in metrics) == (arm == "key_value")
+        assert ("test/forgetting" in metrics) == (method != "joint")
+        assert ("test/used" in metrics) == (method == "key_value")
     assert {path.name for path in folder.glob("*.png")} == {
         "accuracy_over_splits.png", "key_usage.png", "decision_regions.png",
     }  # fmt: skip
@@ -68,31 +68,33 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
     assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == 6 * 3 + 2
     rows = rows_of(folder)
     assert len(rows) == (5 * 3 + 2) * 4 + 3
-    assert {"arm", "seed", "setting", "lr", "split", "classes", "train/loss", "validation/accuracy"} <= rows[0].keys()
+    assert {"method", "seed", "setting", "lr", "split", "classes", "train/loss", "validation/accuracy"} <= rows[
+        0
+    ].keys()
     assert not list(folder.parent.rglob("*.partial"))
 
 
 def test_the_setting_is_the_best_on_validation_after_the_last_split(finished):
     folder, _ = finished
     selected, rows = summary_of(folder)["selected"], rows_of(folder)
-    for arm in set(ARMS) - {"null"}:
-        last = max(int(row["split"]) for row in rows if row["arm"] == arm)
+    for method in set(METHODS) - {"null"}:
+        last = max(int(row["split"]) for row in rows if row["method"] == method)
         found = [
             (float(row["validation/accuracy"]), float(row["lr"]))
             for row in rows
-            if (row["arm"], row["seed"], int(row["split"])) == (arm, "0", last)
+            if (row["method"], row["seed"], int(row["split"])) == (method, "0", last)
         ]
         assert len(found) == 2
         best = max(accuracy for accuracy, _ in found)
-        assert selected[arm]["lr"] == next(lr for accuracy, lr in found if accuracy == best)
+        assert selected[method]["lr"] == next(lr for accuracy, lr in found if accuracy == best)
     assert selected["null"] == selected["none"]
 
 
 def test_every_class_comes_once_in_an_order_of_the_seed(finished):
     rows = rows_of(finished[0])
     orders = {
-        (arm, seed): " ".join(row["classes"] for row in rows if (row["arm"], row["seed"]) == (arm, seed))
-        for arm in ("null", "joint")
+        (method, seed): " ".join(row["classes"] for row in rows if (row["method"], row["seed"]) == (method, seed))
+        for method in ("null", "joint")
         for seed in "01"
     }
     assert all(sorted(order.split()[:8]) == list("01234567") for order in orders.values())
@@ -105,24 +107,24 @@ def test_the_tested_learners_are_those_of_the_checkpoints(finished):
     folder, _ = finished
     summary = summary_of(folder)
     data = continual_data.load("toy_gaussians", rows=640)
-    inputs = standardised(data.test.inputs, continual_data.unlabelled_inputs(data))
-    for arm in ("none", "key_value"):
+    inputs = standardized(data.test.inputs, continual_data.unlabeled_inputs(data))
+    for method in ("none", "key_value"):
         for position, seed in enumerate((0, 1)):
-            options = dict(summary["selected"][arm])
+            options = dict(summary["selected"][method])
             lr = options.pop("lr")
             network = {
                 "none": lambda: learners.MLP(2, 8, ()),
                 "key_value": lambda options=options: ibreg.Regularized(
                     nn.Sequential(ibreg.KeyValueBottleneck(2, 8, codebooks=4, pairs=32, key_features=2, **options))
                 ),
-            }[arm]().eval()
-            point = next(int(r["setting"]) for r in rows_of(folder) if r["arm"] == arm and float(r["lr"]) == lr)
-            snapshots = load_checkpoint(folder / CHECKPOINTS / f"{arm}-setting{point}-seed{seed}.pt")["snapshots"]
+            }[method]().eval()
+            point = next(int(r["setting"]) for r in rows_of(folder) if r["method"] == method and float(r["lr"]) == lr)
+            snapshots = load_checkpoint(folder / CHECKPOINTS / f"{method}-setting{point}-seed{seed}.pt")["snapshots"]
             network.load_state_dict(snapshots[0] | snapshots[-1])
             with torch.no_grad():
                 output = network(inputs)
             predicted = getattr(output, "output", output).argmax(1)
-            reported = summary["results"][arm]["test/accuracy"]["values"][position]
+            reported = summary["results"][method]["test/accuracy"]["values"][position]
             assert accuracy_score(data.test.targets, predicted) == pytest.approx(reported, abs=1e-12)
 
 
@@ -185,8 +187,8 @@ def test_two_processes_learn_what_one_learns(run, two_processes, tmp_path):
     assert single.returncode == 0, single.stderr
     two_processes(*options, f"cache={tmp_path / 'two_cache'}")
     one, two = summary_of(tmp_path / "one")["results"], summary_of(tmp_path / "two")["results"]
-    for arm in ("none", "null", "ewc", "joint"):
-        assert two[arm]["test/accuracy"]["values"] == pytest.approx(one[arm]["test/accuracy"]["values"], abs=1e-5)
+    for method in ("none", "null", "ewc", "joint"):
+        assert two[method]["test/accuracy"]["values"] == pytest.approx(one[method]["test/accuracy"]["values"], abs=1e-5)
     # Its keys come of other draws, each process having its share of the rows.
     assert two["key_value"]["test/accuracy"]["mean"] == pytest.approx(
         one["key_value"]["test/accuracy"]["mean"], abs=0.1
@@ -197,7 +199,7 @@ def test_a_tracker_gets_every_split(launch, cache, monkeypatch):
     told = {}
     monkeypatch.setattr(Accelerator, "log", lambda self, values, step: told.setdefault(step, {}).update(values))
     folder = launch(*SMALL, "bottlenecks=[]", "learners=[]", "device=cpu", "batch_size=16", cache)
-    expected = [float(row["validation/accuracy"]) for row in rows_of(folder) if row["arm"] == "none"]
+    expected = [float(row["validation/accuracy"]) for row in rows_of(folder) if row["method"] == "none"]
     assert list(told) == [1, 2, 3, 4]
     assert [told[step]["none-setting0-seed0/validation/accuracy"] for step in told] == expected
 
@@ -229,21 +231,21 @@ def test_help_shows_the_choices(run, tmp_path):
         (["settings.none=[{lr:1},{lr:1},{lr:2}]"], "two settings are the same"),
         (["settings.none=[{lr:0},{lr:1},{lr:2}]"], "every setting has an lr greater than 0"),
         (["settings.none=[{strength:1},{lr:1},{lr:2}]"], "every setting has an lr greater than 0"),
-        (["settings=3"], "settings has those of each arm"),
+        (["settings=3"], "settings has those of each method"),
         (["settings.mlp=[{lr:1},{lr:2},{lr:3,width:4}]"], r"setting 3 of mlp: mlp has no option \['width'\]"),
         (["settings.key_value=[{lr:1,topk:2}]", "tune=false"], "setting 1 of key_value: .*no option 'topk'"),
         (["+learner.emc={}"], "learner has no emc: it has ewc"),
-        (["learner.replay.memory=0"], "setting 1 of replay: memory=0 is a whole number"),
+        (["learner.replay.memory=0"], "setting 1 of replay: memory=0 is an integer"),
         (["tuning_seeds=4"], "tuning_seeds=4 are some of the 3 seeds"),
-        (["tuning_seeds=0"], "tuning_seeds is a whole number of at least 1"),
+        (["tuning_seeds=0"], "tuning_seeds is an integer of at least 1"),
         (["data.validation=0"], "tune=true chooses on validation data"),
         (["label_smoothing=1"], r"label_smoothing is a number in \[0, 1\)"),
         (["momentum=1"], "momentum is a number"),
         (["clip=-1"], "clip is the longest gradient"),
         (["shuffle_classes=3"], "shuffle_classes is true or false"),
-        (["initialise.method=random"], "initialise.method is one of ema, k_means"),
-        (["initialise.epochs=0"], "initialise.epochs is a whole number of at least 1"),
-        (["+initialise.seed=1"], "initialise has no key 'seed'"),
+        (["initialize.method=random"], "initialize.method is one of ema, k_means"),
+        (["initialize.epochs=0"], "initialize.epochs is an integer of at least 1"),
+        (["+initialize.seed=1"], "initialize has no key 'seed'"),
         (["batch_size=500"], "batch_size=500 is more than the 270 training rows"),
         (["data=diabetes"], "no data set 'diabetes': it is one of .*'toy_gaussians'"),
         (["data=mnist", "data.root=/nowhere"], "download=true"),
@@ -251,7 +253,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["encoder=resnet20"], "use encoder=identity"),
         (["data=digits", "encoder=resnet20", "data.root=/nowhere"], "no weights at"),
         (["encoder.name=resnet"], "no encoder 'resnet'"),
-        (["unlabelled.name=digits"], "inputs of digits .* 64 features, those of toy_gaussians 2"),
+        (["unlabeled.name=digits"], "inputs of digits .* 64 features, those of toy_gaussians 2"),
         (["resume=true", "overwrite=true"], "give one of them"),
     ],
 )
@@ -262,9 +264,9 @@ def test_wrong_input_is_refused_before_anything_is_written(launch, cache, tmp_pa
 
 
 def test_every_learner_learns_digits_from_an_encoder_trained_here(launch, cache, tmp_path):
-    """All arms, from pictures: keys from other pictures, and classes one by one to a joint bound that is near 1."""
+    """All methods, from images: keys from other images, and classes one by one to a joint bound that is near 1."""
     folder = launch(
-        "data=digits", "encoder=trained", "encoder.epochs=3", "unlabelled.name=digits", "unlabelled.limit=600", cache,
+        "data=digits", "encoder=trained", "encoder.epochs=3", "unlabeled.name=digits", "unlabeled.limit=600", cache,
         "seeds=[0]", "tune=false", "epochs=3", "classes_per_split=5", "bottleneck.key_value.key_features=8",
         "settings.joint=[{lr:0.1}]",
     )  # fmt: skip
@@ -281,7 +283,7 @@ def test_every_learner_learns_digits_from_an_encoder_trained_here(launch, cache,
 def test_other_bottlenecks_and_options_run(launch, cache):
     folder = launch(
         *SMALL, "bottlenecks=[key_value,variational]", "+settings.variational=[{lr:0.3}]", "learners=[]", cache,
-        "precision=bf16", "clip=0", "initialise.method=k_means", "shuffle_classes=false", "label_smoothing=0",
+        "precision=bf16", "clip=0", "initialize.method=k_means", "shuffle_classes=false", "label_smoothing=0",
         "bottleneck.key_value.decoder=linear", "bottleneck.key_value.top_k=2", "data.validation=0",
     )  # fmt: skip
     assert list(summary_of(folder)["results"]) == ["none", "null", "key_value", "variational"]
@@ -296,7 +298,7 @@ def test_a_class_is_forgotten_and_strange_rows_are_told_apart(launch, cache, tmp
     folder = launch(
         "data=digits", "classes_per_split=10", "seeds=[0]", "tune=false", "epochs=3", "learners=[]", cache,
         "bottleneck.key_value.codebooks=64", "bottleneck.key_value.pairs=64", "bottleneck.key_value.key_features=8",
-        "initialise.epochs=3",
+        "initialize.epochs=3",
         "bottlenecks=[key_value,distance_aware]", "+settings.distance_aware=[{lr:0.1,beta:1e-3}]",
         "bottleneck.distance_aware.out_features=16", "unlearning.classes=[3]", "unlearning.pairs=null",
         "ood.name=csv", f"+ood.path={strange}", "+ood.target=kind",
@@ -307,7 +309,7 @@ def test_a_class_is_forgotten_and_strange_rows_are_told_apart(launch, cache, tmp
     assert metrics["test/unlearning_undone"]["mean"] == 1
     # Noise is far from all digits, and the distance says so; a probability need not.
     results = summary_of(folder)["results"]
-    assert all("test/ood_auroc" in results[arm] for arm in ("none", "null", "key_value"))
+    assert all("test/ood_auroc" in results[method] for method in ("none", "null", "key_value"))
     assert results["distance_aware"]["test/ood_auroc"]["mean"] > 0.9
 
 

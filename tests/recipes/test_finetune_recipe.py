@@ -1,4 +1,4 @@
-"""The fine-tuning recipe as a user runs it: default, wrong input, resumed, every mode, a folder of pictures."""
+"""The fine-tuning recipe as a user runs it: default, wrong input, resumed, every mode, a folder of images."""
 
 import csv
 
@@ -41,8 +41,8 @@ def small_resnet(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of pictures of two classes, and the overrides that load it."""
+def images(tmp_path):
+    """A folder of images of two classes, and the overrides that load it."""
     generator = torch.Generator().manual_seed(0)
     for part in ("train", "test"):
         for shade, kind in enumerate(("cat", "dog")):
@@ -70,20 +70,20 @@ def test_a_run_compares_bottleneck_control_dropout_and_luck_at_each_number_of_im
     assert {path.name for path in folder.glob("*.png")} == {"images.png", *drawn}
     with (folder / METRICS).open() as file:
         rows = list(csv.DictReader(file))
-    # Two numbers of images, two seeds, a grid of two for three arms and one for the null row, two epochs each.
+    # Two numbers of images, two seeds, a grid of two for three methods and one for the null row, two epochs each.
     assert len(rows) == 2 * 2 * (3 * 2 + 1) * 2
     assert {row["images"] for row in rows} == {"2_per_class", "5_per_class"}
 
 
-def test_all_arms_are_tuned_over_equally_many_points_by_validation_likelihood(finished):
+def test_all_methods_are_tuned_over_equally_many_points_by_validation_likelihood(finished):
     folder, _ = finished
     with (folder / METRICS).open() as file:
         rows = [row for row in csv.DictReader(file) if row["images"] == "5_per_class"]
     chosen = summary_of(folder)["selected"]["5_per_class"]
-    for arm in ("none", "dropout", "variational"):
+    for method in ("none", "dropout", "variational"):
         best = {}
         for row in rows:
-            if row["arm"] == arm:
+            if row["method"] == method:
                 point = (row["beta"], row["weight_decay"], row["dropout"], row["seed"])
                 best[point] = min(best.get(point, float("inf")), float(row["validation/nll"]))
         points = {}
@@ -91,9 +91,9 @@ def test_all_arms_are_tuned_over_equally_many_points_by_validation_likelihood(fi
             points.setdefault(tuple(point), []).append(nll)
         assert len(points) == 2
         beta, decay, dropout = min(points, key=lambda point: sum(points[point]))
-        assert chosen[arm]["weight_decay"] == float(decay)
-        assert chosen[arm]["beta"] == (float(beta) if beta else None)
-        assert chosen[arm].get("dropout") == (float(dropout) if dropout else None)
+        assert chosen[method]["weight_decay"] == float(decay)
+        assert chosen[method]["beta"] == (float(beta) if beta else None)
+        assert chosen[method].get("dropout") == (float(dropout) if dropout else None)
     assert {row["dropout"] for row in rows} == {"", "0.2", "0.6"}
 
 
@@ -148,8 +148,8 @@ def stored_in(overrides):
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def test_the_backbone_starts_from_the_file(launch, small_resnet, pictures):
-    folder = launch(*SHORT, *small_resnet, *pictures, "shots=[4]", "lr=1e-12", "lr_backbone=0")
+def test_the_backbone_starts_from_the_file(launch, small_resnet, images):
+    folder = launch(*SHORT, *small_resnet, *images, "shots=[4]", "lr=1e-12", "lr_backbone=0")
     # The head is of the file too, so the network as it was loaded is a row of its own.
     assert set(summary_of(folder)["results"]) == {"none", "null", "dropout", "variational", "pretrained"}
     weights, stored = weights_of(folder / CHECKPOINTS / "4_per_class")["none-decay0-seed0.pt"], stored_in(small_resnet)
@@ -158,23 +158,26 @@ def test_the_backbone_starts_from_the_file(launch, small_resnet, pictures):
             torch.testing.assert_close(value, stored[name], rtol=0, atol=1e-9)
 
 
-def test_a_head_of_other_classes_starts_anew(launch, small_resnet, pictures):
-    folder = launch(*SHORT, *small_resnet, *pictures, "shots=[4]", "new_head=true", "lr=1e-12", "lr_backbone=0")
+def test_a_head_of_other_classes_starts_anew(launch, small_resnet, images):
+    folder = launch(*SHORT, *small_resnet, *images, "shots=[4]", "new_head=true", "lr=1e-12", "lr_backbone=0")
     assert "pretrained" not in summary_of(folder)["results"]
     weights, stored = weights_of(folder / CHECKPOINTS / "4_per_class"), stored_in(small_resnet)
-    heads = {name: of_arm.get("linear.weight", of_arm.get("model.linear.weight")) for name, of_arm in weights.items()}
+    heads = {
+        name: of_method.get("linear.weight", of_method.get("model.linear.weight"))
+        for name, of_method in weights.items()
+    }
     control, null = heads.pop("none-decay0-seed0.pt"), heads.pop("null-decay0-seed0.pt")
     assert not torch.allclose(control, stored["linear.weight"])
     assert not torch.allclose(control, null)
-    # All arms of a seed start from the same head.
+    # All methods of a seed start from the same head.
     assert len(heads) == 2
     for head in heads.values():
         torch.testing.assert_close(head, control, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("mode", ["head", "last_stage"])
-def test_a_mode_moves_its_part_alone(launch, small_resnet, pictures, mode):
-    folder = launch(*SHORT, *small_resnet, *pictures, "shots=[4]", f"mode={mode}", "control=false", "lr_backbone=1e-2")
+def test_a_mode_moves_its_part_alone(launch, small_resnet, images, mode):
+    folder = launch(*SHORT, *small_resnet, *images, "shots=[4]", f"mode={mode}", "control=false", "lr_backbone=1e-2")
     (weights,) = weights_of(folder / CHECKPOINTS / "4_per_class").values()
     stored = stored_in(small_resnet)
     plain = {name.removeprefix("model."): value for name, value in weights.items() if "bottleneck" not in name}
@@ -182,11 +185,11 @@ def test_a_mode_moves_its_part_alone(launch, small_resnet, pictures, mode):
     assert moved == ({"linear"} if mode == "head" else {"linear", "layer3"})
 
 
-def test_frozen_trains_the_bottleneck_alone_and_leaves_the_control_as_it_was_loaded(launch, small_resnet, pictures):
-    folder = launch(*SHORT, *small_resnet, *pictures, "shots=[4]", "mode=frozen", "lr=1e-2")
+def test_frozen_trains_the_bottleneck_alone_and_leaves_the_control_as_it_was_loaded(launch, small_resnet, images):
+    folder = launch(*SHORT, *small_resnet, *images, "shots=[4]", "mode=frozen", "lr=1e-2")
     results = summary_of(folder)["results"]
-    for arm in ("none", "null", "dropout"):
-        assert results[arm] == {**results["pretrained"]}
+    for method in ("none", "null", "dropout"):
+        assert results[method] == {**results["pretrained"]}
     weights = weights_of(folder / CHECKPOINTS / "4_per_class")["variational-decay0-seed0.pt"]
     stored = stored_in(small_resnet)
     for name, value in weights.items():
@@ -194,9 +197,9 @@ def test_frozen_trains_the_bottleneck_alone_and_leaves_the_control_as_it_was_loa
             assert torch.equal(value, stored[name.removeprefix("model.")]), name
 
 
-def test_several_bottlenecks_in_one_network_and_another_test_set(launch, small_resnet, pictures, tmp_path):
+def test_several_bottlenecks_in_one_network_and_another_test_set(launch, small_resnet, images, tmp_path):
     folder = launch(
-        *SHORT, *small_resnet, *pictures, "shots=[0]", "inject_at=[layer2,avgpool]", "bottlenecks=[variational,hsic]",
+        *SHORT, *small_resnet, *images, "shots=[0]", "inject_at=[layer2,avgpool]", "bottlenecks=[variational,hsic]",
         f"other_data={{path:{tmp_path / 'pets'}}}", "batch_size=8",
     )  # fmt: skip
     metrics = summary_of(folder)["results"]["variational"]
@@ -206,8 +209,8 @@ def test_several_bottlenecks_in_one_network_and_another_test_set(launch, small_r
     assert betas == {"model.layer2.bottleneck.beta", "model.avgpool.bottleneck.beta"}
 
 
-def test_mixed_pictures_and_smoothed_labels_are_another_training(launch, small_resnet, pictures):
-    few = [*SHORT, *small_resnet, *pictures, "control=false"]
+def test_mixed_images_and_smoothed_labels_are_another_training(launch, small_resnet, images):
+    few = [*SHORT, *small_resnet, *images, "control=false"]
     losses = [
         rows_of(launch(*few, *options, "overwrite=true") / CHECKPOINTS / "5_per_class")[-1]["train/loss"]
         for options in ([], ["mixup=0.4"], ["label_smoothing=0.2"])
@@ -215,12 +218,12 @@ def test_mixed_pictures_and_smoothed_labels_are_another_training(launch, small_r
     assert len(set(losses)) == 3
 
 
-def test_torchvision_weights_by_name(launch, monkeypatch, pictures):
+def test_torchvision_weights_by_name(launch, monkeypatch, images):
     torch.manual_seed(9)
     stored = torchvision.models.squeezenet1_1().state_dict()
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *args, **kwargs: stored)
     folder = launch(
-        *SHORT, *pictures, "data.image_size=32", "shots=[3]", "steps=1", "control=false", "pretraining.classes=[]",
+        *SHORT, *images, "data.image_size=32", "shots=[3]", "steps=1", "control=false", "pretraining.classes=[]",
         "model=torchvision", "model.architecture=squeezenet1_1", "model.weights=IMAGENET1K_V1", "mode=head",
         "inject_at=features",
     )  # fmt: skip
@@ -243,9 +246,9 @@ def test_torchvision_weights_by_name(launch, monkeypatch, pictures):
         (["inject_at=trunc"], "no module 'trunc'.*trunk"),
         (["pretraining.classes=[0]"], "two or more different ones"),
         (["pretraining.classes=[0,1,2,3,4,5,6,7,8]"], "two or more different ones"),
-        (["pretraining.epochs=0"], "pretraining.epochs is a whole number of at least 1"),
+        (["pretraining.epochs=0"], "pretraining.epochs is an integer of at least 1"),
         (["lr_backbone=-1"], "lr_backbone is a number of at least 0"),
-        (["steps=1.5"], "steps is a whole number"),
+        (["steps=1.5"], "steps is an integer"),
         (["dropout=1"], r"dropout is a share in \[0, 1\)"),
         (["tune=true", "grid.dropout=[0.5]"], "they are tried in pairs"),
         (["bottlenecks=[dropout]"], "are the controls"),
@@ -282,10 +285,10 @@ def test_a_file_that_is_no_checkpoint_of_this_network_is_refused(launch, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_broken_picture_is_named_and_skipped_if_wanted(launch, small_resnet, pictures, tmp_path):
+def test_a_broken_image_is_named_and_skipped_if_wanted(launch, small_resnet, images, tmp_path):
     broken = tmp_path / "pets" / "train" / "cat" / "0.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    options = [*SHORT, *small_resnet, *pictures, "shots=[0]", "control=false"]
+    options = [*SHORT, *small_resnet, *images, "shots=[0]", "control=false"]
     with pytest.raises(ValueError, match=r"train/cat/0.png is broken .*data.broken=skip"):
         launch(*options)
     with pytest.warns(UserWarning, match=r"1 broken files are left out: .*cat/0.png"):

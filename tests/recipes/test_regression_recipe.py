@@ -17,9 +17,9 @@ from tests.recipes.command_line import run_here
 from tests.recipes.folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
 RECIPE = "regression"
-ARMS = "bottlenecks=[variational,cauchy_schwarz,hsic,symmetric]"
+METHODS = "bottlenecks=[variational,cauchy_schwarz,hsic,symmetric]"
 QUICK = [
-    ARMS, "+bottleneck.symmetric={name:nonlinear,beta:0.01}",
+    METHODS, "+bottleneck.symmetric={name:nonlinear,beta:0.01}",
     "+task_losses.symmetric={name:conditional_cauchy_schwarz,mode:symmetric}",
     "seeds=[0,1]", "epochs=3", "model.hidden=[32]", "model.decoder=[8]", "device=cpu", "lr=1e-2", "tune=true",
     "+grid.betas.hsic=[1,2]", "+grid.betas.symmetric=[0,1]", "grid.beta=[1e-3,100]", "grid.weight_decay=[0,50]",
@@ -34,10 +34,10 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
     summary = summary_of(folder)
     assert (summary["recipe"], summary["data"], summary["seeds"]) == ("regression", "diabetes", [0, 1])
     assert list(summary["results"]) == ["none", "null", "variational", "cauchy_schwarz", "hsic", "symmetric"]
-    for arm, metrics in summary["results"].items():
+    for method, metrics in summary["results"].items():
         for metric in ("rmse", "mae", "r2", "cs_qmi", "rmse_fgsm_0.1", "rmse_pgd_0.1", "rmse_pgd_0"):
             assert len(metrics[f"test/{metric}"]["values"]) == 2
-        assert ("test/rate" in metrics) == (arm in ("variational", "symmetric"))
+        assert ("test/rate" in metrics) == (method in ("variational", "symmetric"))
     assert summary["command"].startswith("python recipes/regression.py bottlenecks=")
     assert {path.name for path in folder.glob("*.png")} == {
         "attacks.png", "information_plane.png", "learning_curves.png", "predictions.png", "rate_plane.png",
@@ -46,7 +46,7 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
     assert len([path for path in (folder / CHECKPOINTS).glob("*.pt") if "stop" not in path.name]) == (5 * 2 + 1) * 2
     rows = [row for row in rows_of(folder) if not row["stop"]]
     assert len(rows) == (5 * 2 + 1) * 2 * 3
-    assert {"arm", "seed", "beta", "epoch", "train/loss", "validation/rmse", "validation/cs_qmi"} <= rows[0].keys()
+    assert {"method", "seed", "beta", "epoch", "train/loss", "validation/rmse", "validation/cs_qmi"} <= rows[0].keys()
     assert not list(folder.rglob("*.partial"))
 
 
@@ -67,18 +67,18 @@ def test_the_learnt_weights_are_those_that_were_tested_each_on_the_cut_of_its_se
         assert results["test/r2"]["values"][position] == pytest.approx(1 - np.mean(residuals**2) / spread, rel=1e-6)
 
 
-def test_a_worse_arm_is_attacked_beside_a_control_that_is_no_better(launch):
+def test_a_worse_method_is_attacked_beside_a_control_that_is_no_better(launch):
     folder = launch(
         "bottlenecks=[variational]", "bottleneck.variational.beta=3", "seeds=[0]", "epochs=8", "model.hidden=[16]",
         "attack.eps=[0.2]", "attack.rows=30",
     )  # fmt: skip
     rows, results = rows_of(folder), summary_of(folder)["results"]
     (stop,) = {int(row["stop"]) for row in rows if row["stop"]}
-    wanted = min(float(row["validation/rmse"]) for row in rows if row["arm"] == "variational")
-    control = [float(row["validation/rmse"]) for row in rows if row["arm"] == "none" and not row["stop"]]
+    wanted = min(float(row["validation/rmse"]) for row in rows if row["method"] == "variational")
+    control = [float(row["validation/rmse"]) for row in rows if row["method"] == "none" and not row["stop"]]
     assert control[stop - 1] <= wanted < min(control[: stop - 1])
     # The control that stopped is the control on its way, and what it loses under attack is told apart.
-    again = [float(row["validation/rmse"]) for row in rows if row["arm"] == "none" and row["stop"]]
+    again = [float(row["validation/rmse"]) for row in rows if row["method"] == "none" and row["stop"]]
     assert again == control[:stop]
     data = regression_data.load("diabetes", split_seed=0)
     network = models.build("mlp", input_shape=(10,), classes=1, hidden=[16])
@@ -86,11 +86,11 @@ def test_a_worse_arm_is_attacked_beside_a_control_that_is_no_better(launch):
     x, y = data.test.inputs[:30], data.test.targets[:30]
     with torch.no_grad():
         clean = (network.eval()(x) - y).double().square().mean().sqrt().item() * data.target_std
-    arm = results["variational"]
-    assert arm["test/rmse_pgd_0"]["mean"] - clean == pytest.approx(
-        arm["test/rmse_pgd_0_beyond_control"]["mean"], rel=1e-5
+    method = results["variational"]
+    assert method["test/rmse_pgd_0"]["mean"] - clean == pytest.approx(
+        method["test/rmse_pgd_0_beyond_control"]["mean"], rel=1e-5
     )
-    assert "test/rmse_pgd_0.2_beyond_control" in arm
+    assert "test/rmse_pgd_0.2_beyond_control" in method
     assert "test/rmse_pgd_0.2_beyond_control" not in results["none"]
 
 
@@ -109,12 +109,12 @@ def test_all_seeds_may_share_one_cut(launch, recipe, monkeypatch):
 def test_epochs_and_grid_points_are_the_best_on_validation(finished):
     folder, _ = finished
     summary, rows = summary_of(folder), [row for row in rows_of(folder) if not row["stop"]]
-    for arm, choice in summary["selected"].items():
+    for method, choice in summary["selected"].items():
         key = "weight_decay" if choice["beta"] is None else "beta"
         chosen = choice[key]
         best = {}
         for row in rows:
-            if row["arm"] == arm:
+            if row["method"] == method:
                 at = float(row[key]), row["seed"]
                 if at not in best or float(row["validation/rmse"]) < best[at][0]:
                     best[at] = float(row["validation/rmse"]), int(row["epoch"])
@@ -125,8 +125,8 @@ def test_epochs_and_grid_points_are_the_best_on_validation(finished):
     # A beta of 100 and a decay of 50 leave nothing to predict with.
     assert summary["selected"]["variational"]["beta"] == 1e-3
     assert summary["selected"]["none"]["weight_decay"] == summary["selected"]["null"]["weight_decay"] == 0
-    assert {float(row["beta"]) for row in rows if row["arm"] == "hsic"} == {1, 2}
-    assert {float(row["beta"]) for row in rows if row["arm"] == "cauchy_schwarz"} == {1e-3, 100}
+    assert {float(row["beta"]) for row in rows if row["method"] == "hsic"} == {1, 2}
+    assert {float(row["beta"]) for row in rows if row["method"] == "cauchy_schwarz"} == {1e-3, 100}
 
 
 def test_a_killed_run_resumes_bit_identically(launch, kill, finished):
@@ -171,15 +171,15 @@ def test_help_shows_the_choices(run, tmp_path):
         (["+task_loss.delta=1"], r"task_loss: squared_error has no option \['delta'\]"),
         (["task_loss=huber", "task_loss.delta=0"], "task_loss: delta=0 is an error in standard deviations"),
         (["task_loss=conditional_cauchy_schwarz", "task_loss.share=2"], "task_loss: share is a finite number"),
-        (["+task_losses.hsik={name:huber}"], "task_losses has hsik, which is no arm: there are none, .*hsic"),
+        (["+task_losses.hsik={name:huber}"], "task_losses has hsik, which is no method: there are none, .*hsic"),
         (["+task_losses.none={delta:1}"], "task_losses.none has a name and options"),
         (
             ["+task_losses.variational={name:huber,detla:1}"],
             r"task_losses.variational: huber has no option \['detla'\]",
         ),
-        (["task_losses=3"], "task_losses has the losses of some arms"),
+        (["task_losses=3"], "task_losses has the losses of some methods"),
         (["attack.eps=[-1]"], "attack.eps is a list of numbers of at least 0"),
-        (["attack.steps=0"], "attack.steps is a whole number of at least 1"),
+        (["attack.steps=0"], "attack.steps is an integer of at least 1"),
         (["+attack.norm=2"], "attack has no key 'norm'"),
         (["split_by_seed=3"], "split_by_seed is true or false"),
         (["tune=true", "+grid.betas.variational=[1]"], "the grid of beta of variational .* equally many values"),
@@ -194,7 +194,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["bottlenecks=[hsic]", "bottleneck.hsic.estimator=unbiased", "batch_size=3"], "4 samples"),
         (["bottleneck.variational.prior=conditional", "bottleneck.variational.classes=3"], "class"),
         (["model.decoder=[0]"], r"decoder=\[0\] is a list of widths"),
-        (["model=lenet"], "lenet reads pictures"),
+        (["model=lenet"], "lenet reads images"),
         (["experiment=vib_mnist"], "the experiment is one of another recipe: python recipes/classification.py"),
     ],
 )
@@ -222,14 +222,14 @@ def test_a_csv_trains_with_a_chronological_cut_and_noise_columns(launch, tmp_pat
         "bottleneck.nonlinear.beta=0",
     )  # fmt: skip
     results = summary_of(folder)["results"]
-    for arm in ("none", "nonlinear"):
-        assert results[arm]["test/r2"]["mean"] > 0.97
-        # The slope of the truth over standardised columns bounds the rise of the error to about 0.1 * (20 + 10).
-        rise = results[arm]["test/rmse_pgd_0.1"]["mean"] - results[arm]["test/rmse_pgd_0"]["mean"]
+    for method in ("none", "nonlinear"):
+        assert results[method]["test/r2"]["mean"] > 0.97
+        # The slope of the truth over standardized columns bounds the rise of the error to about 0.1 * (20 + 10).
+        rise = results[method]["test/rmse_pgd_0.1"]["mean"] - results[method]["test/rmse_pgd_0"]["mean"]
         assert 1.5 < rise < 4.5
 
 
-def test_an_arm_may_have_another_loss_alone(launch):
+def test_an_method_may_have_another_loss_alone(launch):
     """Half a squared error and half of nothing: at share 1 the conditional loss is the squared error itself."""
     folder = launch(
         "bottlenecks=[same]", "+bottleneck.same={name:cauchy_schwarz,beta:0}", "seeds=[0]", "epochs=2",
@@ -248,7 +248,7 @@ def test_every_option_of_the_loop_runs(launch):
     assert summary_of(folder)["results"]["variational"]["test/rate"]["mean"] > 0
 
 
-def test_pictures_train(launch, data_root):
+def test_images_train(launch, data_root):
     folder = launch(
         "data=rotated_mnist", f"data.root={data_root}", "data.size=400", "model=lenet", "bottlenecks=[cauchy_schwarz]",
         "seeds=[0]", "epochs=1", "attack.eps=[0.1]", "attack.steps=2", "attack.rows=20", "control=false",

@@ -1,4 +1,4 @@
-"""The experiments of the robustness recipe: each with its own settings, on few pictures."""
+"""The experiments of the robustness recipe: each with its own settings, on few images."""
 
 from dataclasses import replace
 
@@ -18,8 +18,8 @@ SHORT = [
 
 
 @pytest.fixture
-def few_pictures(data_root, monkeypatch):
-    """100 pictures to choose by and 100 to test on, where the data have thousands."""
+def few_images(data_root, monkeypatch):
+    """100 images to choose by and 100 to test on, where the data have thousands."""
     load = datasets.load
 
     def first(rows):
@@ -34,7 +34,7 @@ def few_pictures(data_root, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:ema=.* are those of the first step")  # after three steps
 @pytest.mark.parametrize("experiment", experiments_of("robustness"))
-def test_an_experiment_trains_a_step_and_is_measured(launch, few_pictures, experiment, tmp_path):
+def test_an_experiment_trains_a_step_and_is_measured(launch, few_images, experiment, tmp_path):
     overrides = [f"experiment={experiment}", *SHORT]
     if "cifar" in experiment:
         pytest.skip("a ResNet-18 takes minutes")

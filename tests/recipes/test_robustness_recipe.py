@@ -30,7 +30,7 @@ QUICK = [
     *SMALL, "bottlenecks=[variational,hsic]", "seeds=[0,1]", "epochs=2", "decayed_control=1", "attack.eps_l2=[0.5]",
     "prediction_draws=2",
 ]  # fmt: skip
-ARMS = ["none", "null", "decayed", "variational", "hsic"]
+METHODS = ["none", "null", "decayed", "variational", "hsic"]
 ONE = [*SMALL, "seeds=[0]", "epochs=1", "decayed_control=0"]
 CHECKS = [
     "accuracy never rises with steps or eps", "accuracy is about 0 at a large eps",
@@ -41,34 +41,34 @@ CHECKS = [
 def test_a_run_leaves_table_summary_plots_and_the_checks_of_every_model(finished):
     folder, printed = finished
     flat = re.sub(r"[\s┃│]+", " ", printed)
-    for word in ("decay", "hsic", SUMMARY, "attacked_pictures.png"):
+    for word in ("decay", "hsic", SUMMARY, "attacked_images.png"):
         assert word in flat
     summary = summary_of(folder)
     assert (summary["recipe"], summary["data"], summary["seeds"]) == ("robustness", "digits", [0, 1])
-    assert list(summary["results"]) == ARMS
+    assert list(summary["results"]) == METHODS
     assert {path.name for path in folder.glob("*.png")} == {
-        "attacks.png", "attacked_pictures.png", "corruptions.png", "learning_curves.png", "outliers.png",
+        "attacks.png", "attacked_images.png", "corruptions.png", "learning_curves.png", "outliers.png",
         "reliability.png",
     }  # fmt: skip
-    for arm, metrics in summary["results"].items():
+    for method, metrics in summary["results"].items():
         for metric in (
             "accuracy", "ece", "nll", "brier", "accuracy_at_90", "corrupted_accuracy", "corrupted_ece",
             "corrupted/jpeg/4", "auroc_maximum_softmax", "fpr95_energy", "checks_passed", "attacked/fgsm/linf/0.1",
             "attacked/pgd/linf/0", "attacked/pgd/linf/0.3", "attacked/pgd/l2/0.5",
         ):  # fmt: skip
             assert len(metrics[f"test/{metric}"]["values"]) == 2
-        assert ("test/auroc_rate" in metrics) == (arm == "variational")
-    assert [(check["arm"], check["seed"], check["name"]) for check in summary["checks"]] == [
-        (arm, seed, name) for arm in ARMS for seed in (0, 1) for name in CHECKS
+        assert ("test/auroc_rate" in metrics) == (method == "variational")
+    assert [(check["method"], check["seed"], check["name"]) for check in summary["checks"]] == [
+        (method, seed, name) for method in METHODS for seed in (0, 1) for name in CHECKS
     ]
     for check in summary["checks"]:
         assert f"{'passed' if check['passed'] else 'FAILED'}: {check['name']}" in printed
-    assert {row["weight_decay"] for row in rows_of(folder) if row["arm"] == "decayed"} == {"1.0"}
+    assert {row["weight_decay"] for row in rows_of(folder) if row["method"] == "decayed"} == {"1.0"}
     assert not list(folder.rglob("*.partial"))
 
 
 def test_accuracies_fall_and_pgd_is_the_stronger_where_nothing_is_drawn(finished):
-    for arm, metrics in summary_of(finished[0])["results"].items():
+    for method, metrics in summary_of(finished[0])["results"].items():
         of = {
             name.removeprefix("test/attacked/"): entry["values"]
             for name, entry in metrics.items()
@@ -77,7 +77,7 @@ def test_accuracies_fall_and_pgd_is_the_stronger_where_nothing_is_drawn(finished
         for seed in (0, 1):
             assert of["pgd/linf/0"][seed] >= of["pgd/linf/0.1"][seed] >= of["pgd/linf/0.3"][seed]
             assert of["fgsm/linf/0.1"][seed] <= of["fgsm/linf/0"][seed]
-            if arm != "variational":
+            if method != "variational":
                 assert of["pgd/linf/0.1"][seed] <= of["fgsm/linf/0.1"][seed]
 
 
@@ -119,7 +119,7 @@ def test_a_failed_check_marks_the_figures_under_attack(launch, capsys, monkeypat
 
 def test_a_killed_run_resumes_bit_identically_and_keeps_what_was_measured(launch, kill, finished, tmp_path):
     whole, _ = finished
-    epochs = len(ARMS) * 2 * 2
+    epochs = len(METHODS) * 2 * 2
     killed = int(torch.randint(1, epochs, ()))
     kill(*QUICK, checkpoint=killed)
     kill(*QUICK, "resume=true", checkpoint=epochs - (killed - 1) + 4)  # when the fourth model was measured
@@ -172,9 +172,9 @@ def test_models_of_a_classification_run_are_measured(launch, tmp_path):
     assert classification.returncode == 0, classification.stderr
     folder = launch(*SMALL, *common, f"checkpoint={trained}", "decayed_control=0")
     results = summary_of(folder)["results"]
-    for arm in ("none", "null", "variational"):
-        expected = summary_of(trained)["results"][arm]["test/error"]["mean"]
-        assert results[arm]["test/error"]["mean"] == pytest.approx(expected, abs=1e-6)
+    for method in ("none", "null", "variational"):
+        expected = summary_of(trained)["results"][method]["test/error"]["mean"]
+        assert results[method]["test/error"]["mean"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_with_what_to_give(finished, launch, tmp_path):
@@ -209,18 +209,18 @@ def test_a_table_is_attacked_in_its_own_units(launch, tmp_path):
     results = summary_of(folder)["results"]["none"]
     assert results["test/accuracy"]["mean"] > results["test/attacked/pgd/linf/0.3"]["mean"]
     assert "test/corrupted/missing_features/4" in results
-    assert not (folder / "attacked_pictures.png").exists()
+    assert not (folder / "attacked_images.png").exists()
 
 
 def test_painted_digits_are_measured_by_group(launch, data_root, tmp_path):
-    overrides = [*ONE, "data=coloured_mnist", f"data.root={data_root}", "data.limit=2000", "bottlenecks=[variational]"]
+    overrides = [*ONE, "data=colored_mnist", f"data.root={data_root}", "data.limit=2000", "bottlenecks=[variational]"]
     folder = launch(*overrides, "corruption.rows=0", "outliers.data=null", f"output_dir={tmp_path / 'painted'}")
     summary = summary_of(folder)
     assert ["test/worst_group_accuracy", "worst group (%)", 100, 2] in summary["headline"]
     for metrics in summary["results"].values():
         of_groups = [metrics[f"test/accuracy/{name}"]["values"][0] for name in GROUPS]
         assert metrics["test/worst_group_accuracy"]["values"] == [min(of_groups)]
-    # Nine in ten training pictures have the colour of their label, half of the test pictures: red stands for small.
+    # Nine in ten training images have the color of their label, half of the test images: red stands for small.
     control = {name: summary["results"]["none"][f"test/accuracy/{name}"]["mean"] for name in GROUPS}
     assert control["small digit, red"] + control["large digit, green"] > 1.5
     assert control["small digit, green"] + control["large digit, red"] < 0.5
@@ -249,7 +249,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["attack.eps=[]"], "no radius above 0"),
         (["attack.eps_l2=[a]"], "attack.eps_l2 is a list of numbers"),
         (["attack.step_size=0"], "attack.step_size is a number greater than 0"),
-        (["attack.restarts=0"], "attack.restarts is a whole number of at least 1"),
+        (["attack.restarts=0"], "attack.restarts is an integer of at least 1"),
         (["attack.eps=[0.1,0.1000001]"], "radii differ in their first six digits"),
         (["attack.ensemble=[apgd]"], "attack.ensemble: attacks are some of apgd_ce, .*'apgd'"),
         (["corruption.kinds=[fog]"], "corruptions are brightness, .*got 'fog'"),
@@ -263,7 +263,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["corruption.kinds=[jpeg,jpeg]"], "corruption.kinds names each once"),
         (["corruption.severities=[1,1]"], "corruption.severities names each once"),
         (["sanity.steps=5"], r"sanity.steps is a list, sanity.steps=\[5\]"),
-        (["sanity.steps=[0]"], "sanity.steps are whole numbers of at least 1"),
+        (["sanity.steps=[0]"], "sanity.steps are integers of at least 1"),
         (["outliers.data=digits"], "outliers.data=digits is the data of the training"),
         (["outliers.data=fashion"], "no data set 'fashion'"),
         (["control=false", "bottlenecks=[hsic]", "seeds=[0]"], "the sanity checks need a second model"),
@@ -299,13 +299,13 @@ def test_the_ensemble_is_refused_for_a_table_before_anything_is_written(launch, 
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_too_small_for_a_corruption_are_refused(recipe):
+def test_images_too_small_for_a_corruption_are_refused(recipe):
     data = datasets.load("digits")
     parts = [datasets.Rows(part.inputs[..., :4, :4], part.targets) for part in (data.train, data.validation, data.test)]
     small = datasets.ClassificationData("small", *parts, (1, 4, 4), data.class_names)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("robustness", ["output_dir=unused", "corruption.kinds=[jpeg]"])
-    with pytest.raises(ValueError, match="needs pictures of 8 x 8 pixels or more, these have 4 x 4"):
+    with pytest.raises(ValueError, match="needs images of 8 x 8 pixels or more, these have 4 x 4"):
         robustness.check_robustness(cfg, small)
 
 

@@ -57,7 +57,7 @@ def test_mixed_rows_and_smoothed_labels_train_bottlenecks_that_see_the_target_to
     again = summary_of(launch(*SHORT, *mixed, "control=true", "overwrite=true"))
     plain = summary_of(launch(*SHORT, "bottlenecks=[variational,hsic]", "epochs=4", "control=true", "overwrite=true"))
     assert first["results"] == again["results"]
-    for arm in ("none", "variational", "hsic"):
+    for method in ("none", "variational", "hsic"):
         # 8 hidden units after 4 epochs: better than the 0.1 of chance, and another training than without mixing.
-        assert first["results"][arm]["test/accuracy"]["mean"] > 0.2
-        assert first["results"][arm]["test/nll"] != plain["results"][arm]["test/nll"]
+        assert first["results"][method]["test/accuracy"]["mean"] > 0.2
+        assert first["results"][method]["test/nll"] != plain["results"][method]["test/nll"]

@@ -1,10 +1,10 @@
-"""From an arm to its model: where a bottleneck goes, what fits behind it, which beta it has."""
+"""From a method to its model: where a bottleneck goes, what fits behind it, which beta it has."""
 
 import pytest
 import torch
 
 import ibreg
-from ibreg.runs.methods import beta_used, build_arm, build_schedule
+from ibreg.runs.methods import beta_used, build_method, build_schedule
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.trials import Trial
 
@@ -17,7 +17,7 @@ def built(cfg, trial=None):
     def network(code_features):
         return models.build(**options, input_shape=(1, 8, 8), classes=10, code_features=code_features)
 
-    return build_arm(cfg, trial or Trial("variational", 0, 0.0), network, EXAMPLE)
+    return build_method(cfg, trial or Trial("variational", 0, 0.0), network, EXAMPLE)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_model_that_fails_by_itself_is_not_blamed_on_the_bottleneck(configured
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match=r"^broken$"):
-        build_arm(
+        build_method(
             configured("inject_at='0'"),
             Trial("variational", 0, 0.0),
             lambda width: Broken(torch.nn.Linear(8, 8)),

@@ -1,4 +1,4 @@
-"""What is found before a folder is made: an arm that cannot take a step."""
+"""What is found before a folder is made: a method that cannot take a step."""
 
 import pytest
 import torch
@@ -27,12 +27,12 @@ def task(model, loss=None):
 
 def network(trial):
     layers = nn.Sequential(nn.Linear(4, 3))
-    if trial.arm in ("none", "null"):
+    if trial.method in ("none", "null"):
         return layers
-    return ibreg.Regularized(ibreg.inject(layers, {"0": ibreg.build(trial.arm, estimator="unbiased")}))
+    return ibreg.Regularized(ibreg.inject(layers, {"0": ibreg.build(trial.method, estimator="unbiased")}))
 
 
-def test_a_rehearsal_takes_the_loss_of_every_arm_and_leaves_no_gradient(configured):
+def test_a_rehearsal_takes_the_loss_of_every_method_and_leaves_no_gradient(configured):
     losses = []
 
     class Remembering(nn.CrossEntropyLoss):

@@ -5,11 +5,11 @@ from omegaconf import OmegaConf
 
 from ibreg.runs.trials import (
     Trial,
-    arms,
     as_good_as,
     epochs_in_all,
     epochs_of,
     first_trial,
+    methods,
     plan,
     select,
 )
@@ -18,11 +18,11 @@ from ibreg.runs.trials import (
 def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
     cfg = configured("tune=true", "grid.weight_decay=[0,1e-2,1e-1]", "seeds=[3,5]", "sweep.betas=[1]")
     comparison, sweep = plan(cfg)
-    assert [trial.arm for trial in comparison] == 6 * ["none"] + 6 * ["variational"]
+    assert [trial.method for trial in comparison] == 6 * ["none"] + 6 * ["variational"]
     assert sweep == [Trial("variational", 3, 0.0, beta=1.0, sweep=True)]
 
     def quality(trial):
-        return (trial.weight_decay if trial.arm == "none" else -trial.beta,)
+        return (trial.weight_decay if trial.method == "none" else -trial.beta,)
 
     selected = select(cfg, comparison, quality)
     assert list(selected) == ["none", "null", "variational"]
@@ -33,7 +33,7 @@ def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
     assert epochs_in_all(cfg) == sum(epochs_of(cfg, trial) for trial in trained)
 
 
-def test_without_a_grid_every_arm_has_one_training_for_each_seed(configured):
+def test_without_a_grid_every_method_has_one_training_for_each_seed(configured):
     cfg = configured("seeds=[0,1]", "epochs=7", "sweep.betas=[]", "weight_decay=0.5")
     comparison, sweep = plan(cfg)
     selected = select(cfg, comparison, lambda trial: ())
@@ -49,7 +49,7 @@ def test_without_a_control_there_is_no_null_row(configured):
     assert epochs_in_all(cfg) == 7
 
 
-def test_all_arms_of_a_seed_but_the_null_row_share_their_randomness():
+def test_all_methods_of_a_seed_but_the_null_row_share_their_randomness():
     assert Trial("none", 4, 0.0).key == Trial("variational", 4, 0.1, beta=1.0).key == (4, 0)
     assert Trial("null", 4, 0.0).key == (4, 1)
 
@@ -57,19 +57,23 @@ def test_all_arms_of_a_seed_but_the_null_row_share_their_randomness():
 def test_a_bottleneck_may_have_a_grid_of_its_own(configured):
     grid = ["tune=true", "grid.beta=[1,2,3]", "+grid.betas.hsic=[4,5,6]"]
     comparison, _ = plan(configured(*grid, "bottlenecks=[variational,hsic]", "seeds=[0]", "sweep.betas=[]"))
-    betas = {arm: [trial.beta for trial in comparison if trial.arm == arm] for arm in ("variational", "hsic")}
+    betas = {
+        method: [trial.beta for trial in comparison if trial.method == method] for method in ("variational", "hsic")
+    }
     assert betas == {"variational": [1, 2, 3], "hsic": [4, 5, 6]}
 
 
 def test_without_a_grid_beta_is_chosen_around_that_of_each_bottleneck(configured):
     options = ["tune=true", "bottlenecks=[variational,hsic]", "bottleneck.variational.beta=0.5", "seeds=[0]"]
     comparison, _ = plan(configured(*options, "sweep.betas=[]"))
-    betas = {arm: [trial.beta for trial in comparison if trial.arm == arm] for arm in ("variational", "hsic")}
+    betas = {
+        method: [trial.beta for trial in comparison if trial.method == method] for method in ("variational", "hsic")
+    }
     assert betas["variational"] == pytest.approx([0.05, 0.5, 5])
     assert betas["hsic"] == pytest.approx([0.1, 1, 10])
 
 
-def test_a_control_stops_at_the_first_epoch_that_is_as_good_as_the_other_arm(configured):
+def test_a_control_stops_at_the_first_epoch_that_is_as_good_as_the_other_method(configured):
     control = [Trial("none", seed, 0.1) for seed in (0, 1, 2, 3)]
     other = [Trial("hsic", seed, 0.0, beta=1.0) for seed in (0, 1, 2, 3)]
     errors = dict(zip(control, [[5.0, 3.0, 2.0]] * 4, strict=True))
@@ -87,19 +91,19 @@ def test_dropout_is_a_control_that_is_tuned_in_pairs_with_weight_decay(configure
     OmegaConf.set_struct(cfg, False)
     cfg = OmegaConf.merge(cfg, {"dropout": 0.5, "grid": {"dropout": [0.1, 0.2, 0.3]}})
     comparison, _ = plan(cfg)
-    tried = [trial for trial in comparison if trial.arm == "dropout"]
+    tried = [trial for trial in comparison if trial.method == "dropout"]
     assert [(trial.dropout, trial.weight_decay) for trial in tried] == [(0.1, 0.0), (0.2, 0.01), (0.3, 0.1)]
     assert len({trial.name for trial in comparison}) == len(comparison) == 9
     selected = select(cfg, comparison, lambda trial: (-abs((trial.dropout or 0) - 0.2),))
     assert selected["dropout"] == [Trial("dropout", 3, 0.01, dropout=0.2)]
     assert first_trial(cfg, "dropout", 3) == Trial("dropout", 3, 0.0, dropout=0.5)
-    assert "dropout" not in {trial.arm for trial in plan(configured("tune=true"))[0]}
+    assert "dropout" not in {trial.method for trial in plan(configured("tune=true"))[0]}
 
 
-def test_a_control_with_weight_decay_is_an_arm_of_its_own(configured):
+def test_a_control_with_weight_decay_is_an_method_of_its_own(configured):
     cfg = OmegaConf.merge({"decayed_control": 0.5}, configured("bottlenecks=[hsic]", "seeds=[0,1]", "tune=true"))
-    assert arms(cfg) == ["none", "null", "decayed", "hsic"]
-    decayed = [trial for trial in plan(cfg)[0] if trial.arm == "decayed"]
+    assert methods(cfg) == ["none", "null", "decayed", "hsic"]
+    decayed = [trial for trial in plan(cfg)[0] if trial.method == "decayed"]
     assert [(trial.seed, trial.weight_decay) for trial in decayed] == [(0, 0.5), (1, 0.5)]
     chosen = select(cfg, plan(cfg)[0], lambda trial: (-trial.weight_decay,))
     assert chosen["decayed"] == decayed

@@ -15,11 +15,11 @@ CLASSES, FEATURES = 5, 8
 def trained_once():
     """A model that tells five classes apart, and the data of each."""
     torch.manual_seed(0)
-    centres = 4 * torch.randn(CLASSES, FEATURES)
+    centers = 4 * torch.randn(CLASSES, FEATURES)
     x, y = torch.randn(500, FEATURES), torch.arange(500) % CLASSES
-    x = x + centres[y]
+    x = x + centers[y]
     model = nn.Sequential(KeyValueBottleneck(FEATURES, CLASSES, codebooks=16, pairs=64, key_features=6))
-    model[0].initialise(x)
+    model[0].initialize(x)
     model[0].freeze_keys()
     optimizer = torch.optim.SGD(model.parameters(), lr=30.0)
     wrapped = Regularized(model)

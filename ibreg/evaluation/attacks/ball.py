@@ -14,7 +14,7 @@ class Ball:
     """The points that an attack may reach: within eps of each sample in a norm, and between two bounds.
 
     Args:
-        x: the centres, `(batch, ...)`.
+        x: the centers, `(batch, ...)`.
         eps: the radius, in units of the input.
         norm: "inf" (largest change of an entry) or "2" (Euclidean length of the change); the numbers do as well.
         clamp: smallest and largest value of an entry, or None.
@@ -62,7 +62,7 @@ class Ball:
         """Returns the points that a step of this length, the steepest within the bounds, and then `project` lead to.
 
         With "2" a step that a bound cuts goes further along the other entries until it has its length, without which
-        it would stay short wherever inputs lie on a bound, as black and white do. From a centre, with length eps, it
+        it would stay short wherever inputs lie on a bound, as black and white do. From a center, with length eps, it
         is the greatest rise of a linear loss.
 
         Args:

@@ -43,7 +43,7 @@ def attack_ensemble(
 
     Args:
         model: a classifier, wrapped in `Regularized` or not, which returns logits.
-        x: `(batch, ...)`; for "square" pictures, `(batch, channels, height, width)`.
+        x: `(batch, ...)`; for "square" images, `(batch, channels, height, width)`.
         target: classes, `(batch,)`.
         eps: radius of the ball around each sample, in units of the input.
         norm: "inf" or "2".
@@ -74,7 +74,7 @@ def attack_ensemble(
     """
     for name, value in (("steps", steps), ("queries", queries)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
+            raise ValueError(f"{name} is an integer of at least 1, got {value!r}")
     ball = Ball(x, eps, norm, clamp)
     check_targets(x, target)
     objective = Objective(model, target, expectation=expectation)
@@ -127,12 +127,12 @@ def check_ensemble(
     if not attacks or set(attacks) - set(STANDARD):
         raise ValueError(f"attacks are some of {', '.join(STANDARD)}, got {list(attacks)}")
     if clamp is None:
-        raise ValueError("these attacks need bounds of the inputs, clamp=(smallest, largest), as pictures have")
+        raise ValueError("these attacks need bounds of the inputs, clamp=(smallest, largest), as images have")
     if "square" in attacks and len(shape) != 3:
-        raise ValueError(f"square needs pictures (channels, height, width), got inputs {tuple(shape)}: leave it out")
+        raise ValueError(f"square needs images (channels, height, width), got inputs {tuple(shape)}: leave it out")
     if "square" in attacks and norm == "2" and not _tiles_fit(*shape[1:]):
         raise ValueError(
-            f"square of pyautoattack does not run on pictures of {shape[1]} x {shape[2]} with norm 2: leave it out"
+            f"square of pyautoattack does not run on images of {shape[1]} x {shape[2]} with norm 2: leave it out"
         )
     if "apgd_targeted" in attacks and classes < 4:
         raise ValueError(f"apgd_targeted needs four classes, there are {classes}: leave it out")
@@ -141,7 +141,7 @@ def check_ensemble(
 
 
 def _tiles_fit(height: int, width: int) -> bool:
-    """Whether the tiles of a fifth of the height, with which square starts, end within the picture."""
+    """Whether the tiles of a fifth of the height, with which square starts, end within the image."""
     tile = height // 5
     first = (height - 5 * tile) // 2
     # One of a single pixel may begin beyond the edge, where nothing is.

@@ -9,7 +9,7 @@ it their noise hides the gradient, which looks like robustness and is none (Kors
 
 A stochastic model is attacked twice: `expectation=0` attacks the mean code, which is what it computes in evaluation
 mode, `expectation=n` the mean over n draws of the noise. All attacks work on what the model returns: give them one that
-returns logits. Where pictures are normalised and eps and bounds are those of pixels, attack
+returns logits. Where images are normalized and eps and bounds are those of pixels, attack
 `nn.Sequential(torchvision.transforms.v2.Normalize(mean, std), unwrap(model))`.
 
 The attacked model is in evaluation mode; with draws its stochastic bottlenecks, and they alone, draw their noise.
@@ -103,7 +103,7 @@ def pgd(
     ball = Ball(x, eps, norm, clamp)
     for name, value in (("steps", steps), ("restarts", restarts)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
+            raise ValueError(f"{name} is an integer of at least 1, got {value!r}")
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts={restarts} from x itself are all the same: use random_start=True")
     if not (math.isfinite(momentum) and momentum >= 0):

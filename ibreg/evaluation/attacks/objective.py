@@ -244,7 +244,7 @@ def _checked_classes(output: Tensor, target: Tensor) -> Tensor:
 
 def _check_expectation(network: nn.Module, expectation: int) -> None:
     if not isinstance(expectation, int) or expectation < 0:
-        raise ValueError(f"expectation is a whole number of at least 0, got {expectation!r}")
+        raise ValueError(f"expectation is an integer of at least 0, got {expectation!r}")
     if expectation and not any(layer.stochastic for layer in named_bottlenecks(network)):
         raise ValueError(
             f"expectation={expectation} needs a stochastic bottleneck, the model has none: it is attacked with "

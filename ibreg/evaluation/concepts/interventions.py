@@ -113,7 +113,7 @@ def _check_groups(mask: Tensor, concepts: Concepts) -> None:
 
 
 def percentiles(training_logits: Tensor, percent: Tensor) -> Tensor:
-    """Returns percentiles of each concept's logits, linear between neighbours.
+    """Returns percentiles of each concept's logits, linear between neighbors.
 
     Args:
         training_logits: `(samples, concepts)`.
@@ -204,8 +204,8 @@ def find_concepts(
                 raise ValueError(f"bottleneck {names[layer]} ran {len(states)} times in one pass: it has to run once")
             parts.append((output, states[0].logits, states[0].values, decoded.pop()))
     output, logits, values, codes = (torch.cat(part) for part in zip(*parts, strict=True))
-    labelled = codes.shape[1] - getattr(layer, "residual", 0)
-    return Findings(output, logits, values, codes[:, :labelled].unflatten(1, (len(layer.concepts), -1)))
+    labeled = codes.shape[1] - getattr(layer, "residual", 0)
+    return Findings(output, logits, values, codes[:, :labeled].unflatten(1, (len(layer.concepts), -1)))
 
 
 def as_corrections(layer: ConceptLayer, labels: Tensor, training_logits: Tensor | None = None) -> tuple[Tensor, str]:

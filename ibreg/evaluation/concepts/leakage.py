@@ -55,7 +55,7 @@ def leakage(codes: Tensor, concepts: Tensor, target: Tensor, *, bins: int = BINS
         enough samples have labels of.
 
     Raises:
-        ValueError: shapes that do not fit, concepts outside [0, 1], a concept with too few labelled samples, or whose
+        ValueError: shapes that do not fit, concepts outside [0, 1], a concept with too few labeled samples, or whose
             labels or classes are all the same.
 
     Example:
@@ -221,7 +221,7 @@ def cells(values: Tensor, bins: int = BINS, *, seed: int = 0) -> np.ndarray:
         seed: of k-means.
 
     Returns:
-        `(samples,)`, whole numbers; equal values are in one cell.
+        `(samples,)`, integers; equal values are in one cell.
 
     Example:
         >>> cells(torch.tensor([0.0, 0.0, 0.0, 0.2, 0.7, 1.0]), 2).tolist()
@@ -275,9 +275,9 @@ def _shared(first: np.ndarray, second: np.ndarray) -> float:
 
 def _correlation(features: Tensor, label: Tensor) -> Tensor:
     """Correlates each feature with a label; 0 for one that is constant."""
-    centred, other = features - features.mean(0), label - label.mean()
-    scale = centred.norm(dim=0) * other.norm()
-    return torch.where(scale > 0, (centred * other.unsqueeze(1)).sum(0) / scale.clamp(min=1e-30), 0).clamp(-1, 1)
+    centered, other = features - features.mean(0), label - label.mean()
+    scale = centered.norm(dim=0) * other.norm()
+    return torch.where(scale > 0, (centered * other.unsqueeze(1)).sum(0) / scale.clamp(min=1e-30), 0).clamp(-1, 1)
 
 
 def _shuffled_within_concepts(codes: Tensor, concepts: Tensor, rng: np.random.Generator) -> Tensor:
@@ -309,16 +309,16 @@ def _checked(codes: Tensor, concepts: Tensor, target: Tensor | None, bins: int):
     if target is not None and target.shape != concepts.shape[:1]:
         raise ValueError(f"the target has one class per sample, got shape {tuple(target.shape)}")
     for place, concept in enumerate(concepts.unbind(1)):
-        labelled = ~concept.isnan()
-        if labelled.sum() < SAMPLES_PER_BIN * bins:
+        labeled = ~concept.isnan()
+        if labeled.sum() < SAMPLES_PER_BIN * bins:
             raise ValueError(
-                f"{bins} cells take {SAMPLES_PER_BIN * bins} labelled samples or more, concept {place} has "
-                f"{int(labelled.sum())}: lower bins, or leave it out"
+                f"{bins} cells take {SAMPLES_PER_BIN * bins} labeled samples or more, concept {place} has "
+                f"{int(labeled.sum())}: lower bins, or leave it out"
             )
         for what, values in (("value", concept.round()), ("class", target)):
-            if values is not None and len(values[labelled].unique()) < 2:
+            if values is not None and len(values[labeled].unique()) < 2:
                 raise ValueError(
-                    f"the {int(labelled.sum())} samples with a label of concept {place} have one {what} alone, so "
+                    f"the {int(labeled.sum())} samples with a label of concept {place} have one {what} alone, so "
                     "nothing can be said of its leakage: give more samples, or leave it out"
                 )
     return codes, concepts, target

@@ -45,7 +45,7 @@ def probe(features: Tensor, labels: Tensor, masks: Tensor, *, seed: int = 0) -> 
     A network has one hidden layer of 16 rectifiers, and learns all labels together by the binary cross-entropy.
 
     Args:
-        features: `(samples, features)`; standardised by the half that is fitted.
+        features: `(samples, features)`; standardized by the half that is fitted.
         labels: `(samples, outputs)`, 0 or 1 (or between), NaN where there is none.
         masks: `(probes, features)`, True where a probe sees a feature.
         seed: of the halves and of the networks; the global generator stays as it is.

@@ -53,19 +53,19 @@ def bandwidth_of(x: Tensor, bandwidth: Bandwidth, *, rows: int | None = None) ->
         return bandwidth_around_origin(x - origin_of(x), bandwidth, rows)
 
 
-def bandwidth_around_origin(centred: Tensor, bandwidth: Bandwidth, rows: int | None) -> Tensor:
+def bandwidth_around_origin(centered: Tensor, bandwidth: Bandwidth, rows: int | None) -> Tensor:
     """Returns the `bandwidth_of` rows `(batch, dim)` that lie around 0."""
     if isinstance(bandwidth, Real) and not isinstance(bandwidth, bool):
-        length = centred.new_tensor(_positive(bandwidth, bandwidth))
+        length = centered.new_tensor(_positive(bandwidth, bandwidth))
         # Squares of what is further apart would be infinite, and their differences NaN.
-        return length if bandwidth > 1e-6 else length.maximum(LEAST_BANDWIDTH * _root_mean_square(centred))
+        return length if bandwidth > 1e-6 else length.maximum(LEAST_BANDWIDTH * _root_mean_square(centered))
     if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "rms":
-        return _root_mean_square(centred) * max(_positive(bandwidth[1], bandwidth), LEAST_BANDWIDTH)
+        return _root_mean_square(centered) * max(_positive(bandwidth[1], bandwidth), LEAST_BANDWIDTH)
     if isinstance(bandwidth, (tuple, list)) and len(bandwidth) == 2 and bandwidth[0] == "dimension":
-        return centred.new_tensor(math.sqrt(centred.shape[1]) * _positive(bandwidth[1], bandwidth))
+        return centered.new_tensor(math.sqrt(centered.shape[1]) * _positive(bandwidth[1], bandwidth))
     if isinstance(bandwidth, str) and bandwidth == "median":
-        unit = _root_mean_square(centred)
-        return _median(_some_rows(centred, rows) / unit).clamp_(min=1e-3) * unit
+        unit = _root_mean_square(centered)
+        return _median(_some_rows(centered, rows) / unit).clamp_(min=1e-3) * unit
     raise ValueError(f'a bandwidth is a length above 0, ("rms", s), ("dimension", s) or "median", got {bandwidth!r}')
 
 
@@ -76,11 +76,11 @@ def _positive(value: Any, bandwidth: Bandwidth) -> float:
     return number
 
 
-def _root_mean_square(centred: Tensor) -> Tensor:
+def _root_mean_square(centered: Tensor) -> Tensor:
     """Root mean squared distance of two different rows; 1 where all are equal, so that it can divide."""
     # Totals are wide, as squares of very small features would underflow.
-    total = torch.linalg.vector_norm(centred, dtype=wide_dtype(centred))
-    size = (total * math.sqrt(2 / max(centred.shape[0] - 1, 1))).to(centred.dtype)
+    total = torch.linalg.vector_norm(centered, dtype=wide_dtype(centered))
+    size = (total * math.sqrt(2 / max(centered.shape[0] - 1, 1))).to(centered.dtype)
     return torch.where(size == 0, 1, size)
 
 

@@ -127,7 +127,7 @@ def cs_qmi(
         A = \overline{K \circ Q}, \; B = \overline{r_K \circ r_Q}, \; C = \bar K \bar Q
 
     The logarithms cancel for wide kernels. Computed instead, and equal: with :math:`H = \overline{K_c \circ Q_c}` of
-    the centred matrices, and c the covariance of the row means, :math:`I = \log(1 + (C H - c^2) / (C + c)^2)`.
+    the centered matrices, and c the covariance of the row means, :math:`I = \log(1 + (C H - c^2) / (C + c)^2)`.
 
     Normalized, it is :math:`I(x; t) / \sqrt{I(x; x) I(t; t)}`: 1 for a variable with itself, but not bounded by 1. A
     constant variable gives 0, with finite gradients.
@@ -248,8 +248,8 @@ def normalized_hsic(factor_x: Tensor, factor_y: Tensor, *, debiased: bool = Fals
 def _less_its_mean(factor: Tensor) -> Tensor:
     """Returns R - tr(R) / (n - 1) H: the product of two of them is debiased, without a difference of large numbers."""
     samples = factor.shape[0]
-    centring = torch.eye(samples, dtype=factor.dtype, device=factor.device) - 1 / samples
-    return factor - factor.trace() / max(samples - 1, 1) * centring
+    centering = torch.eye(samples, dtype=factor.dtype, device=factor.device) - 1 / samples
+    return factor - factor.trace() / max(samples - 1, 1) * centering
 
 
 def _inverse(matrix: Tensor) -> Tensor:
@@ -310,11 +310,11 @@ class _Factor(torch.autograd.Function):
         return (gradient * (scale / (2 * ridge))).to(scale.dtype), None, None, None, None
 
 
-def _information(centred: Tensor, means_x: Tensor, means_y: Tensor) -> Tensor:
+def _information(centered: Tensor, means_x: Tensor, means_y: Tensor) -> Tensor:
     mean_x, mean_y = means_x.mean(), means_y.mean()
     product = (1 + mean_x) * (1 + mean_y)
     covariance = ((means_x - mean_x) * (means_y - mean_y)).mean()
-    return torch.log1p((product * centred - covariance.square()) / (product + covariance).square())
+    return torch.log1p((product * centered - covariance.square()) / (product + covariance).square())
 
 
 def _ratio(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-r"""Sums over all pairs of a batch, of one or two kernels that are centred, without a matrix of all pairs.
+r"""Sums over all pairs of a batch, of one or two kernels that are centered, without a matrix of all pairs.
 
 HSIC, CKA and the Cauchy-Schwarz mutual information are functions of the same few numbers: of the kernels K and Q of two
-variables, the row means, and :math:`\sum_{ij} K^c_{ij} Q^c_{ij}` with :math:`K^c` doubly centred. Two passes over
-square tiles find them: `gram` the row means, `pair_sums` the centred sums. Centring is a projection, so that the
+variables, the row means, and :math:`\sum_{ij} K^c_{ij} Q^c_{ij}` with :math:`K^c` doubly centered. Two passes over
+square tiles find them: `gram` the row means, `pair_sums` the centered sums. Centering is a projection, so that the
 derivative of the sum with respect to K is :math:`Q^c`, and the backward is a third pass.
 
 Wide kernels are close to 1 everywhere. Hence constants are left out from the start (tiles hold k - 1, by expm1), the
-centring comes before the products, and totals are float64.
+centering comes before the products, and totals are float64.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def gram(
 
 
 def pair_sums(x: Gram, y: Gram, *, unbiased: bool = False, own: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Centred sums over all pairs, and the row means: the second pass.
+    r"""Centered sums over all pairs, and the row means: the second pass.
 
     .. math:: \sum_{ij} K^c_{ij} Q^c_{ij}, \quad
         K^c_{ij} = K_{ij} - \bar K_{i \cdot} - \bar K_{\cdot j} + \bar K_{\cdot \cdot}
@@ -142,7 +142,7 @@ def pair_sums(x: Gram, y: Gram, *, unbiased: bool = False, own: bool = False) ->
     Args:
         x: one variable.
         y: the other.
-        unbiased: U-centring, which leaves out the diagonal: row sums are divided by n - 2 and the total by
+        unbiased: U-centering, which leaves out the diagonal: row sums are divided by n - 2 and the total by
             (n - 1)(n - 2), and the sum is over i != j (Song et al. 2007).
         own: also the sums of x with itself and of y with itself.
 
@@ -165,7 +165,7 @@ def pair_sums(x: Gram, y: Gram, *, unbiased: bool = False, own: bool = False) ->
         # No tensor may come twice, as in hsic(x, x): torch.compile would refuse.
         return compute(
             x.values, y.values.view_as(y.values), plan, x.means, y.means, x.scale, y.scale, x.points, y.points,
-            *_centres(x, unbiased), *_centres(y, unbiased), *x.tiles, *y.tiles,
+            *_centers(x, unbiased), *_centers(y, unbiased), *x.tiles, *y.tiles,
         )  # fmt: skip
 
 
@@ -174,8 +174,8 @@ class Side(NamedTuple):
 
     Attributes:
         kernel, points: what its tiles are made of.
-        row, column: `(total,)`, what to subtract from the rows and the columns of its Gram matrix to centre it.
-        centres: the same two in float64.
+        row, column: `(total,)`, what to subtract from the rows and the columns of its Gram matrix to center it.
+        centers: the same two in float64.
         kept: its tiles, if they were kept.
     """
 
@@ -183,13 +183,13 @@ class Side(NamedTuple):
     points: Tensor
     row: Tensor
     column: Tensor
-    centres: tuple[Tensor, Tensor]
+    centers: tuple[Tensor, Tensor]
     kept: tuple[Tensor, ...]
 
     @property
     def rest(self) -> tuple[Tensor, Tensor]:
         """What the rounding of `row` and `column` leaves, in float64."""
-        return self.centres[0] - self.row, self.centres[1] - self.column
+        return self.centers[0] - self.row, self.centers[1] - self.column
 
     def tile(self, index: int, rows: slice, columns: slice) -> Tensor:
         """Returns a tile of the walk, kept or made again."""
@@ -203,7 +203,7 @@ class Plan(NamedTuple):
     walk: Walk
     unbiased: bool
     own: bool
-    dtype: torch.dtype  # of the centred tiles
+    dtype: torch.dtype  # of the centered tiles
     kept: int  # how many tiles of x are among the tensors; y may have none
 
     def sides(self, tensors: tuple[Tensor, ...]) -> tuple[Side, Side]:
@@ -214,11 +214,11 @@ class Plan(NamedTuple):
             self._side(1, points[1], (row_y, column_y), tiles[self.kept :]),
         )
 
-    def _side(self, index: int, points: Tensor, centres: tuple[Tensor, Tensor], kept: tuple[Tensor, ...]) -> Side:
-        row, column = (centre.to(self.dtype) for centre in centres)
-        return Side(kernel_named(self.kernels[index]), points, row, column, centres, kept)
+    def _side(self, index: int, points: Tensor, centers: tuple[Tensor, Tensor], kept: tuple[Tensor, ...]) -> Side:
+        row, column = (center.to(self.dtype) for center in centers)
+        return Side(kernel_named(self.kernels[index]), points, row, column, centers, kept)
 
-    def centred(self, side: Side, tile: Tensor, rows: slice, columns: slice) -> Tensor:
+    def centered(self, side: Side, tile: Tensor, rows: slice, columns: slice) -> Tensor:
         """Returns a tile less its row and column means, as a new tensor."""
         tile = (tile - side.row[rows, None]).sub_(side.column[columns])
         if self.unbiased:
@@ -232,7 +232,7 @@ class _PairSums(torch.autograd.Function):
         sides = plan.sides(tensors)
         sums = means_x.new_zeros(3 if plan.own else 1)
         for index, (rows, columns, mirrored) in enumerate(plan.walk.visits()):
-            a, b = (plan.centred(side, side.tile(index, rows, columns), rows, columns) for side in sides)
+            a, b = (plan.centered(side, side.tile(index, rows, columns), rows, columns) for side in sides)
             products = ((a, b), (a, a), (b, b)) if plan.own else ((a, b),)
             # A row of a tile is short enough for its own dtype; the total of all is not.
             totals = [torch.linalg.vecdot(*product).sum(dtype=sums.dtype) for product in products]
@@ -260,12 +260,12 @@ class _PairSums(torch.autograd.Function):
         ]
         for index, (rows, columns, mirrored) in enumerate(walk.visits()):
             tiles = [side.tile(index, rows, columns) for side in sides]
-            centred = [plan.centred(side, tile, rows, columns) for side, tile in zip(sides, tiles, strict=True)]
+            centered = [plan.centered(side, tile, rows, columns) for side, tile in zip(sides, tiles, strict=True)]
             for this, gradient, (row, column) in wanted:
                 kernel, points = sides[this].kernel, sides[this].points
-                weights = centred[1 - this] * grad_sums[0]
+                weights = centered[1 - this] * grad_sums[0]
                 if plan.own:
-                    weights.add_(centred[this] * (2 * grad_sums[1 + this]))
+                    weights.add_(centered[this] * (2 * grad_sums[1 + this]))
                 weights.add_(row[rows, None]).add_(column[columns])
                 if kernel.slope is not None:
                     weights.mul_(kernel.slope(tiles[this]))
@@ -285,10 +285,10 @@ class _PairSums(torch.autograd.Function):
 def _shifts(
     plan: Plan, sides: tuple[Side, Side], this: int, grad_sums: Tensor, grad_means: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns what the derivative by a kernel has beside its centred tiles, for rows and for columns.
+    """Returns what the derivative by a kernel has beside its centered tiles, for rows and for columns.
 
     By symmetry a pair takes half of its share in the mean of its row, and half of that of its column. And the rounding
-    of the centres, a constant along a row, would stay in the gradient where everything else cancels.
+    of the centers, a constant along a row, would stay in the gradient where everything else cancels.
     """
     shifts = []
     for other, own in zip(sides[1 - this].rest, sides[this].rest, strict=True):
@@ -321,8 +321,8 @@ def _first_pass(points: Tensor, kernel: Kernel, walk: Walk, keep: bool) -> tuple
     return diagonal, sums / walk.total, tuple(tiles)
 
 
-def _centres(side: Gram, unbiased: bool) -> tuple[Tensor, Tensor]:
-    """Returns what to subtract from the rows and from the columns of a Gram matrix to centre it."""
+def _centers(side: Gram, unbiased: bool) -> tuple[Tensor, Tensor]:
+    """Returns what to subtract from the rows and from the columns of a Gram matrix to center it."""
     samples = side.walk.total
     if unbiased:
         sums = samples * side.means - side.diagonal

@@ -66,7 +66,7 @@ def as_pair(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def check_block_size(block_size: Any) -> None:
-    """Raises a ValueError for what is neither None nor a whole number of at least 1."""
+    """Raises a ValueError for what is neither None nor an integer of at least 1."""
     if block_size is not None and (type(block_size) is not int or block_size < 1):
         raise ValueError(f"block_size is a number of rows, at least 1, or None, got {block_size!r}")
 

@@ -50,7 +50,7 @@ def nearest(queries: Tensor, keys: Tensor, *, top_k: int = 1, usable: Tensor | N
     with full_precision(queries), torch.no_grad():
         queries, keys = promoted(queries, keys)
         origin = origin_of(keys)
-        centred, near = queries - origin, keys - origin
+        centered, near = queries - origin, keys - origin
         squares = squared_lengths(near, usable)
         step = KEYS_WHILE_TRACING if torch.compiler.is_compiling() else KEYS_AT_ONCE
 
@@ -58,7 +58,7 @@ def nearest(queries: Tensor, keys: Tensor, *, top_k: int = 1, usable: Tensor | N
             best = None
             for start in range(0, near.shape[1], step):
                 chunk = slice(start, start + step)
-                scores = scores_of(centred[books, rows], near[books, chunk], squares[books, chunk])
+                scores = scores_of(centered[books, rows], near[books, chunk], squares[books, chunk])
                 best = merged(best, scores, start, top_k)
             return best
 
@@ -142,7 +142,7 @@ def smallest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def origin_of(keys: Tensor) -> Tensor:
     """Returns what to take for the origin of keys and queries: near the keys, where the expanded square is exact.
 
-    With few digits, so that equal distances stay equal where keys are small whole numbers.
+    With few digits, so that equal distances stay equal where keys are small integers.
     """
     return keys.mean(-2, keepdim=True).bfloat16().to(keys.dtype)
 

@@ -71,12 +71,12 @@ def product_nearest(
         queries, sub_keys = promoted(queries, sub_keys)
         halves = queries.unflatten(-1, (2, -1)).movedim(2, 1)
         origin = origin_of(sub_keys)
-        centred, near = halves - origin, sub_keys - origin
+        centered, near = halves - origin, sub_keys - origin
         squares = squared_lengths(near)
 
         def find(books: slice, rows: slice) -> tuple[Tensor, Tensor]:
             first, second = (
-                scores_of(centred[books, half, rows], near[books, half], squares[books, half])[..., :size]
+                scores_of(centered[books, half, rows], near[books, half], squares[books, half])[..., :size]
                 for half in (0, 1)
             )
             if usable is None:

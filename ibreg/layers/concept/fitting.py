@@ -51,7 +51,7 @@ def fit_concept_vectors(
     regularization: float = 0.1,
     seed: int = 0,
 ) -> None:
-    r"""Fits the concept vectors of a post-hoc layer to labelled features, in place.
+    r"""Fits the concept vectors of a post-hoc layer to labeled features, in place.
 
     .. math:: m_c(x) = a_c \frac{u_c \cdot x + t_c}{|u_c|} + s_c
 

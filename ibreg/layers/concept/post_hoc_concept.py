@@ -40,7 +40,7 @@ class PostHocConceptBottleneck(ConceptLayer):
         \text{penalty} = l_1 |W|_1 + l_2 |W|_2^2
 
     The vectors are buffers, not trained: `ibreg.layers.concept.fitting.fit_concept_vectors` finds them in the
-    features of a frozen network, from a few labelled samples; before that they are random directions. The head is
+    features of a frozen network, from a few labeled samples; before that they are random directions. The head is
     trained by the task loss and the penalty, or fitted by `ibreg.layers.concept.fitting.fit_sparse_head`.
 
     Args:

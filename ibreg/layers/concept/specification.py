@@ -24,7 +24,7 @@ LEAST_PROBABILITY = 1e-6
 class Concepts:
     """Concepts by column: what the labels `(batch, concepts)` and the predictions of a concept layer mean.
 
-    A binary concept is a label in [0, 1]. A categorical variable is a group of neighbouring columns, one for each of
+    A binary concept is a label in [0, 1]. A categorical variable is a group of neighboring columns, one for each of
     its values, that are one-hot (or soft) and share a softmax. A continuous concept is a number. NaN stands for a label
     that is missing; of a categorical group all columns are missing together. Usually made by `Concepts.of` or
     `Concepts.read`.
@@ -165,7 +165,7 @@ class Concepts:
 
     @property
     def runs(self) -> list[tuple[str, slice]]:
-        """The columns in runs that are treated alike: neighbours of one kind, each categorical group by itself."""
+        """The columns in runs that are treated alike: neighbors of one kind, each categorical group by itself."""
         runs: list[tuple[str, slice]] = []
         for column, kind in enumerate(self.kinds):
             alone = kind == "categorical" and self.groups[column] != self.groups[column - 1]

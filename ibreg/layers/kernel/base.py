@@ -176,11 +176,11 @@ class _ScaleFree(torch.autograd.Function):
             return over_ranks(value) if gather else value
 
         samples = total(rows.new_tensor(rows.shape[0]))
-        centred = rows - total(rows.sum(0)) / samples
-        squares = total(centred.square().sum())
+        centered = rows - total(rows.sum(0)) / samples
+        squares = total(centered.square().sum())
         moved = squares > 0
         size = torch.where(moved, (2 * squares / (samples - 1).clamp(min=1)).sqrt(), 1)
-        return rows / size, centred, torch.where(moved, squares, torch.inf), size
+        return rows / size, centered, torch.where(moved, squares, torch.inf), size
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -190,7 +190,7 @@ class _ScaleFree(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, *_):
-        centred, squares, size = ctx.saved_tensors
-        scaling = (grad * centred).sum()
+        centered, squares, size = ctx.saved_tensors
+        scaling = (grad * centered).sum()
         scaling = over_ranks(scaling) if ctx.gather else scaling
-        return (grad - centred * (scaling / squares)) / size, None
+        return (grad - centered * (scaling / squares)) / size, None

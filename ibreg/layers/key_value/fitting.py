@@ -26,7 +26,7 @@ Queries = Callable[[Tensor], Tensor]  # from rows `(rows, in_features)` to `(cod
 
 
 class KeyStart(NamedTuple):
-    """What `KeyValueBottleneck.initialise` did.
+    """What `KeyValueBottleneck.initialize` did.
 
     Attributes:
         samples: rows (one for each position of a sample) that each reading used, over all ranks.
@@ -45,7 +45,7 @@ class KeyStart(NamedTuple):
 def fit_keys(
     layer: nn.Module, data: Tensor | Iterable[Any], method: str, epochs: int, model: nn.Module | None, seed: int
 ) -> KeyStart:
-    """Fits the keys of a `KeyValueBottleneck`, see its `initialise`; a reading that fails leaves them as they were."""
+    """Fits the keys of a `KeyValueBottleneck`, see its `initialize`; a reading that fails leaves them as they were."""
     check_choice("method", method, METHODS)
     check_count("epochs", epochs, "number of readings of the data")
     readings = Readings(data, layer, model)
@@ -107,7 +107,7 @@ class Readings:
         self.batches = count
 
     def _rows(self, x: Tensor) -> Tensor:
-        self.layer.check_shape(x, f"{type(self.layer).__name__}.initialise")
+        self.layer.check_shape(x, f"{type(self.layer).__name__}.initialize")
         return self.layer.features_last(x).flatten(0, -2)
 
     def _inputs(self, x: Tensor) -> list[Tensor]:

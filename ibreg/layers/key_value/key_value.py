@@ -52,9 +52,9 @@ class KeyValueBottleneck(Bottleneck):
 
     .. math:: z = \frac{1}{C} \sum_c v_{c, j_c(x)}, \quad j_c(x) = \operatorname{arg\,min}_j |P_c x - k_{cj}|^2
 
-    Keys are first fitted to data without labels (`initialise`), then frozen (`freeze_keys`); after that only values are
+    Keys are first fitted to data without labels (`initialize`), then frozen (`freeze_keys`); after that only values are
     learned, and only those that a batch fetched, so that what other inputs fetch is not forgotten. Random keys work
-    before that, and do not move. Between `initialise` and `freeze_keys` the keys follow the training batches.
+    before that, and do not move. Between `initialize` and `freeze_keys` the keys follow the training batches.
 
     The penalty is 0 where what stands before the layer is frozen. With `straight_through` it is the commitment to the
     keys, so that features stay near them:
@@ -103,7 +103,7 @@ class KeyValueBottleneck(Bottleneck):
     Example:
         >>> layer = KeyValueBottleneck(8, 3, codebooks=4, pairs=16, key_features=2)
         >>> features = torch.randn(64, 8)
-        >>> layer.initialise(features, epochs=2).samples
+        >>> layer.initialize(features, epochs=2).samples
         64
         >>> layer.freeze_keys()
         >>> layer.measure(features).z.shape
@@ -213,7 +213,7 @@ class KeyValueBottleneck(Bottleneck):
         """The keys, `(codebooks, pairs, key_features)`; with search="product" all pairs of the sub-keys."""
         return self.books.pairs()
 
-    def initialise(
+    def initialize(
         self, data: Tensor | Iterable[Any], *, method: str = "ema", epochs: int = 10, model: nn.Module | None = None,
         seed: int = 0,
     ) -> KeyStart:  # fmt: skip
@@ -241,7 +241,7 @@ class KeyValueBottleneck(Bottleneck):
         if self.in_features is None:
             raise ValueError("the layer does not know its in_features: pass them, or inject it with example=x first")
         if self.keys_frozen:
-            raise RuntimeError("the keys are frozen, and the values belong to them: initialise before freeze_keys()")
+            raise RuntimeError("the keys are frozen, and the values belong to them: initialize before freeze_keys()")
         started = fit_keys(self, data, method, epochs, model, seed)
         self.keys_follow.fill_(True)
         return started

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ibreg.runs.methods import SCHEDULES, build_bottleneck
 from ibreg.runs.trials import CONTROLS, beta_grid, plan
 
-# Sections whose keys are names of arms, or options of another data set: checked where they are built, as groups are.
-OPEN = ("task_losses", "trainings", "places", "settings", "learner", "unlabelled", "ood")
+# Sections whose keys are names of methods, or options of another data set: checked where they are built, as groups are.
+OPEN = ("task_losses", "trainings", "places", "settings", "learner", "unlabeled", "ood")
 # A key of these that a recipe does not have is not checked.
 SWITCHES = (
     "control", "tune", "resume", "overwrite", "split_by_seed", "shuffle_classes", "balanced", "interventions.wrong",
@@ -24,13 +24,13 @@ SWITCHES = (
 )  # fmt: skip
 # What a choice of a group has to bring.
 NAMED = {"data": ("name",), "model": ("name", "inject_at"), "encoder": ("name",)}
-# The least value of each whole number.
-WHOLE_NUMBERS = {
+# The least value of each integer.
+INTEGERS = {
     "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "sweep.epochs": 1,
     "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1, "attack.restarts": 1,
     "adversarial.steps": 1, "corruption.rows": 0, "outliers.rows": 1, "sanity.rows": 1, "rows": 1,
-    "interventions.rows": 1, "interventions.orders": 5, "tuning_seeds": 1, "unlabelled.limit": 0,
-    "initialise.epochs": 1,
+    "interventions.rows": 1, "interventions.orders": 5, "tuning_seeds": 1, "unlabeled.limit": 0,
+    "initialize.epochs": 1,
 }  # fmt: skip
 NUMBERS_ABOVE_0 = ("lr", "lr_factor")
 FRACTIONS = ("ema", "label_smoothing")
@@ -42,14 +42,14 @@ CHOICES = {
     "device": ("auto", "cpu"),
     "precision": ("no", "bf16", "fp16"),
     "schedule.name": tuple(SCHEDULES),
-    "initialise.method": ("ema", "k_means"),
+    "initialize.method": ("ema", "k_means"),
     "unlearning.by": ("activations", "examples"),
     "tracker": ("none", *map(str, LoggerType.list())),
 }
 
 
 def check_common(cfg: DictConfig, recipe_yaml: Path) -> None:
-    """Checks what all recipes have in common: keys, names of bottlenecks, seeds, switches, whole numbers, choices.
+    """Checks what all recipes have in common: keys, names of bottlenecks, seeds, switches, integers, choices.
 
     Args:
         cfg: the composed configuration.
@@ -70,16 +70,14 @@ def check_common(cfg: DictConfig, recipe_yaml: Path) -> None:
         raise ValueError(f"bottlenecks are named once each, and {', '.join(CONTROLS)} are the controls, got {names}")
     seeds = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else []
     if len(set(seeds)) < max(len(seeds), 1) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ValueError(
-            f"seeds are one or more different whole numbers of at least 0, such as [0,1,2], got {cfg.seeds}"
-        )
+        raise ValueError(f"seeds are one or more different integers of at least 0, such as [0,1,2], got {cfg.seeds}")
     for key in filter(lambda key: _has(cfg, key), SWITCHES):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise ValueError(f"{key} is true or false, got {OmegaConf.select(cfg, key)}")
-    for key, least in WHOLE_NUMBERS.items():
+    for key, least in INTEGERS.items():
         value = OmegaConf.select(cfg, key)
         if _has(cfg, key) and (type(value) is not int or value < least):
-            raise ValueError(f"{key} is a whole number of at least {least}, got {value}")
+            raise ValueError(f"{key} is an integer of at least {least}, got {value}")
     for key, valid in CHOICES.items():
         if _has(cfg, key) and str(OmegaConf.select(cfg, key)) not in valid:
             raise ValueError(f"{key} is one of {', '.join(valid)}, got {OmegaConf.select(cfg, key)}")
@@ -90,7 +88,7 @@ def check_common(cfg: DictConfig, recipe_yaml: Path) -> None:
 
 
 def check_configuration(cfg: DictConfig, recipe_yaml: Path) -> None:
-    """Checks what recipes that put bottlenecks into a model have in common: also arms, the grid and the bottlenecks.
+    """Checks what recipes that put bottlenecks into a model have in common: also methods, the grid and the bottlenecks.
 
     Args:
         cfg: the composed configuration.
@@ -106,13 +104,13 @@ def check_configuration(cfg: DictConfig, recipe_yaml: Path) -> None:
         raise ValueError(
             "tune=true and selection=best choose on validation data: give data.validation, or selection=last"
         )
-    for arm in cfg.bottlenecks:
-        if cfg.tune and not len(beta_grid(cfg, arm)) == len(cfg.grid.weight_decay) > 0:
+    for method in cfg.bottlenecks:
+        if cfg.tune and not len(beta_grid(cfg, method)) == len(cfg.grid.weight_decay) > 0:
             raise ValueError(
-                f"grid.weight_decay and the grid of beta of {arm} (grid.beta, or its own in grid.betas) have equally "
+                f"grid.weight_decay and the grid of beta of {method} (grid.beta, or its own in grid.betas) have equally "
                 "many values, so that the control is tuned as hard"
             )
-        build_bottleneck(cfg, arm)
+        build_bottleneck(cfg, method)
     trainings = [trial.name for trials in plan(cfg) for trial in trials]
     if len(set(trainings)) < len(trainings):
         raise ValueError(
@@ -215,7 +213,7 @@ def _check_values(cfg: DictConfig) -> None:
         raise ValueError(f"adam_betas are two numbers in [0, 1), got {cfg.adam_betas}")
     if not isinstance(cfg.grid.betas, DictConfig):
         raise ValueError(f"grid.betas has the grids of some bottlenecks, {{hsic: [0.1,1]}}, got {cfg.grid.betas}")
-    for key in (*filter(lambda key: _has(cfg, key), LISTS), *(f"grid.betas.{arm}" for arm in cfg.grid.betas)):
+    for key in (*filter(lambda key: _has(cfg, key), LISTS), *(f"grid.betas.{method}" for method in cfg.grid.betas)):
         values = OmegaConf.select(cfg, key)
         if key == "grid.beta" and values is None:
             continue
@@ -230,7 +228,7 @@ def _check_values(cfg: DictConfig) -> None:
             raise ValueError(f"{key} names {', '.join(sorted(unknown))}, but there are {', '.join(cfg.bottleneck)}")
     for rate in rates.values() if isinstance(rates, DictConfig) else [rates]:
         if not (_is_number(rate) and rate > 0):
-            raise ValueError(f"schedule.rate is a number of nats greater than 0, or one for each arm, got {rates}")
+            raise ValueError(f"schedule.rate is a number of nats greater than 0, or one for each method, got {rates}")
 
 
 def _check_dropout(cfg: DictConfig) -> None:

@@ -77,22 +77,22 @@ def identity_of(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)
 
 
-def build_bottleneck(cfg: DictConfig, arm: str, **settings: Any) -> Bottleneck:
-    """Builds the bottleneck of one arm from `bottleneck.<arm>`.
+def build_bottleneck(cfg: DictConfig, method: str, **settings: Any) -> Bottleneck:
+    """Builds the bottleneck of one method from `bottleneck.<method>`.
 
     Args:
         cfg: the recipe's configuration.
-        arm: key under `bottleneck`; its `name` there is the registry name, by default the key itself.
+        method: key under `bottleneck`; its `name` there is the registry name, by default the key itself.
         **settings: options that go before those of the configuration.
 
     Raises:
-        ValueError: no such arm, or an option that the bottleneck does not have or take.
+        ValueError: no such method, or an option that the bottleneck does not have or take.
     """
-    if arm not in cfg.bottleneck:
-        raise ValueError(f"bottleneck {arm!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
-    options = OmegaConf.to_container(cfg.bottleneck[arm], resolve=True)
-    name = options.pop("name", arm)
+    if method not in cfg.bottleneck:
+        raise ValueError(f"bottleneck {method!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
+    options = OmegaConf.to_container(cfg.bottleneck[method], resolve=True)
+    name = options.pop("name", method)
     try:
         return registry.build(name, **{**options, **settings})
     except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
-        raise ValueError(f"bottleneck.{arm}: {error}") from error
+        raise ValueError(f"bottleneck.{method}: {error}") from error

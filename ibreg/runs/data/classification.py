@@ -21,11 +21,11 @@ from ibreg.runs.data.images import (
     channels_first,
     class_folders,
     crop_and_flip,
-    normalised,
+    normalized,
     per_channel,
 )
 from ibreg.runs.data.request import Request, data_folder
-from ibreg.runs.data.tables import feature_values, read_table, standardised, target_classes
+from ibreg.runs.data.tables import feature_values, read_table, standardized, target_classes
 from ibreg.runs.dispatch import choose, keyword_options
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -106,7 +106,7 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['cifar10', 'coloured_mnist', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist']
+        ['cifar10', 'colored_mnist', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist']
     """
     return sorted(_SETS)
 
@@ -157,7 +157,7 @@ class Rows(Dataset):
     def seed_augmentation(self, *key: int) -> None:
         """Seeds the augmentation alone, by a hash of several numbers such as (seed, epoch, rank).
 
-        It draws from a generator of its own, so that models which draw noise or none see the same pictures.
+        It draws from a generator of its own, so that models which draw noise or none see the same images.
         """
         # A spawned sequence: torch's global generator may be seeded with the same numbers.
         self.generator.manual_seed(int(np.random.SeedSequence(key, spawn_key=(0,)).generate_state(1)[0]))
@@ -183,7 +183,7 @@ def _data(name: str, parts: Sequence[Rows], class_names: Sequence[str]) -> Class
 def digits(
     request: Request, *, test: float = 0.2, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
 ) -> ClassificationData:
-    """Loads scikit-learn's 1,797 handwritten digits, 8 x 8 in grey; they come with scikit-learn, no file is needed.
+    """Loads scikit-learn's 1,797 handwritten digits, 8 x 8 in gray; they come with scikit-learn, no file is needed.
 
     Args:
         request: How the set is cut.
@@ -193,7 +193,7 @@ def digits(
     """
     pixels, labels = load_digits(return_X_y=True)
     class_names = [str(digit) for digit in range(10)]
-    inputs = normalised(torch.tensor(pixels).view(-1, 1, 8, 8), 16, mean, std)
+    inputs = normalized(torch.tensor(pixels).view(-1, 1, 8, 8), 16, mean, std)
     targets = torch.tensor(labels)
     parts = [Rows(inputs[rows], targets[rows]) for rows in request.cut(labels, class_names, test)]
     return _data("digits", parts, class_names)
@@ -202,7 +202,7 @@ def digits(
 def mnist(
     request: Request, *, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
 ) -> ClassificationData:
-    """Loads MNIST: 60,000 + 10,000 handwritten digits, 28 x 28 in grey.
+    """Loads MNIST: 60,000 + 10,000 handwritten digits, 28 x 28 in gray.
 
     Args:
         request: Where the set lies and how it is cut.
@@ -212,7 +212,7 @@ def mnist(
     return _downloadable("mnist", request, mean, std)
 
 
-def coloured_mnist(
+def colored_mnist(
     request: Request,
     *,
     correlation: float = 0.9,
@@ -221,34 +221,34 @@ def coloured_mnist(
     mean: float | Sequence[float] = 0.5,
     std: float | Sequence[float] = 0.5,
 ) -> ClassificationData:
-    """Loads MNIST painted red or green, the label being whether the digit is 5 or more, see `coloured.paint`.
+    """Loads MNIST painted red or green, the label being whether the digit is 5 or more, see `colored.paint`.
 
     Args:
-        request: Where the set lies and how it is cut; its seed is also that of the colours.
-        correlation: Share of training and validation pictures whose colour is that of their label.
-        test_correlation: The same of the test pictures; at 0.5 colour tells nothing.
+        request: Where the set lies and how it is cut; its seed is also that of the colors.
+        correlation: Share of training and validation images whose color is that of their label.
+        test_correlation: The same of the test images; at 0.5 color tells nothing.
         label_noise: Share of wrong labels, in all parts.
         mean: Subtracted from values in [0, 1].
         std: What they are divided by then.
     """
-    grey = mnist(request, mean=0.0, std=1.0)
+    gray = mnist(request, mean=0.0, std=1.0)
     generator = torch.Generator().manual_seed(request.split_seed)
     parts = []
-    for part, share in ((grey.train, correlation), (grey.validation, correlation), (grey.test, test_correlation)):
+    for part, share in ((gray.train, correlation), (gray.validation, correlation), (gray.test, test_correlation)):
         if part is None:
-            parts.append(Rows(grey.test.inputs[:0], grey.test.targets[:0]))
+            parts.append(Rows(gray.test.inputs[:0], gray.test.targets[:0]))
             continue
         images, labels = paint(
             part.inputs, part.targets, correlation=share, label_noise=label_noise, generator=generator
         )
-        parts.append(Rows(normalised(images, 1, mean, std), labels))
-    return replace(_data("coloured_mnist", parts, ["0 to 4", "5 to 9"]), groups=groups_of, group_names=GROUPS)
+        parts.append(Rows(normalized(images, 1, mean, std), labels))
+    return replace(_data("colored_mnist", parts, ["0 to 4", "5 to 9"]), groups=groups_of, group_names=GROUPS)
 
 
 def fashion_mnist(
     request: Request, *, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
 ) -> ClassificationData:
-    """Loads Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28 x 28 in grey.
+    """Loads Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28 x 28 in gray.
 
     Args:
         request: Where the set lies and how it is cut.
@@ -265,13 +265,13 @@ def cifar10(
     std: float | Sequence[float] = _IMAGENET_STD,
     augment: bool = False,
 ) -> ClassificationData:
-    """Loads CIFAR-10: 50,000 + 10,000 photographs, 32 x 32 in colour.
+    """Loads CIFAR-10: 50,000 + 10,000 photographs, 32 x 32 in color.
 
     Args:
         request: Where the set lies and how it is cut.
         mean: Subtracted from values in [0, 1], one number or one per channel.
         std: What they are divided by then.
-        augment: Whether training pictures are cropped and mirrored at random.
+        augment: Whether training images are cropped and mirrored at random.
     """
     return _downloadable("cifar10", request, mean, std, crop_and_flip if augment else None)
 
@@ -301,10 +301,10 @@ def _downloadable(name, request, mean, std, augment=None) -> ClassificationData:
     pixels, targets = channels_first(train.data), torch.as_tensor(train.targets)
 
     def part(rows, augment=None):
-        return Rows(normalised(pixels[rows], 255, mean, std), targets[rows], augment)
+        return Rows(normalized(pixels[rows], 255, mean, std), targets[rows], augment)
 
     training, validation, _ = request.cut(targets.numpy(), train.classes)
-    held_out = Rows(normalised(channels_first(test.data), 255, mean, std), torch.as_tensor(test.targets))
+    held_out = Rows(normalized(channels_first(test.data), 255, mean, std), torch.as_tensor(test.targets))
     return _data(name, [part(training, augment), part(validation), held_out], train.classes)
 
 
@@ -318,19 +318,19 @@ def image_folder(
     augment: bool = False,
     broken: str = "stop",
 ) -> ClassificationData:
-    """Loads pictures from `path/train/<class>/` and `path/test/<class>/`, decoded batch by batch.
+    """Loads images from `path/train/<class>/` and `path/test/<class>/`, decoded batch by batch.
 
     Args:
         request: Where the set lies and how it is cut.
         path: Folder with `train` and `test`, under the root or as it stands.
-        image_size: Side in pixels: the shorter side is resized to it and the centre kept.
+        image_size: Side in pixels: the shorter side is resized to it and the center kept.
         mean: Subtracted from values in [0, 1], one number or one per channel.
         std: What they are divided by then.
-        augment: Whether training pictures are cropped and mirrored at random.
+        augment: Whether training images are cropped and mirrored at random.
         broken: "stop" at a broken file when it is met, or "skip" them, which decodes every file once beforehand.
 
     Raises:
-        ValueError: If the two parts have other classes, or a class has no picture.
+        ValueError: If the two parts have other classes, or a class has no image.
     """
     if broken not in ("stop", "skip"):
         raise ValueError(f"broken={broken!r} is stop or skip")
@@ -358,7 +358,7 @@ def image_folder(
 def csv_file(
     request: Request, *, path: str | Path, target: str, drop: Sequence[str] = (), test: float = 0.2
 ) -> ClassificationData:
-    """Loads a table of numbers with a header; each column is standardised by the training rows.
+    """Loads a table of numbers with a header; each column is standardized by the training rows.
 
     Args:
         request: Where the set lies and how it is cut.
@@ -374,7 +374,7 @@ def csv_file(
     labels, class_names = target_classes(table)
     values = feature_values(table)
     parts = request.cut(labels, class_names, test)
-    inputs = torch.tensor(standardised(values, parts[0]), dtype=torch.float32)
+    inputs = torch.tensor(standardized(values, parts[0]), dtype=torch.float32)
     targets = torch.tensor(labels)
     return _data("csv", [Rows(inputs[rows], targets[rows]) for rows in parts], class_names)
 
@@ -382,7 +382,7 @@ def csv_file(
 _SETS: dict[str, Callable[..., ClassificationData]] = {
     "digits": digits,
     "mnist": mnist,
-    "coloured_mnist": coloured_mnist,
+    "colored_mnist": colored_mnist,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
     "image_folder": image_folder,

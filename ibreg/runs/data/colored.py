@@ -1,4 +1,4 @@
-"""Grey pictures painted red or green, the colour telling of the label as often as is wanted: a spurious correlation."""
+"""Gray images painted red or green, the color telling of the label as often as is wanted: a spurious correlation."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def paint(
     Args:
         images: `(rows, 1, height, width)` in [0, 1], black behind the digit.
         digits: `(rows,)`, 0 to 9.
-        correlation: share of the pictures whose colour is that of their label: red for 0, green for 1.
-        label_noise: share of the labels that are the wrong ones; the colour follows the label, wrong or not.
+        correlation: share of the images whose color is that of their label: red for 0, green for 1.
+        label_noise: share of the labels that are the wrong ones; the color follows the label, wrong or not.
         generator: of both draws.
 
     Returns:
@@ -39,12 +39,12 @@ def paint(
     draws = torch.rand(2, len(digits), generator=generator)
     labels = (digits >= 5) ^ (draws[0] < label_noise)
     green = labels ^ (draws[1] >= correlation)
-    colours = torch.stack([~green, green, torch.zeros_like(green)], 1).to(images)
-    return images * colours[:, :, None, None], labels.long()
+    colors = torch.stack([~green, green, torch.zeros_like(green)], 1).to(images)
+    return images * colors[:, :, None, None], labels.long()
 
 
 def groups_of(images: Tensor, labels: Tensor) -> Tensor:
-    """Tells label and colour of painted pictures, in whatever scale of brightness: an index of `GROUPS`, `(rows,)`.
+    """Tells label and color of painted images, in whatever scale of brightness: an index of `GROUPS`, `(rows,)`.
 
     Args:
         images: `(rows, 3, height, width)`, some of it painted.

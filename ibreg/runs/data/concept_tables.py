@@ -1,4 +1,4 @@
-"""Concept labels that come in tables: animals of the zoo, a csv file, a folder of pictures beside one."""
+"""Concept labels that come in tables: animals of the zoo, a csv file, a folder of images beside one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ibreg.layers.concept.specification import Concepts
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, assemble
 from ibreg.runs.data.images import ImageFiles, per_channel
-from ibreg.runs.data.tables import Table, feature_values, read_table, standardised, target_classes
+from ibreg.runs.data.tables import Table, feature_values, read_table, standardized, target_classes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -43,7 +43,7 @@ def zoo(request: ConceptRequest, *, test: float = 0.25) -> ConceptData:
     concepts = np.column_stack([values[:, others], legs == 0, legs == 2, legs == 4, legs > 4])
     described = [*(table.features[column] for column in others), {"name": "legs", "values": ["none", 2, 4, "more"]}]
     parts = request.cut(labels, class_names, test)
-    inputs = torch.tensor(standardised(values, parts[0]), dtype=torch.float32)
+    inputs = torch.tensor(standardized(values, parts[0]), dtype=torch.float32)
     return assemble("zoo", request, inputs.__getitem__, labels, class_names, concepts, described, parts)
 
 
@@ -63,7 +63,7 @@ def concept_csv(
         path: Comma-separated file, under the root or as it stands.
         target: Column of the class, integers or text.
         concepts: The concepts, a column for each: names, or entries such as `{name: size, kind: continuous}` and
-            `{name: colour, values: [red, blue]}`, or the path of a YAML file with such a list.
+            `{name: color, values: [red, blue]}`, or the path of a YAML file with such a list.
         drop: Columns to leave out.
         test: Share of the rows for the test part.
 
@@ -77,7 +77,7 @@ def concept_csv(
     found = _concept_values(table, entries)
     values = feature_values(table)
     parts = request.cut(labels, class_names, test)
-    inputs = torch.tensor(standardised(values, parts[0]), dtype=torch.float32)
+    inputs = torch.tensor(standardized(values, parts[0]), dtype=torch.float32)
     return assemble("concept_csv", request, inputs.__getitem__, labels, class_names, found, entries, parts)
 
 
@@ -91,26 +91,26 @@ def concept_image_folder(
     mean: float | Sequence[float] = IMAGENET_MEAN,
     std: float | Sequence[float] = IMAGENET_STD,
 ) -> ConceptData:
-    """Loads pictures from `path/train/<class>/` and `path/test/<class>/`, and their concepts from a table beside them.
+    """Loads images from `path/train/<class>/` and `path/test/<class>/`, and their concepts from a table beside them.
 
     Args:
         request: Where the set lies and how it is cut.
         path: Folder with `train` and `test`, under the root or as it stands.
         concepts: As for `concept_csv`; empty cells are missing labels.
         table: Comma-separated file in the folder: a column `file` such as train/cat/1.jpg, and one for each concept.
-        image_size: Side in pixels: the shorter side is resized to it and the centre kept.
+        image_size: Side in pixels: the shorter side is resized to it and the center kept.
         mean: Subtracted from values in [0, 1], one number or one per channel.
         std: What they are divided by then.
 
     Raises:
-        ValueError: For a picture without a row in the table, and what `concept_csv` raises.
+        ValueError: For an image without a row in the table, and what `concept_csv` raises.
     """
-    pictures = data.load(
+    images = data.load(
         "image_folder", root=request.root, validation=0, path=path, image_size=image_size, mean=mean, std=std
     )
     folder = request.find(path, "image folder")
-    files = [*pictures.train.inputs.paths, *pictures.test.inputs.paths]
-    labels = torch.cat([pictures.train.targets, pictures.test.targets]).numpy()
+    files = [*images.train.inputs.paths, *images.test.inputs.paths]
+    labels = torch.cat([images.train.targets, images.test.targets]).numpy()
     entries = _entries(request, concepts)
     # The column of the files cannot be missing, which is what a target is checked for.
     listed = read_table(_existing(folder / table), "file")
@@ -121,7 +121,7 @@ def concept_image_folder(
     wanted = [Path(file).relative_to(folder).as_posix() for file in files]
     if absent := [name for name in wanted if name not in rows]:
         raise ValueError(
-            f"{folder / table} has no row for {len(absent)} pictures, such as {absent[0]}: give each one, with empty "
+            f"{folder / table} has no row for {len(absent)} images, such as {absent[0]}: give each one, with empty "
             "cells where its concepts are not known"
         )
     values = _concept_values(listed, entries)[[rows[name] for name in wanted]]
@@ -130,10 +130,10 @@ def concept_image_folder(
     def inputs(chosen: np.ndarray) -> ImageFiles:
         return ImageFiles([files[row] for row in chosen], image_size, shift, scale)
 
-    count = len(pictures.train)
-    training, validation, _ = request.cut(labels[:count], pictures.class_names)
+    count = len(images.train)
+    training, validation, _ = request.cut(labels[:count], images.class_names)
     parts = training, validation, np.arange(count, len(files))
-    return assemble("concept_image_folder", request, inputs, labels, pictures.class_names, values, entries, parts)
+    return assemble("concept_image_folder", request, inputs, labels, images.class_names, values, entries, parts)
 
 
 def _existing(file: Path) -> Path:

@@ -19,9 +19,9 @@ from torch import Tensor
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, ConceptRows, assemble
 from ibreg.runs.data.concept_tables import concept_csv, concept_image_folder, zoo
-from ibreg.runs.data.images import normalised
+from ibreg.runs.data.images import normalized
 from ibreg.runs.data.shapes import SHAPE_CONCEPTS, draw_shapes
-from ibreg.runs.data.tables import standardised
+from ibreg.runs.data.tables import standardized
 from ibreg.runs.dispatch import choose, keyword_options
 
 # The digits that have each concept. No two digits have the same ones, so that together they say which digit it is.
@@ -148,7 +148,7 @@ def digits_concepts(request: ConceptRequest, *, test: float = 0.2) -> ConceptDat
     """
     pixels, labels = load_digits(return_X_y=True)
     concepts = np.stack([np.isin(labels, digits) for digits in DIGIT_CONCEPTS.values()], axis=1)
-    inputs = normalised(torch.tensor(pixels).view(-1, 1, 8, 8), 16, 0.5, 0.5)
+    inputs = normalized(torch.tensor(pixels).view(-1, 1, 8, 8), 16, 0.5, 0.5)
     class_names = [str(digit) for digit in DIGITS]
     parts = request.cut(labels, class_names, test)
     described = list(DIGIT_CONCEPTS)
@@ -168,14 +168,14 @@ def mnist_addition(
     """
     if threshold is not None and not (isinstance(threshold, int) and 0 <= threshold < 18):
         raise ValueError(f"threshold={threshold!r} is a sum of two digits from 0 to 17, or null for the sum itself")
-    pictures, digits, held_out = _mnist(request, size, test, each=2)
+    images, digits, held_out = _mnist(request, size, test, each=2)
     sums = digits.sum(1)
     classes = sums if threshold is None else (sums > threshold).astype(int)
     names = [str(total) for total in range(19)] if threshold is None else [f"<= {threshold}", f"> {threshold}"]
     parts = _around(request, classes, names, held_out)
     concepts = np.hstack([np.eye(10)[digits[:, 0]], np.eye(10)[digits[:, 1]]])
     described = [{"name": name, "values": list(DIGITS)} for name in ("left", "right")]
-    inputs = torch.cat([pictures[:, 0], pictures[:, 1]], -1).unsqueeze(1)
+    inputs = torch.cat([images[:, 0], images[:, 1]], -1).unsqueeze(1)
     return assemble("mnist_addition", request, inputs.__getitem__, classes, names, concepts, described, parts)
 
 
@@ -184,16 +184,16 @@ def mnist_parity(request: ConceptRequest, *, size: int = 10_000, test: float = 0
 
     Args:
         request: Where MNIST lies and how the set is cut.
-        size: Number of pictures, all parts together.
+        size: Number of images, all parts together.
         test: Share of them that come from MNIST's test part.
     """
-    pictures, digits, held_out = _mnist(request, size, test, each=1)
+    images, digits, held_out = _mnist(request, size, test, each=1)
     classes = digits[:, 0] % 2
     names = ["even", "odd"]
     parts = _around(request, classes, names, held_out)
     described = [{"name": "digit", "values": list(DIGITS)}]
     concepts = np.eye(10)[digits[:, 0]]
-    return assemble("mnist_parity", request, pictures.__getitem__, classes, names, concepts, described, parts)
+    return assemble("mnist_parity", request, images.__getitem__, classes, names, concepts, described, parts)
 
 
 def shapes(
@@ -205,18 +205,18 @@ def shapes(
     noise: float = 0.25,
     spurious: float = 0.95,
 ) -> ConceptData:
-    """Draws pictures of shapes, whose class is that two or more of circle, large and striped hold.
+    """Draws images of shapes, whose class is that two or more of circle, large and striped hold.
 
-    So concepts vary within a class. The colour says nothing. The brightness of the ground agrees with the class in
-    most pictures, and in the shifted test part, the same pictures on the other ground, in few.
+    So concepts vary within a class. The color says nothing. The brightness of the ground agrees with the class in
+    most images, and in the shifted test part, the same images on the other ground, in few.
 
     Args:
         request: How the set is cut.
-        size: Number of pictures, all parts together.
+        size: Number of images, all parts together.
         test: Share of them for the test part.
         image_size: Side in pixels.
         noise: Standard deviation of the noise of pixels, whose range is [0, 1].
-        spurious: Share of the pictures whose ground agrees with their class: 0.5 says nothing about it, 1 all.
+        spurious: Share of the images whose ground agrees with their class: 0.5 says nothing about it, 1 all.
     """
     if not (isinstance(image_size, int) and image_size >= 8):
         raise ValueError(f"image_size={image_size!r} is a number of pixels: 8 or more")
@@ -228,7 +228,7 @@ def shapes(
     classes = (concepts[:, :3].sum(1) >= 2).astype(int)
     concepts[:, 4] = np.where(rng.random(size) < spurious, classes, 1 - classes)
     turned = np.column_stack([concepts[:, :4], 1 - concepts[:, 4]])
-    pictures, shifted = (
+    images, shifted = (
         draw_shapes(those, image_size, noise, request.rng(2)).sub_(0.5).div_(0.5) for those in (concepts, turned)
     )
     names = ["fewer than two", "two or more"]
@@ -236,7 +236,7 @@ def shapes(
     rows = parts[2]
     other_ground = ConceptRows(shifted[rows], torch.tensor(classes)[rows], torch.tensor(turned[rows]).float())
     described = list(SHAPE_CONCEPTS)
-    return assemble("shapes", request, pictures.__getitem__, classes, names, concepts, described, parts, other_ground)
+    return assemble("shapes", request, images.__getitem__, classes, names, concepts, described, parts, other_ground)
 
 
 def _size(size: int) -> int:
@@ -246,15 +246,15 @@ def _size(size: int) -> int:
 
 
 def _drawn(name, request: ConceptRequest, inputs, concepts, classes, concept_names, test: float) -> ConceptData:
-    """Cuts points with two classes, and standardises them by the training rows."""
+    """Cuts points with two classes, and standardizes them by the training rows."""
     labels, names = classes.astype(int), ["no", "yes"]
     parts = request.cut(labels, names, test)
-    points = torch.tensor(standardised(inputs, parts[0]), dtype=torch.float32)
+    points = torch.tensor(standardized(inputs, parts[0]), dtype=torch.float32)
     return assemble(name, request, points.__getitem__, labels, names, concepts, concept_names, parts)
 
 
 def _mnist(request: ConceptRequest, size: int, test: float, *, each: int) -> tuple[Tensor, np.ndarray, int]:
-    """Draws samples of one or more digits: pictures `(size, each, 28, 28)`, digits `(size, each)`, how many are test.
+    """Draws samples of one or more digits: images `(size, each, 28, 28)`, digits `(size, each)`, how many are test.
 
     The last of them are made of MNIST's test part.
     """
@@ -263,14 +263,14 @@ def _mnist(request: ConceptRequest, size: int, test: float, *, each: int) -> tup
     digits = data.load("mnist", root=request.root, download=request.download, validation=0)
     held_out = round(test * _size(size))
     rng = request.rng(0)
-    pictures, labels = [], []
+    images, labels = [], []
     for part, count in ((digits.train, size - held_out), (digits.test, held_out)):
         if not 0 < count <= len(part):
             raise ValueError(f"size={size} and test={test} ask for {count} of a part of MNIST that has {len(part)}")
         rows = torch.from_numpy(np.stack([rng.permutation(len(part))[:count] for _ in range(each)], axis=1))
-        pictures.append(part.inputs[rows].squeeze(2))
+        images.append(part.inputs[rows].squeeze(2))
         labels.append(part.targets[rows])
-    return torch.cat(pictures), torch.cat(labels).numpy(), held_out
+    return torch.cat(images), torch.cat(labels).numpy(), held_out
 
 
 def _around(request: ConceptRequest, labels: np.ndarray, class_names, held_out: int):

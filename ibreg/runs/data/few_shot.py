@@ -1,4 +1,4 @@
-"""Parts of a data set: few images of each class, some of the classes, test pictures that are corrupted."""
+"""Parts of a data set: few images of each class, some of the classes, test images that are corrupted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def take(rows: Rows, kept: Sequence[int], targets: Tensor | None = None) -> Rows
 
 
 def few_shot(data: ClassificationData, shots: int, *, validation: float, seed: int) -> ClassificationData:
-    """Keeps so many labelled images of each class, drawn at random, and holds a share of them out to choose by.
+    """Keeps so many labeled images of each class, drawn at random, and holds a share of them out to choose by.
 
     Who has few images has no others to choose epochs or beta with, so these are counted too. With one seed, more images
     include the fewer.
@@ -134,7 +134,7 @@ def spread(rows: Rows, most: int) -> Rows:
 def corrupted(
     rows: Rows, kind: str, severity: int, *, mean: float | Sequence[float], std: float | Sequence[float]
 ) -> Rows:
-    """Corrupts normalised pictures, see `ibreg.evaluation.corruptions.corrupt`.
+    """Corrupts normalized images, see `ibreg.evaluation.corruptions.corrupt`.
 
     Args:
         rows: their inputs are `(rows, channels, height, width)`.
@@ -143,11 +143,11 @@ def corrupted(
         mean: what was subtracted from values in [0, 1].
         std: what they were divided by then.
     """
-    pictures = rows.inputs[list(range(len(rows)))]
+    images = rows.inputs[list(range(len(rows)))]
     shift, scale = (
-        torch.tensor(per_channel(name, value, pictures.shape[1])).view(-1, 1, 1)
+        torch.tensor(per_channel(name, value, images.shape[1])).view(-1, 1, 1)
         for name, value in (("mean", mean), ("std", std))
     )
     # Rounding leaves [0, 1] by 1e-7.
-    changed = corrupt((pictures * scale + shift).clamp(0, 1), kind, severity)
+    changed = corrupt((images * scale + shift).clamp(0, 1), kind, severity)
     return Rows((changed - shift) / scale, rows.targets)

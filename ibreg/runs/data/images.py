@@ -1,4 +1,4 @@
-"""Pictures as tensors `(rows, channels, height, width)`: decoded, scaled, and changed at random for training."""
+"""Images as tensors `(rows, channels, height, width)`: decoded, scaled, and changed at random for training."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class ImageFiles:
 
     Args:
         paths: One file per row.
-        image_size: Side of the square picture in pixels: the shorter side is resized to it, the centre is kept.
+        image_size: Side of the square image in pixels: the shorter side is resized to it, the center is kept.
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel.
     """
@@ -38,10 +38,10 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, indices: list[int]) -> Tensor:
-        return torch.stack([self.transform(read_picture(self.paths[index])) for index in indices])
+        return torch.stack([self.transform(read_image(self.paths[index])) for index in indices])
 
 
-def read_picture(path: str) -> Image:
+def read_image(path: str) -> Image:
     """Decodes an image file.
 
     Raises:
@@ -58,14 +58,14 @@ def read_picture(path: str) -> Image:
 def is_broken(path: str) -> bool:
     """Whether an image file cannot be decoded."""
     try:
-        read_picture(path)
+        read_image(path)
     except ValueError:
         return True
     return False
 
 
 def class_folders(folder: Path, *, skip_broken: bool) -> ImageFolder:
-    """Lists the pictures in `folder/<class>/`.
+    """Lists the images in `folder/<class>/`.
 
     Args:
         folder: the folder.
@@ -73,11 +73,11 @@ def class_folders(folder: Path, *, skip_broken: bool) -> ImageFolder:
 
     Raises:
         FileNotFoundError: If there are no folders in it.
-        ValueError: If a class has no picture.
+        ValueError: If a class has no image.
     """
     if not folder.is_dir() or not any(place.is_dir() for place in folder.iterdir()):
         raise FileNotFoundError(
-            f"no class folders in {folder.absolute()}: pictures are expected in train/<class>/ and test/<class>/ under "
+            f"no class folders in {folder.absolute()}: images are expected in train/<class>/ and test/<class>/ under "
             f"{folder.parent.absolute()}; they are your own data, which data.download=true cannot fetch"
         )
     found = ImageFolder(folder, allow_empty=True)
@@ -87,14 +87,14 @@ def class_folders(folder: Path, *, skip_broken: bool) -> ImageFolder:
         found.targets = [label for _, label in found.samples]
     seen = set(found.targets)
     if empty := [name for name, label in found.class_to_idx.items() if label not in seen]:
-        raise ValueError(f"no picture in {folder} for the classes {empty}: add some or remove these folders")
+        raise ValueError(f"no image in {folder} for the classes {empty}: add some or remove these folders")
     return found
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Shifts every picture by up to an eighth of its size and mirrors half of them, as is usual for CIFAR-10.
+    """Shifts every image by up to an eighth of its size and mirrors half of them, as is usual for CIFAR-10.
 
-    What is shifted in is 0, the mean colour of normalised pictures (He et al. 2016, arXiv 1512.03385, section 4.2).
+    What is shifted in is 0, the mean color of normalized images (He et al. 2016, arXiv 1512.03385, section 4.2).
 
     Args:
         images: `(batch, channels, height, width)`.
@@ -110,9 +110,9 @@ def crop_and_flip(images: Tensor, generator: torch.Generator | None = None) -> T
     rows = torch.randint(2 * down + 1, (batch, 1), generator=generator) + torch.arange(height)
     columns = torch.randint(2 * right + 1, (batch, 1), generator=generator) + torch.arange(width)
     columns = torch.where(torch.rand(batch, 1, generator=generator) < 0.5, columns, columns.flip(1))
-    picture = torch.arange(batch)[:, None, None, None]
+    image = torch.arange(batch)[:, None, None, None]
     channel = torch.arange(channels)[:, None, None]
-    return padded[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def channels_first(pixels) -> Tensor:
@@ -121,7 +121,7 @@ def channels_first(pixels) -> Tensor:
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def normalised(pixels: Tensor, largest: int, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
+def normalized(pixels: Tensor, largest: int, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
     """Scales pixels from 0 ... `largest` to [0, 1], then by mean and standard deviation.
 
     Args:

@@ -1,6 +1,6 @@
 """Regression data sets behind one name: `load("diabetes")`, `load("csv", path="table.csv", target="price")`.
 
-Every set is cut in the same way, at random or in the order of time; inputs and targets are standardised by the training
+Every set is cut in the same way, at random or in the order of time; inputs and targets are standardized by the training
 rows alone. For experiments on little, noisy or irrelevant data a set can be cut short, get noise on its training
 targets, and get columns that tell nothing.
 """
@@ -18,10 +18,10 @@ from torchvision.transforms.functional import InterpolationMode, rotate
 
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.classification import Rows
-from ibreg.runs.data.images import normalised
+from ibreg.runs.data.images import normalized
 from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.request import data_folder
-from ibreg.runs.data.tables import Table, feature_values, read_table, standardised
+from ibreg.runs.data.tables import Table, feature_values, read_table, standardized
 from ibreg.runs.dispatch import choose, keyword_options
 
 
@@ -49,9 +49,9 @@ class RegressionData:
     target_std: float
     quantity: str
 
-    def in_units(self, standardised: Tensor) -> Tensor:
-        """Turns standardised targets or predictions back into the unit of the target, in float64."""
-        return standardised.double() * self.target_std + self.target_mean
+    def in_units(self, standardized: Tensor) -> Tensor:
+        """Turns standardized targets or predictions back into the unit of the target, in float64."""
+        return standardized.double() * self.target_std + self.target_mean
 
 
 def load(
@@ -171,7 +171,7 @@ def beijing_pm25(request: RegressionRequest, *, test: float = 0.2) -> Regression
     """Loads 41,757 hours of fine dust in Beijing, from weather, hour and month; unmeasured hours are dropped.
 
     Hour and month go in as sine and cosine, the wind's direction as one column per value. Year and day are left out:
-    together they name the hour, whose neighbours a random cut puts among the training rows.
+    together they name the hour, whose neighbors a random cut puts among the training rows.
 
     Args:
         request: Where the set lies and how it is cut.
@@ -237,35 +237,35 @@ def rotated_mnist(
         std: What they are divided by then.
     """
     if request.noise_columns:
-        raise ValueError(f"noise_columns={request.noise_columns} are for tables: rotated_mnist has pictures")
+        raise ValueError(f"noise_columns={request.noise_columns} are for tables: rotated_mnist has images")
     if not (isinstance(size, int) and size > 0):
         raise ValueError(f"size={size!r} is a number of images: 1 or more")
     if not (isinstance(largest_angle, int | float) and 0 < largest_angle <= 180):
         raise ValueError(f"largest_angle={largest_angle!r} is in degrees: more than 0, at most 180")
     if not (isinstance(rotation_seed, int) and rotation_seed >= 0):
-        raise ValueError(f"rotation_seed={rotation_seed!r} is a whole number of at least 0")
+        raise ValueError(f"rotation_seed={rotation_seed!r} is an integer of at least 0")
     if not (isinstance(test, int | float) and 0 < test < 1):
         raise ValueError(f"test={test!r} is a share: more than 0 and less than 1")
     digits = data.load("mnist", root=request.root, download=request.download, validation=0, mean=0, std=1)
     held_out = round(test * size)
     rng = np.random.default_rng(rotation_seed)
-    pictures = []
+    images = []
     for part, count in ((digits.train, size - held_out), (digits.test, held_out)):
         if not 0 < count <= len(part):
             raise ValueError(
                 f"size={size} and test={test} ask for {count} images of a part of MNIST that has {len(part)}"
             )
-        pictures.append(part.inputs[rng.permutation(len(part))[:count]])
+        images.append(part.inputs[rng.permutation(len(part))[:count]])
     angles = rng.uniform(-largest_angle, largest_angle, size)
     pixels = torch.stack(
         [
-            rotate(picture, angle, InterpolationMode.BILINEAR)
-            for picture, angle in zip(torch.cat(pictures), angles.tolist(), strict=True)
+            rotate(image, angle, InterpolationMode.BILINEAR)
+            for image, angle in zip(torch.cat(images), angles.tolist(), strict=True)
         ]
     )
     training, validation, _ = request.rows(size - held_out)
     parts = training, validation, np.arange(size - held_out, size)
-    return _data("rotated_mnist", "angle (degrees)", request, normalised(pixels, 1, mean, std), angles, parts)
+    return _data("rotated_mnist", "angle (degrees)", request, normalized(pixels, 1, mean, std), angles, parts)
 
 
 def csv_file(
@@ -348,14 +348,14 @@ def _cycle(values: np.ndarray, period: float) -> np.ndarray:
 
 
 def _table(name, quantity, request: RegressionRequest, values, targets, test: float) -> RegressionData:
-    """Cuts a table `(rows, columns)`, adds its noise columns and standardises it."""
+    """Cuts a table `(rows, columns)`, adds its noise columns and standardizes it."""
     parts = request.rows(len(values), test)
-    inputs = standardised(np.hstack([values, request.input_noise(len(values))]), parts[0])
+    inputs = standardized(np.hstack([values, request.input_noise(len(values))]), parts[0])
     return _data(name, quantity, request, torch.tensor(inputs, dtype=torch.float32), targets, parts)
 
 
 def _data(name, quantity, request: RegressionRequest, inputs: Tensor, targets: np.ndarray, parts) -> RegressionData:
-    """Standardises the targets, adds the noise of the training rows, and makes the parts."""
+    """Standardizes the targets, adds the noise of the training rows, and makes the parts."""
     fitted = targets[parts[0]]
     if np.ptp(fitted) == 0:
         raise ValueError(f"the target of {name} is {fitted[0]} in all {len(fitted)} training rows: nothing to learn")

@@ -34,7 +34,7 @@ class Request:
         if not (isinstance(self.validation, int | float) and 0 <= self.validation < 1):
             raise ValueError(f"validation={self.validation!r} is a share: at least 0 (none) and less than 1")
         if not (isinstance(self.split_seed, int) and 0 <= self.split_seed < 2**32):
-            raise ValueError(f"split_seed={self.split_seed!r} is a whole number from 0 to 2**32 - 1")
+            raise ValueError(f"split_seed={self.split_seed!r} is an integer from 0 to 2**32 - 1")
         if not (isinstance(self.limit, int) and self.limit >= 0):
             raise ValueError(f"limit={self.limit!r} is a number of training rows: 0 (all) or more")
 

@@ -1,4 +1,4 @@
-"""Pictures of a shape on a ground, drawn from a list of concepts."""
+"""Images of a shape on a ground, drawn from a list of concepts."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 
 SHAPE_CONCEPTS = ("circle", "large", "striped", "red", "bright")
-# Half of the side of a small and of a large shape, as a share of the picture's, with how much each varies.
+# Half of the side of a small and of a large shape, as a share of the image's, with how much each varies.
 SIZES = ((0.18, 0.24), (0.28, 0.34))
 
 
 def draw_shapes(concepts: np.ndarray, size: int, noise: float, rng: np.random.Generator) -> Tensor:
-    """Draws one picture for each row of concepts; place, exact size, stripes and noise are random.
+    """Draws one image for each row of concepts; place, exact size, stripes and noise are random.
 
     Args:
-        concepts: `(pictures, 5)`, 0 or 1: a circle (else a square), large, striped, red (else blue), on bright ground.
-        size: side of the pictures in pixels.
+        concepts: `(images, 5)`, 0 or 1: a circle (else a square), large, striped, red (else blue), on bright ground.
+        size: side of the images in pixels.
         noise: standard deviation of what is added to every pixel, whose range is [0, 1].
-        rng: of all that is random. Pictures of the same generator differ in their concepts alone.
+        rng: of all that is random. Images of the same generator differ in their concepts alone.
 
     Returns:
-        `(pictures, 3, size, size)`, float32.
+        `(images, 3, size, size)`, float32.
 
     Example:
-        >>> pictures = draw_shapes(np.array([[1, 1, 0, 1, 0]]), 16, 0.0, np.random.default_rng(0))
-        >>> pictures.shape, pictures[0, :, 8, 8].tolist() == pictures[0, :, 7, 7].tolist()
+        >>> images = draw_shapes(np.array([[1, 1, 0, 1, 0]]), 16, 0.0, np.random.default_rng(0))
+        >>> images.shape, images[0, :, 8, 8].tolist() == images[0, :, 7, 7].tolist()
         (torch.Size([1, 3, 16, 16]), True)
     """
     circle, large, striped, red, bright = (column[:, None, None].astype(bool) for column in concepts.T)
@@ -46,7 +46,7 @@ def draw_shapes(concepts: np.ndarray, size: int, noise: float, rng: np.random.Ge
     wave = np.sin(2 * np.pi * 8 * (np.cos(direction) * across + np.sin(direction) * down) + phase)
     light = np.where(striped & (wave < 0), 0.35, 0.8)
     ground = np.where(bright, 0.65, 0.25)
-    colours = (np.where(red, light, 0.2), np.full_like(light, 0.2), np.where(red, 0.2, light))
-    pixels = np.stack([np.where(inside, colour, ground) for colour in colours], axis=1)
+    colors = (np.where(red, light, 0.2), np.full_like(light, 0.2), np.where(red, 0.2, light))
+    pixels = np.stack([np.where(inside, color, ground) for color in colors], axis=1)
     pixels = np.clip(pixels + noise * rng.standard_normal(pixels.shape), 0, 1)
     return torch.tensor(pixels, dtype=torch.float32)

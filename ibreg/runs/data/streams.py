@@ -18,7 +18,7 @@ from ibreg.runs.data.classification import ClassificationData, Rows
 from ibreg.runs.data.request import Request, data_folder
 from ibreg.runs.dispatch import choose, keyword_options
 
-PICTURES = ("cifar10", "digits", "fashion_mnist", "image_folder", "mnist")
+IMAGES = ("cifar10", "digits", "fashion_mnist", "image_folder", "mnist")
 TOY_CLASSES = 8
 TOY_REACH = 1.5  # the plane around the ring of the toy's classes, from -TOY_REACH to TOY_REACH
 
@@ -33,9 +33,9 @@ def load(
     limit: int = 0,
     **options,
 ) -> ClassificationData:
-    """Loads a data set for class-incremental learning; pictures have values in [0, 1].
+    """Loads a data set for class-incremental learning; images have values in [0, 1].
 
-    What encodes pictures has a mean and a deviation of its own, so a set's `mean` and `std` are not used.
+    What encodes images has a mean and a deviation of its own, so a set's `mean` and `std` are not used.
 
     Args:
         name: One of `names()`.
@@ -64,8 +64,8 @@ def load(
     if name not in names():
         raise ValueError(f"no data set {name!r}: it is one of {names()}")
     if options.get("augment"):
-        raise ValueError("data.augment=true changes pictures at random, but each is encoded once: leave it false")
-    if name in PICTURES:
+        raise ValueError("data.augment=true changes images at random, but each is encoded once: leave it false")
+    if name in IMAGES:
         options |= {"mean": 0, "std": 1}
     common = {"root": root, "download": download, "validation": validation, "split_seed": split_seed, "limit": limit}
     return datasets.load(name, **common, **options)
@@ -76,12 +76,12 @@ def names() -> list[str]:
 
     Example:
         >>> names()
-        ['cifar10', 'coloured_mnist', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist', 'toy_gaussians']
+        ['cifar10', 'colored_mnist', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist', 'toy_gaussians']
     """
     return sorted([*_SETS, *datasets.names()])
 
 
-def unlabelled_inputs(data: ClassificationData, limit: int = 0, seed: int = 0):
+def unlabeled_inputs(data: ClassificationData, limit: int = 0, seed: int = 0):
     """Returns inputs without labels that belong to a set itself: for keys and scales, where no other set gives them.
 
     For the toy these are uniform points of the plane around its classes, at most 2,000; else the training inputs, those
@@ -93,7 +93,7 @@ def unlabelled_inputs(data: ClassificationData, limit: int = 0, seed: int = 0):
         seed: Of the points and of the draw.
 
     Example:
-        >>> points = unlabelled_inputs(load("toy_gaussians"))
+        >>> points = unlabeled_inputs(load("toy_gaussians"))
         >>> points.shape, bool(points.abs().max() <= TOY_REACH)
         (torch.Size([2000, 2]), True)
     """

@@ -139,7 +139,7 @@ def _number(cell: str) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def standardised(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def standardized(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Gives each column mean 0 and standard deviation 1 over some of the rows; one that is constant there is 0 in all.
 
     Args:
@@ -150,7 +150,7 @@ def standardised(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         ValueError: If a value is too far from those that were fitted on to be told from infinity.
 
     Example:
-        >>> standardised(np.array([[1.0, 5.0], [3.0, 5.0], [7.0, 6.0]]), np.array([0, 1])).tolist()
+        >>> standardized(np.array([[1.0, 5.0], [3.0, 5.0], [7.0, 6.0]]), np.array([0, 1])).tolist()
         [[-1.0, 0.0], [1.0, 0.0], [5.0, 0.0]]
     """
     # By a power of two, which changes no digit: squares of very large or very small values would leave the range.

@@ -99,7 +99,7 @@ def _layers(widths: Sequence[int]) -> list[nn.Module]:
 
 
 class LeNet(nn.Module):
-    """LeNet-5 with rectifiers and maximum pooling (LeCun et al. 1998, figure 2), for pictures from 8 x 8.
+    """LeNet-5 with rectifiers and maximum pooling (LeCun et al. 1998, figure 2), for images from 8 x 8.
 
     Args:
         input_shape: `(channels, height, width)`.
@@ -211,14 +211,14 @@ _INITIALIZATIONS: dict[str, Callable[[nn.Module], None]] = {"default": lambda mo
 
 
 def lenet(input_shape: tuple[int, ...], classes: int, code_features: int | None = None) -> nn.Module:
-    """Builds LeNet-5 for pictures of at least 8 x 8.
+    """Builds LeNet-5 for images of at least 8 x 8.
 
     Args:
         input_shape: `(channels, height, width)`.
         classes: Number of outputs.
         code_features: Width of what the head reads; None for the trunk's own, 84.
     """
-    return LeNet(_picture("lenet", input_shape, smallest=8), classes, code_features)
+    return LeNet(_image("lenet", input_shape, smallest=8), classes, code_features)
 
 
 def resnet20(
@@ -230,10 +230,10 @@ def resnet20(
         input_shape: `(channels, height, width)`, at least 8 x 8.
         classes: Number of outputs.
         depth: Layers with weights, 6 n + 2.
-        weights: File of weights; a linear layer for another number of classes stays as it is initialised. Grey pictures
+        weights: File of weights; a linear layer for another number of classes stays as it is initialized. Gray images
             are repeated to three channels where the weights read three.
     """
-    channels, _, _ = _picture("resnet20", input_shape, smallest=8)
+    channels, _, _ = _image("resnet20", input_shape, smallest=8)
     if not (isinstance(depth, int) and depth >= 8 and depth % 6 == 2):
         raise ValueError(f"depth={depth!r} is 6 n + 2: 20, 32, 44, 56 or 110 in the paper")
     state = {} if weights is None else read_weights(weights)
@@ -242,7 +242,7 @@ def resnet20(
     if weights is not None:
         adopt_weights(model, state, str(weights))
     if repeated:
-        model.register_forward_pre_hook(_grey_to_colour)
+        model.register_forward_pre_hook(_gray_to_color)
     return model
 
 
@@ -251,7 +251,7 @@ def torchvision_model(
 ) -> nn.Module:
     """Builds one of torchvision's classifiers, from pretrained weights if wanted.
 
-    Grey pictures are repeated to three channels; the size is the architecture's own business.
+    Gray images are repeated to three channels; the size is the architecture's own business.
 
     Args:
         input_shape: `(channels, height, width)` with 1 or 3 channels.
@@ -259,9 +259,9 @@ def torchvision_model(
         architecture: Name in torchvision, such as "resnet18".
         weights: Name of weights in torchvision, such as "IMAGENET1K_V1" or "DEFAULT" for its best (downloaded once, to
             the cache of torch), a file of weights, or None. A classifier for another number of classes stays as it is
-            initialised.
+            initialized.
     """
-    channels, _, _ = _picture("torchvision", input_shape, smallest=1)
+    channels, _, _ = _image("torchvision", input_shape, smallest=1)
     if channels not in (1, 3):
         raise ValueError(f"torchvision's models read 1 or 3 channels, input_shape={input_shape} has {channels}")
     if architecture not in (known := _architectures()):
@@ -273,7 +273,7 @@ def torchvision_model(
     elif weights is not None:
         adopt_weights(model, read_weights(weights), str(weights))
     if channels == 1:
-        model.register_forward_pre_hook(_grey_to_colour)
+        model.register_forward_pre_hook(_gray_to_color)
     return model
 
 
@@ -286,19 +286,17 @@ def _architectures() -> list[str]:
     ]
 
 
-def _grey_to_colour(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+def _gray_to_color(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return inputs[0].expand(-1, 3, -1, -1)
 
 
-def _picture(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
+def _image(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
     if len(input_shape) != 3:
         raise ValueError(
-            f"{name} reads pictures (channels, height, width), but an input has the shape {input_shape}: use model=mlp"
+            f"{name} reads images (channels, height, width), but an input has the shape {input_shape}: use model=mlp"
         )
     if min(input_shape[1:]) < smallest:
-        raise ValueError(
-            f"{name} reads pictures from {smallest} x {smallest}, but an input has the shape {input_shape}"
-        )
+        raise ValueError(f"{name} reads images from {smallest} x {smallest}, but an input has the shape {input_shape}")
     return input_shape
 
 

@@ -1,6 +1,6 @@
-"""Frozen encoders behind one name: pictures to features, by weights of a file, of torchvision, or trained here.
+"""Frozen encoders behind one name: images to features, by weights of a file, of torchvision, or trained here.
 
-An encoder reads pictures with values in [0, 1] and normalises them itself; grey ones are repeated to its channels.
+An encoder reads images with values in [0, 1] and normalizes them itself; gray ones are repeated to its channels.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Encoder(nn.Module):
     """What modules of a network return, pooled and side by side.
 
     Args:
-        network: Reads normalised pictures `(batch, channels, height, width)`.
+        network: Reads normalized images `(batch, channels, height, width)`.
         places: Dotted names of its modules; their outputs are maps, tokens or vectors.
         pool: Side of the grid that maps are averaged to; tokens are averaged to one.
-        image_size: Side that pictures are resized to; None leaves them.
+        image_size: Side that images are resized to; None leaves them.
         mean: Subtracted from values in [0, 1], one number per channel of the network.
         std: What they are divided by then.
 
@@ -104,12 +104,12 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps pictures `(batch, channels, height, width)` in [0, 1] to `(batch, features)`."""
-        found = self.network(self.normalised(x))
+        """Maps images `(batch, channels, height, width)` in [0, 1] to `(batch, features)`."""
+        found = self.network(self.normalized(x))
         return torch.cat([self._flat(found[place]) for place in self.places], dim=1)
 
-    def normalised(self, x: Tensor) -> Tensor:
-        """Makes of pictures in [0, 1] what the network reads."""
+    def normalized(self, x: Tensor) -> Tensor:
+        """Makes of images in [0, 1] what the network reads."""
         if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
             x = F.interpolate(x, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         return (x.expand(-1, len(self.mean), -1, -1) - self.mean) / self.std
@@ -141,7 +141,7 @@ def pretrained(
     mean: float | Sequence[float] = (0.485, 0.456, 0.406),
     std: float | Sequence[float] = (0.229, 0.224, 0.225),
 ) -> nn.Module:
-    """Builds an encoder with weights of a file or of torchvision, for pictures of 1 or 3 channels.
+    """Builds an encoder with weights of a file or of torchvision, for images of 1 or 3 channels.
 
     Args:
         input_shape: `(channels, height, width)`.
@@ -150,21 +150,21 @@ def pretrained(
         model: Name and options of one of `ibreg.runs.models.classifiers`, with its weights.
         places: Modules whose outputs are the features.
         pool: Side of the grid that maps are averaged to.
-        image_size: Side that pictures are resized to; None leaves them.
+        image_size: Side that images are resized to; None leaves them.
         mean: Subtracted from values in [0, 1], as the weights expect it: one number, or one per channel.
         std: What they are divided by then.
     """
-    _check_picture(input_shape, 3)
+    _check_image(input_shape, 3)
     options = dict(model)
     if options.get("weights") is None:
         raise ValueError("a pretrained encoder needs encoder.model.weights: a file, or DEFAULT for torchvision's")
     if (under := root / Path(options["weights"]).expanduser()).is_file():
         options["weights"] = under
     side = image_size or input_shape[1]
-    # The classifier is not used: one of another size stays as it is initialised.
+    # The classifier is not used: one of another size stays as it is initialized.
     network = models.build(**options, input_shape=(3, side, side), classes=1)
-    normalisation = {"mean": per_channel("mean", mean, 3), "std": per_channel("std", std, 3)}
-    return Encoder(network, places, pool=pool, image_size=image_size, **normalisation)
+    normalization = {"mean": per_channel("mean", mean, 3), "std": per_channel("std", std, 3)}
+    return Encoder(network, places, pool=pool, image_size=image_size, **normalization)
 
 
 def trained(
@@ -187,23 +187,23 @@ def trained(
         input_shape: `(channels, height, width)`.
         root: Folder of the data.
         cache: Folder that keeps the weights, under a name that data and options make.
-        data: Name and options of the other data set, one of pictures.
+        data: Name and options of the other data set, one of images.
         model: Name and options of one of `ibreg.runs.models.classifiers`.
         places: Modules whose outputs are the features.
         pool: Side of the grid that maps are averaged to.
         epochs: Passes over the other data set.
-        batch_size: Pictures per step.
+        batch_size: Images per step.
         lr: AdamW's.
-        seed: Of initialisation and order.
+        seed: Of initialization and order.
     """
     for option, number in (("epochs", epochs), ("batch_size", batch_size)):
         if type(number) is not int or number < 1:
-            raise ValueError(f"encoder.{option}={number!r} is a whole number of at least 1")
+            raise ValueError(f"encoder.{option}={number!r} is an integer of at least 1")
     other = continual_data.load(**{"root": root, "validation": 0, **data})
     channels, *size = other.input_shape
-    _check_picture(input_shape, channels)
+    _check_image(input_shape, channels)
     if size[0] != size[1]:
-        raise ValueError(f"an encoder is trained with square pictures, those of {other.name} are {size}")
+        raise ValueError(f"an encoder is trained with square images, those of {other.name} are {size}")
     seed_all(seed)
     network = models.build(**model, input_shape=other.input_shape, classes=other.classes)
     # Places are checked, and the weights shared, before there is anything to train.
@@ -216,7 +216,7 @@ def trained(
         for epoch in range(epochs):
             sampler.set_epoch(epoch)
             for x, y in loader(other.train, batch_size, sampler=sampler, drop_last=len(other.train) > batch_size):
-                F.cross_entropy(network(encoder.normalised(x)), y).backward()
+                F.cross_entropy(network(encoder.normalized(x)), y).backward()
                 optimizer.step()
                 optimizer.zero_grad()
         return network.state_dict()
@@ -228,10 +228,10 @@ def trained(
     return encoder
 
 
-def _check_picture(input_shape: tuple[int, ...], channels: int) -> None:
+def _check_image(input_shape: tuple[int, ...], channels: int) -> None:
     if len(input_shape) != 3 or input_shape[0] not in (1, channels):
         raise ValueError(
-            f"the encoder reads pictures of {' or '.join(map(str, sorted({1, channels})))} channels, but an input has "
+            f"the encoder reads images of {' or '.join(map(str, sorted({1, channels})))} channels, but an input has "
             f"the shape {input_shape}: use encoder=identity, or another"
         )
 

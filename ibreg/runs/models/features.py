@@ -25,7 +25,7 @@ def encode(
 
     Args:
         encoder: In eval mode, maps `(batch, ...)` to `(batch, features)`.
-        inputs: `(rows, ...)`: a tensor, or pictures in files.
+        inputs: `(rows, ...)`: a tensor, or images in files.
         cache: Folder of the features. Any change of weights, architecture or inputs makes a file of another name.
         device: Where to encode.
         batch_size: Rows at a time.
@@ -52,12 +52,12 @@ def encode(
 
     features = cached(cache, "features", digest(encoder, (), inputs), compute)["features"]
     if not features.isfinite().all():
-        raise ValueError("the encoder gives features that are not finite: look at its weights and normalisation")
+        raise ValueError("the encoder gives features that are not finite: look at its weights and normalization")
     return features
 
 
-def standardised(features: Tensor, by: Tensor) -> Tensor:
-    r"""Centres and scales features by the mean and deviation of others, which come from unlabelled inputs.
+def standardized(features: Tensor, by: Tensor) -> Tensor:
+    r"""Centers and scales features by the mean and deviation of others, which come from unlabeled inputs.
 
     .. math::
         \hat x_d = \frac{x_d - \mu_d}{\max(\sigma_d, \bar\sigma / 10)}
@@ -69,7 +69,7 @@ def standardised(features: Tensor, by: Tensor) -> Tensor:
         by: `(other rows, features)`, two rows or more.
 
     Example:
-        >>> standardised(torch.tensor([[3.0, 7.0]]), by=torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
+        >>> standardized(torch.tensor([[3.0, 7.0]]), by=torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
         tensor([[ 1.4142, 28.2843]])
     """
     deviation = by.std(dim=0)
@@ -80,7 +80,7 @@ def standardised(features: Tensor, by: Tensor) -> Tensor:
 def digest(module: nn.Module, options: Any, *inputs) -> str:
     """Returns a hash of all that a computation follows from: a module with its weights, options, and its inputs.
 
-    Pictures in files are known by path, size and time of change.
+    Images in files are known by path, size and time of change.
 
     Example:
         >>> digest(nn.Flatten(), (), torch.zeros(2)) == digest(nn.Flatten(), (), torch.zeros(2))

@@ -1,4 +1,4 @@
-"""Classifiers of pictures from timm and transformers, which are extras: `pip install ibreg[timm,transformers]`."""
+"""Classifiers of images from timm and transformers, which are extras: `pip install ibreg[timm,transformers]`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def timm_model(
         classes: Number of outputs.
         architecture: Name in timm, with the tag of its weights where wanted, such as "resnet18.a1_in1k".
         weights: "DEFAULT" for those of the tag (downloaded once), a file of weights, or None. A classifier for another
-            number of classes stays as it is initialised.
+            number of classes stays as it is initialized.
 
     Raises:
         ImportError: If timm is not installed.
@@ -59,7 +59,7 @@ def transformers_model(
         input_shape: `(channels, height, width)`.
         classes: Number of outputs.
         weights: A folder that `save_pretrained` wrote, or a name on the hub, which brings its own architecture and
-            configuration; None for a new model. A classifier for another number of classes stays as it is initialised.
+            configuration; None for a new model. A classifier for another number of classes stays as it is initialized.
         architecture: Model type of a new model, such as "vit".
         configuration: Settings of a new model's configuration; `image_size` and `num_channels` are those of the data.
 

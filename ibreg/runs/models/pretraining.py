@@ -15,7 +15,7 @@ def pretrain(model: nn.Module, rows: Rows, *, epochs: int, batch_size: int, lr: 
     """Trains a classifier and returns the weights of its backbone.
 
     Args:
-        model: freshly initialised; it is changed.
+        model: freshly initialized; it is changed.
         rows: to train on.
         epochs: passes over them.
         batch_size: rows per step.

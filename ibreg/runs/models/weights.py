@@ -62,7 +62,7 @@ def adopt_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     classifier = list(own)[-1].rpartition(".")[0]
     other = {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape}
     skipped = {f"{classifier}.weight", f"{classifier}.bias"} if f"{classifier}.weight" in other else set()
-    # Batch normalisation counts its batches only since torch 0.4.1: older files lack the count, and torch fills it in.
+    # Batch normalization counts its batches only since torch 0.4.1: older files lack the count, and torch fills it in.
     missing = sorted(name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     faults = {
         "missing": missing,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ibreg.plots.classification import arm_label, sort_arms
+from ibreg.plots.classification import method_label, sort_methods
 from ibreg.runs.folder import CONFIG, SUMMARY
 from ibreg.runs.report.summary import Column, read_summary, summarize
 from ibreg.runs.report.tables import DEFAULT_COLUMNS, difference_cell, spread_cell
@@ -104,33 +104,33 @@ def columns(runs: Sequence[Run], metric: str | None = None) -> list[Column]:
 
 
 def compare(runs: Sequence[Run], metrics: Sequence[Column]) -> list[dict[str, Any]]:
-    """Lists what every arm of every run measured, with the paired differences of the first metric.
+    """Lists what every method of every run measured, with the paired differences of the first metric.
 
     Args:
         runs: finished ones; the first is what the others are compared with.
         metrics: (key, heading, scale, digits) each, at least one.
 
     Returns:
-        a row for each arm: `run`, `recipe`, `data`, `arm`, `seeds`, `results` (an entry of `summarize` for each metric
-        that it has), `to_control` and `to_first`: the paired differences, arm - control of the same run and arm - the
-        same arm of the first run. The latter is None for the first run, and where data or seeds are others.
+        a row for each method: `run`, `recipe`, `data`, `method`, `seeds`, `results` (an entry of `summarize` for each metric
+        that it has), `to_control` and `to_first`: the paired differences, method - control of the same run and method - the
+        same method of the first run. The latter is None for the first run, and where data or seeds are others.
     """
     first_metric, rows = metrics[0][0], []
     for label, run in zip(labels(runs), runs, strict=True):
         summary, reference = run.summary, runs[0].summary
         pairs = run is not runs[0] and all(summary[key] == reference[key] for key in ("recipe", "data", "seeds"))
-        for arm in sort_arms(summary["results"]):
-            results = summary["results"][arm]
-            before = reference["results"].get(arm, {}).get(first_metric) if pairs else None
+        for method in sort_methods(summary["results"]):
+            results = summary["results"][method]
+            before = reference["results"].get(method, {}).get(first_metric) if pairs else None
             rows.append(
                 {
                     "run": label,
                     "recipe": summary["recipe"],
                     "data": summary["data"],
-                    "arm": arm,
+                    "method": method,
                     "seeds": len(summary["seeds"]),
                     "results": {key: results[key] for key, *_ in metrics if key in results},
-                    "to_control": summary["paired"].get(arm, {}).get(first_metric),
+                    "to_control": summary["paired"].get(method, {}).get(first_metric),
                     "to_first": _difference(results.get(first_metric), before),
                 }
             )
@@ -142,8 +142,8 @@ def _difference(entry: Mapping[str, Any] | None, reference: Mapping[str, Any] | 
         return None
     # A seed that diverged is null in a summary.
     values = {
-        arm: {"metric": [float("nan") if value is None else value for value in each["values"]]}
-        for arm, each in (("first", reference), ("other", entry))
+        method: {"metric": [float("nan") if value is None else value for value in each["values"]]}
+        for method, each in (("first", reference), ("other", entry))
     }
     _, paired = summarize(values, control="first")
     return paired["other"]["metric"]
@@ -163,7 +163,15 @@ def cells(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Column]) -> list[
         spreads = [spread_cell(row["results"].get(key), scale, digits) for key, _, scale, digits in metrics]
         differences = [difference_cell(row[key], scale, digits) for key in ("to_control", "to_first")]
         table.append(
-            [row["run"], row["recipe"], row["data"], arm_label(row["arm"]), spreads[0], *differences, *spreads[1:]]
+            [
+                row["run"],
+                row["recipe"],
+                row["data"],
+                method_label(row["method"]),
+                spreads[0],
+                *differences,
+                *spreads[1:],
+            ]
         )
     dropped = {place for place in (1, 2) if len({line[place] for line in table[1:]}) < 2}
     dropped |= {place for place in (5, 6) if {line[place] for line in table[1:]} == {"-"}}
@@ -172,7 +180,7 @@ def cells(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Column]) -> list[
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row of `compare` as a line of a csv, in the unit of the summaries."""
-    line = {key: row[key] for key in ("run", "recipe", "data", "arm", "seeds")}
+    line = {key: row[key] for key in ("run", "recipe", "data", "method", "seeds")}
     for metric, entry in row["results"].items():
         line |= {f"{metric} {key}": entry[key] for key in ("mean", "std")}
     for name in ("to_control", "to_first"):

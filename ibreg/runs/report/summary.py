@@ -32,12 +32,12 @@ def summarize(
     A seed that diverged is not dropped: a value that is not finite makes its metric NaN.
 
     Args:
-        values: Per arm and metric one value per seed, the seeds in the same order everywhere.
-        control: The arm to compare with; without it there are no differences.
+        values: Per method and metric one value per seed, the seeds in the same order everywhere.
+        control: The method to compare with; without it there are no differences.
 
     Returns:
-        `{arm: {metric: {"mean", "std", "values"}}}`, the standard deviation that of a sample (None for one seed), and
-        `{arm: {metric: {"mean", "low", "high", "values"}}}`: the differences arm - control with their 95 % interval
+        `{method: {metric: {"mean", "std", "values"}}}`, the standard deviation that of a sample (None for one seed), and
+        `{method: {metric: {"mean", "low", "high", "values"}}}`: the differences method - control with their 95 % interval
         (None for one seed), for the metrics that both have.
 
     Raises:
@@ -50,18 +50,20 @@ def summarize(
         >>> {key: np.round(value, 2).tolist() for key, value in paired["hsic"]["error"].items()}
         {'mean': -1.5, 'low': -7.85, 'high': 4.85, 'values': [-1.0, -2.0]}
     """
-    rows = {arm: {metric: _finite(numbers) for metric, numbers in metrics.items()} for arm, metrics in values.items()}
-    results = {arm: {metric: _spread(row) for metric, row in metrics.items()} for arm, metrics in rows.items()}
+    rows = {
+        method: {metric: _finite(numbers) for metric, numbers in metrics.items()} for method, metrics in values.items()
+    }
+    results = {method: {metric: _spread(row) for metric, row in metrics.items()} for method, metrics in rows.items()}
     if control not in rows:
         return results, {}
     paired = {
-        arm: {
+        method: {
             metric: _difference(metric, row, rows[control][metric])
             for metric, row in metrics.items()
             if metric in rows[control]
         }
-        for arm, metrics in rows.items()
-        if arm != control
+        for method, metrics in rows.items()
+        if method != control
     }
     return results, paired
 
@@ -74,8 +76,8 @@ def by_metric(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str
         {'none': {'test/error': [3.0, 5.0]}}
     """
     return {
-        arm: {f"test/{metric}": [of_seed[metric] for of_seed in seeds] for metric in seeds[0]}
-        for arm, seeds in measured.items()
+        method: {f"test/{metric}": [of_seed[metric] for of_seed in seeds] for metric in seeds[0]}
+        for method, seeds in measured.items()
     }
 
 
@@ -87,7 +89,7 @@ def _finite(numbers: Sequence[float]) -> np.ndarray:
 
 def _spread(row: np.ndarray) -> dict[str, Any]:
     if row.size == 0:
-        raise ValueError("a metric has no value: leave it out of the arm that does not have it")
+        raise ValueError("a metric has no value: leave it out of the method that does not have it")
     std = float(row.std(ddof=1)) if row.size > 1 else None
     return {"mean": float(row.mean()), "std": std, "values": row.tolist()}
 

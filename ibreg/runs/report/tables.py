@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ibreg.plots.classification import arm_label, sort_arms
+from ibreg.plots.classification import method_label, sort_methods
 from ibreg.runs.folder import CHECKPOINTS, LOCK, SUMMARY, replace
 from ibreg.runs.report.summary import Column, read_summary
 
@@ -35,8 +35,8 @@ DOUBT = f"{DOUBTFUL} not to be trusted: a sanity check failed, so that gradients
 def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Table:
     """Makes the table of a run for the terminal.
 
-    A row per arm: mean ± standard deviation over the seeds, and for the first metric the paired difference to the
-    control with its 95 % interval. A dash where an arm does not have a metric, `nan` where its value is not finite.
+    A row per method: mean ± standard deviation over the seeds, and for the first metric the paired difference to the
+    control with its 95 % interval. A dash where a method does not have a metric, `nan` where its value is not finite.
 
     Args:
         summary: A summary, as `read_summary` returns it.
@@ -48,7 +48,7 @@ def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Tabl
     headings, *rows = _cells(summary, metrics)
     table = Table()
     for place, heading in enumerate(headings):
-        # Names of arms are not cut where there is no room.
+        # Names of methods are not cut where there is no room.
         table.add_column(Text(heading), justify="right" if place else "left", overflow="fold", no_wrap=place == 0)
     for row in rows:
         # As Text, so that the brackets of an interval are not taken for markup.
@@ -108,19 +108,19 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(summary: Mapping[str, Any], metrics: Sequence[Column]) -> list[list[str]]:
-    """The headings and then a row per arm, the control first; differences stand behind the first metric."""
+    """The headings and then a row per method, the control first; differences stand behind the first metric."""
     if not metrics:
         raise ValueError("a table needs a metric")
     results, paired = summary["results"], summary["paired"]
     table = [["bottleneck", *(heading for _, heading, _, _ in metrics)]]
-    for arm in sort_arms(results):
-        cells = [spread_cell(results[arm].get(key), scale, digits) for key, _, scale, digits in metrics]
-        table.append([arm_label(arm), *cells])
+    for method in sort_methods(results):
+        cells = [spread_cell(results[method].get(key), scale, digits) for key, _, scale, digits in metrics]
+        table.append([method_label(method), *cells])
     if paired:
         first, _, scale, digits = metrics[0]
         table[0].insert(2, "difference to none [95 %]")
-        for arm, row in zip(sort_arms(results), table[1:], strict=True):
-            row.insert(2, difference_cell(paired.get(arm, {}).get(first), scale, digits))
+        for method, row in zip(sort_methods(results), table[1:], strict=True):
+            row.insert(2, difference_cell(paired.get(method, {}).get(first), scale, digits))
     return table
 
 
@@ -152,7 +152,7 @@ def render_readme(text: str, results_folder: str | Path) -> str:
     """Replaces what stands between the table markers of a text by the tables of committed summaries.
 
     Under each table stands a line with the command, seeds, versions and hardware. The columns are the summary's
-    `headline`, else test error, NLL, ECE and rate, as far as an arm has them.
+    `headline`, else test error, NLL, ECE and rate, as far as a method has them.
 
     Args:
         text: Markdown with `<!-- table: NAME -->` ... `<!-- end table -->`.

@@ -79,9 +79,9 @@ def mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor
     mix = MixUp(alpha=alpha, num_classes=classes)
 
     def mixed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        # It takes pictures alone, but what it does holds for rows of any shape.
-        pictures, shares = mix(x.reshape(len(x), 1, 1, -1), y)
-        return pictures.reshape(x.shape), shares
+        # It takes images alone, but what it does holds for rows of any shape.
+        images, shares = mix(x.reshape(len(x), 1, 1, -1), y)
+        return images.reshape(x.shape), shares
 
     return mixed
 

@@ -25,8 +25,8 @@ from ibreg.runs.models.freezing import MODES, freeze, head_of
 from ibreg.runs.models.pretraining import pretrain
 from ibreg.runs.tasks.classification import Classified, classify
 
-WHOLE_NUMBERS = {"steps": 0, "pretraining.epochs": 1, "test_rows": 0, "corrupted.rows": 0, "shifted.rows": 0}
-ON_OTHER_PICTURES = ("accuracy", "error", "nll", "ece")
+INTEGERS = {"steps": 0, "pretraining.epochs": 1, "test_rows": 0, "corrupted.rows": 0, "shifted.rows": 0}
+ON_OTHER_IMAGES = ("accuracy", "error", "nll", "ece")
 
 
 def check_fine_tuning(cfg: DictConfig) -> None:
@@ -46,10 +46,10 @@ def check_fine_tuning(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not (type(value) in (int, float) and math.isfinite(value) and value >= 0):
             raise ValueError(f"{key} is a number of at least 0, got {value}")
-    for key, least in WHOLE_NUMBERS.items():
+    for key, least in INTEGERS.items():
         value = OmegaConf.select(cfg, key)
         if type(value) is not int or value < least:
-            raise ValueError(f"{key} is a whole number of at least {least}, got {value}")
+            raise ValueError(f"{key} is an integer of at least {least}, got {value}")
     for key in ("pretraining.classes", "corrupted.kinds", "shifted.kinds"):
         if not isinstance(OmegaConf.select(cfg, key), ListConfig):
             raise ValueError(f"{key} is a list, [] for none, got {OmegaConf.select(cfg, key)}")
@@ -62,7 +62,7 @@ def check_fine_tuning(cfg: DictConfig) -> None:
         if cfg[section].severity not in (1, 2, 3, 4, 5):
             raise ValueError(f"{section}.severity is 1, 2, 3, 4 or 5, got {cfg[section].severity}")
     if cfg.mode == "frozen":
-        idle = [arm for arm in cfg.bottlenecks if not build_bottleneck(cfg, arm).sized]
+        idle = [method for method in cfg.bottlenecks if not build_bottleneck(cfg, method).sized]
         if idle:
             raise ValueError(f"mode=frozen trains bottlenecks alone, and {', '.join(idle)} has no parameters")
 
@@ -71,11 +71,11 @@ def load(cfg: DictConfig) -> tuple[Rows | None, ClassificationData]:
     """Loads the rows to pretrain on, if any, and the data to fine-tune on, all of its training rows in one part.
 
     Raises:
-        ValueError: no pictures; classes that the data do not have.
+        ValueError: no images; classes that the data do not have.
     """
     data = datasets.load(**{**cfg.data, "validation": 0})
     if len(data.input_shape) != 3:
-        raise ValueError(f"fine-tuning here is for pictures, but an input of {data.name} has shape {data.input_shape}")
+        raise ValueError(f"fine-tuning here is for images, but an input of {data.name} has shape {data.input_shape}")
     if not cfg.pretraining.classes:
         return None, data
     source = list(cfg.pretraining.classes)
@@ -127,10 +127,10 @@ def new_parts(backbone: Callable[[int | None], nn.Module]) -> list[str]:
 
 
 def sets_to_test(cfg: DictConfig, data: ClassificationData) -> dict[str, list[Rows]]:
-    """Returns the test pictures as they are ("clean"), corrupted, shifted, and those of another data set.
+    """Returns the test images as they are ("clean"), corrupted, shifted, and those of another data set.
 
     Raises:
-        ValueError: pictures too small for a corruption, another data set with other classes or sizes.
+        ValueError: images too small for a corruption, another data set with other classes or sizes.
     """
     test = spread(data.test, cfg.test_rows)
     sets = {"clean": [test]}
@@ -159,7 +159,7 @@ def measure(
     """Tests a model on all test sets.
 
     Returns:
-        the predictions of the clean pictures; and their metrics, with accuracy, error, NLL and ECE of the other sets,
+        the predictions of the clean images; and their metrics, with accuracy, error, NLL and ECE of the other sets,
         as in `accuracy_corrupted`, means over their kinds.
     """
     clean = classify(model, sets["clean"][0], accelerator, draws=draws)
@@ -167,5 +167,5 @@ def measure(
     for name, parts in sets.items():
         if name != "clean":
             found = [classify(model, part, accelerator, draws=draws).metrics() for part in parts]
-            metrics |= {f"{key}_{name}": fmean(each[key] for each in found) for key in ON_OTHER_PICTURES}
+            metrics |= {f"{key}_{name}": fmean(each[key] for each in found) for key in ON_OTHER_IMAGES}
     return clean, metrics

@@ -21,7 +21,7 @@ def classifier(classes=5):
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 30), nn.Tanh(), nn.Linear(30, classes))
 
 
-def pictures(model, batch=20, low=0.0, high=1.0):
+def images(model, batch=20, low=0.0, high=1.0):
     x = low + (high - low) * torch.rand(batch, 1, 6, 6)
     return x, model(x).argmax(1)
 
@@ -37,7 +37,7 @@ OPTIONS = {"steps": 10, "queries": 30}
 @pytest.mark.parametrize("name", STANDARD)
 def test_each_attack_fools_within_ball_and_box_and_leaves_the_rest(name, norm):
     model = classifier()
-    x, y = pictures(model)
+    x, y = images(model)
     eps = 0.1 if norm == "inf" else 0.4
     attacked = attack_ensemble(model, x, y, eps=eps, norm=norm, attacks=[name], **OPTIONS)
     fooled = model(attacked).argmax(1) != y
@@ -51,7 +51,7 @@ def test_each_attack_fools_within_ball_and_box_and_leaves_the_rest(name, norm):
 def test_the_ensemble_is_as_strong_as_pgd_towards_every_class(norm):
     """An untrained classifier is sure of nothing, so that raising the cross-entropy alone finds less."""
     model = classifier()
-    x, y = pictures(model, batch=60)
+    x, y = images(model, batch=60)
     options = {"eps": 0.04 if norm == "inf" else 0.15, "norm": norm}
     stands = model(attack_ensemble(model, x, y, **options, **OPTIONS)).argmax(1) == y
     towards = [
@@ -65,7 +65,7 @@ def test_the_ensemble_is_as_strong_as_pgd_towards_every_class(norm):
 def test_inputs_in_another_box_are_attacked_alike():
     """A network behind a change of scale stands or falls with the one before it."""
     model = classifier()
-    x, y = pictures(model, batch=60)
+    x, y = images(model, batch=60)
     options = {**OPTIONS, "attacks": ["apgd_ce"]}
     plain = model(attack_ensemble(model, x, y, eps=0.05, **options)).argmax(1) == y
     wide = nn.Sequential(Shift(), model)
@@ -92,7 +92,7 @@ def test_a_stochastic_classifier_falls_to_the_expectation():
 def test_nothing_is_left_behind():
     model = classifier().train()
     model[1].weight.requires_grad_(False)
-    x, y = pictures(model)
+    x, y = images(model)
     before, flags = torch.get_rng_state(), [parameter.requires_grad for parameter in model.parameters()]
     attacked = attack_ensemble(model, x, y, eps=0.1, attacks=["fab_targeted"], **OPTIONS)
     assert not torch.equal(attacked, x)
@@ -110,13 +110,13 @@ def test_nothing_is_left_behind():
         ({"attacks": ["pgd"]}, "attacks are some of apgd_ce"),
         ({"attacks": []}, "attacks are some of"),
         ({"eps": -1.0}, "eps is a finite number"),
-        ({"queries": 0}, "queries is a whole number"),
+        ({"queries": 0}, "queries is an integer"),
         ({"clamp": (0.0, 0.5)}, "outside of clamp"),
         ({"clamp": None}, "need bounds"),
         ({"target": torch.zeros(4)}, "need classes"),
         ({"target": torch.full((4,), 7)}, "there are 3 classes"),
-        ({"x": torch.ones(4, 36)}, "square needs pictures"),
-        ({"x": torch.ones(4, 1, 4, 9), "norm": "2"}, "square of pyautoattack does not run on pictures of 4 x 9"),
+        ({"x": torch.ones(4, 36)}, "square needs images"),
+        ({"x": torch.ones(4, 1, 4, 9), "norm": "2"}, "square of pyautoattack does not run on images of 4 x 9"),
         ({}, "apgd_targeted needs four classes, there are 3"),
     ],
 )
@@ -141,7 +141,7 @@ def test_the_missing_package_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(side, 16) for side in range(5, 31)] + [(16, side) for side in range(5, 31)])
-def test_pictures_on_which_square_does_not_run_are_refused_and_no_others(size, monkeypatch):
+def test_images_on_which_square_does_not_run_are_refused_and_no_others(size, monkeypatch):
     network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 5))
     x = torch.rand(2, 1, *size)
     y = network(x).argmax(1)
@@ -168,7 +168,7 @@ def test_inputs_may_have_any_layout(norm):
 @pytest.mark.parametrize("name", ["apgd_ce", "apgd_targeted"])
 def test_what_is_found_carries_no_graph(name):
     model = classifier()
-    x, y = pictures(model)
+    x, y = images(model)
     assert not attack_ensemble(model, x, y, eps=0.3, attacks=[name], **OPTIONS).requires_grad
 
 
@@ -183,6 +183,6 @@ class Cut(nn.Module):
 
 def test_a_path_that_is_cut_is_searched_without_a_gradient():
     model = Cut()
-    x, y = pictures(model)
+    x, y = images(model)
     attacked = attack_ensemble(model, x, y, eps=0.3, attacks=["apgd_ce"], **OPTIONS)
     assert (attacked - x).abs().max() <= 0.3 + 1e-6

@@ -38,7 +38,7 @@ def length(change, norm):
     return torch.linalg.vector_norm(change.flatten(1), ord=float(norm), dim=1)
 
 
-def labelled(batch=200, features=8):
+def labeled(batch=200, features=8):
     x = torch.randn(batch, features)
     return x, torch.randint(3, (batch,))
 
@@ -247,7 +247,7 @@ def test_the_loss_of_a_linear_model_never_falls_with_eps(norm, eps, seed):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_noise_alone_is_weaker_than_fgsm_and_that_weaker_than_pgd(norm):
-    model, (x, y) = classifier(), labelled()
+    model, (x, y) = classifier(), labeled()
     eps = 0.3 if norm == "inf" else 0.8
     noise, one, many = (
         cross_entropy(model(attacked), y).mean().item()
@@ -261,7 +261,7 @@ def test_noise_alone_is_weaker_than_fgsm_and_that_weaker_than_pgd(norm):
 
 
 def test_no_point_of_the_ball_is_worse_than_what_pgd_finds_in_two_dimensions():
-    model, (x, y) = classifier(features=2), labelled(batch=20, features=2)
+    model, (x, y) = classifier(features=2), labeled(batch=20, features=2)
     found = cross_entropy(model(pgd(model, x, y, eps=0.5, steps=60, restarts=4)), y).detach()
     grid = torch.cartesian_prod(*2 * [torch.linspace(-0.5, 0.5, 41)])
     everywhere = torch.stack([cross_entropy(model(x + change), y) for change in grid]).detach()
@@ -269,7 +269,7 @@ def test_no_point_of_the_ball_is_worse_than_what_pgd_finds_in_two_dimensions():
 
 
 def test_radius_zero_changes_nothing():
-    model, (x, y) = classifier(), labelled()
+    model, (x, y) = classifier(), labeled()
     for norm in NORMS:
         assert torch.equal(pgd(model, x, y, eps=0, steps=2, norm=norm), x)
         assert torch.equal(fgsm(model, x, y, eps=0, norm=norm), x)
@@ -277,7 +277,7 @@ def test_radius_zero_changes_nothing():
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_sample_is_attacked_by_itself(norm):
-    model, (x, y) = classifier().double(), labelled(batch=6)
+    model, (x, y) = classifier().double(), labeled(batch=6)
     x = x.double()
     options = {"eps": 0.4, "steps": 5, "norm": norm, "random_start": False}
     together = pgd(model, x, y, **options)
@@ -287,7 +287,7 @@ def test_every_sample_is_attacked_by_itself(norm):
 
 @pytest.mark.parametrize("loss", [margin, lambda output, target: F.cross_entropy(3 * output, target, reduction="none")])
 def test_the_loss_may_be_given(loss):
-    model, (x, y) = classifier(), labelled()
+    model, (x, y) = classifier(), labeled()
     attacked = pgd(model, x, y, eps=0.5, steps=10, loss=loss)
     assert loss(model(attacked), y).mean() > loss(model(x), y).mean() + 0.1
 
@@ -320,7 +320,7 @@ def test_modes_parameters_gradients_and_inputs_come_back_as_they_were():
 
 
 def test_attacks_work_where_gradients_are_off():
-    model, (x, y) = classifier(), labelled()
+    model, (x, y) = classifier(), labeled()
     expected = pgd(model, x, y, eps=0.2, steps=3)
     with torch.no_grad():
         assert torch.equal(pgd(model, x, y, eps=0.2, steps=3), expected)
@@ -358,14 +358,14 @@ X, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
         ({"eps": -0.1}, "eps is a finite number of at least 0, got -0.1"),
         ({"eps": math.nan}, "eps is a finite number"),
         ({"norm": "1"}, "norm is 'inf' or '2', got '1'"),
-        ({"steps": 0}, "steps is a whole number of at least 1, got 0"),
-        ({"restarts": 0}, "restarts is a whole number"),
+        ({"steps": 0}, "steps is an integer of at least 1, got 0"),
+        ({"restarts": 0}, "restarts is an integer"),
         ({"restarts": 2, "random_start": False}, "are all the same"),
         ({"step_size": 0.0}, "step_size is a finite number above 0"),
         ({"momentum": -1.0}, "momentum is a finite number of at least 0"),
         ({"early_stop": True, "target": X[:, 0]}, "early_stop needs classes"),
         ({"loss": margin, "target": Y + 5}, "targets go from 5 to 5, there are 5 classes"),
-        ({"expectation": -1}, "expectation is a whole number of at least 0"),
+        ({"expectation": -1}, "expectation is an integer of at least 0"),
         ({"expectation": 2}, "expectation=2 needs a stochastic bottleneck"),
         ({"clamp": (1.0, 0.0)}, "smallest, largest"),
         ({"clamp": (0.5, 1.0)}, "x goes from 0 to 0, outside of clamp"),
@@ -432,7 +432,7 @@ def test_no_attack_runs_where_gradients_are_forbidden():
         fgsm(nn.Linear(6, 4), torch.rand(2, 6), torch.tensor([0, 1]), eps=0.3)
 
 
-class Normalising(nn.Module):
+class Normalizing(nn.Module):
     """What stands before the wrapper would be left out."""
 
     def __init__(self, inner):
@@ -445,8 +445,8 @@ class Normalising(nn.Module):
 
 def test_a_module_that_runs_more_than_the_wrapper_in_it_is_refused():
     net = nn.Sequential(ibreg.VariationalBottleneck(6, 3), nn.Linear(3, 4))
-    model, x, y = Normalising(ibreg.Regularized(net)), torch.rand(2, 6), torch.tensor([0, 1])
-    refused = "Normalising holds a Regularized and has a forward of its own"
+    model, x, y = Normalizing(ibreg.Regularized(net)), torch.rand(2, 6), torch.tensor([0, 1])
+    refused = "Normalizing holds a Regularized and has a forward of its own"
     with pytest.raises(ValueError, match=refused):
         fgsm(model, x, y, eps=0.1)
     for draws in (0, 3):

@@ -20,7 +20,7 @@ def classifier(features=8, classes=3):
     return nn.Sequential(nn.Linear(features, 32), nn.Tanh(), nn.Linear(32, classes))
 
 
-def labelled(model, batch=200, features=8):
+def labeled(model, batch=200, features=8):
     x = torch.randn(batch, features)
     return x, model(x).argmax(1)
 
@@ -71,7 +71,7 @@ def test_a_value_that_is_not_a_number_is_never_kept():
 @pytest.mark.parametrize("norm", NORMS)
 def test_accuracy_never_rises_with_steps_or_restarts(norm, early_stop):
     model = classifier()
-    x, y = labelled(model)
+    x, y = labeled(model)
 
     def still_right(**options):
         return right(model, pgd(model, x, y, eps=0.3, norm=norm, step_size=0.1, early_stop=early_stop, **options), y)
@@ -85,7 +85,7 @@ def test_accuracy_never_rises_with_steps_or_restarts(norm, early_stop):
 @pytest.mark.parametrize("norm", NORMS)
 def test_pgd_is_never_weaker_than_fgsm(norm):
     model = classifier()
-    x, y = labelled(model)
+    x, y = labeled(model)
     options = {"eps": 0.4, "norm": norm}
     by_one = right(model, fgsm(model, x, y, **options), y)
     assert (right(model, pgd(model, x, y, **options), y) <= by_one).all()
@@ -98,7 +98,7 @@ def test_pgd_is_never_weaker_than_fgsm(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_early_stop_fools_the_same_samples_with_less_work(norm):
     model = Watched(classifier())
-    x, y = labelled(model)
+    x, y = labeled(model)
     options = {"eps": 0.4, "norm": norm, "steps": 20, "restarts": 2, "seed": 3}
     work = []
     fooled = []
@@ -115,7 +115,7 @@ def test_early_stop_fools_the_same_samples_with_less_work(norm):
 
 def test_early_stop_leaves_samples_that_are_wrong_already_and_ends_with_the_last_one():
     model = Watched(classifier())
-    x, y = labelled(model)
+    x, y = labeled(model)
     model.seen.clear()
     wrong = (y + 1) % 3
     assert torch.equal(pgd(model, x, wrong, eps=0.4, steps=20, early_stop=True), x)
@@ -147,7 +147,7 @@ def test_targeted_attacks_on_linear_regressors_have_their_best_case_in_closed_fo
 @pytest.mark.parametrize("loss", [None, margin])
 def test_targeted_attacks_make_a_classifier_say_the_wanted_class(loss, early_stop):
     model = classifier()
-    x, y = labelled(model)
+    x, y = labeled(model)
     wanted = (y + 1) % 3
     attacked = pgd(model, x, wanted, eps=1.0, steps=20, targeted=True, loss=loss, early_stop=early_stop)
     assert (model(attacked).argmax(1) == wanted).double().mean() > 0.5
@@ -157,7 +157,7 @@ def test_targeted_attacks_make_a_classifier_say_the_wanted_class(loss, early_sto
 
 def test_a_sample_that_says_the_wanted_class_already_is_fooled():
     model = classifier()
-    x, y = labelled(model)
+    x, y = labeled(model)
     _, fooled = Objective(model, y, targeted=True).judge(x, 0)
     assert fooled.all()
 
@@ -210,7 +210,7 @@ def test_the_margin_is_above_zero_exactly_where_the_classifier_is_wrong(classes,
 
 def test_the_margin_finds_what_a_saturated_cross_entropy_hides():
     model = nn.Sequential(classifier(), Scale(1e4))
-    x, y = labelled(model)
+    x, y = labeled(model)
     hidden = right(model, pgd(model, x, y, eps=0.3, steps=10, random_start=False), y).double().mean()
     found = right(model, pgd(model, x, y, eps=0.3, steps=10, random_start=False, loss=margin), y).double().mean()
     assert found < hidden - 0.1
@@ -227,7 +227,7 @@ class Scale(nn.Module):
 
 def test_norms_may_be_numbers():
     model = classifier()
-    x, y = labelled(model)
+    x, y = labeled(model)
     for number, name in ((2, "2"), (torch.inf, "inf")):
         options = {"eps": 0.2, "steps": 2}
         assert torch.equal(pgd(model, x, y, norm=number, **options), pgd(model, x, y, norm=name, **options))
@@ -258,18 +258,18 @@ def test_the_default_step_reaches_the_edge_of_the_ball():
     torch.testing.assert_close((attacked - x).abs(), torch.full_like(x, 0.3))
 
 
-def test_pictures_that_a_network_normalises_are_attacked_in_pixels():
-    """With a first module that normalises, eps and bounds are those of pixels, for every channel alike."""
+def test_images_that_a_network_normalizes_are_attacked_in_pixels():
+    """With a first module that normalizes, eps and bounds are those of pixels, for every channel alike."""
     torch.manual_seed(4)
     host = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), ibreg.VariationalBottleneck(6, 3, beta=0), nn.Linear(3, 3))
     model = ibreg.Regularized(host).eval()
-    normalise = v2.Normalize([0.2, 0.5, 0.8], [0.1, 0.5, 2.0])
+    normalize = v2.Normalize([0.2, 0.5, 0.8], [0.1, 0.5, 2.0])
     pixels = torch.rand(20, 3, 2, 2)
-    whole = nn.Sequential(normalise, unwrap(model))
+    whole = nn.Sequential(normalize, unwrap(model))
     y = whole(pixels).argmax(1)
     attacked = pgd(whole, pixels, y, eps=0.1, clamp=(0, 1), steps=10)
     assert ((attacked - pixels).abs() <= 0.1 + 1e-6).all()
     assert 0 <= attacked.min() <= attacked.max() <= 1
     assert not torch.equal(attacked, pixels)
-    worse = nn.functional.cross_entropy(model(normalise(attacked)).output, y)
-    assert worse > nn.functional.cross_entropy(model(normalise(pixels)).output, y)
+    worse = nn.functional.cross_entropy(model(normalize(attacked)).output, y)
+    assert worse > nn.functional.cross_entropy(model(normalize(pixels)).output, y)

@@ -232,7 +232,7 @@ def test_one_concept_has_no_pair():
         (lambda c, t, y: (c, torch.cat([t[:, :2], 0 * t[:, :1]], 1), y), "concept 2 have one value alone"),
         (lambda c, t, y: (c, t, 0 * y), "concept 0 have one class alone"),
         (lambda c, t, y: (c, t, y[:50]), "one class per sample"),
-        (lambda c, t, y: (c[:40], t[:40], y[:40]), "10 cells take 50 labelled samples or more, concept 0 has 40"),
+        (lambda c, t, y: (c[:40], t[:40], y[:40]), "10 cells take 50 labeled samples or more, concept 0 has 40"),
         (lambda c, t, y: (c / 0, t, y), "codes have NaN or infinite values"),
     ],
 )

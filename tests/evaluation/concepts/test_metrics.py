@@ -1,4 +1,4 @@
-"""Concept metrics against scikit-learn and formulas; reliance on models whose behaviour is known by construction."""
+"""Concept metrics against scikit-learn and formulas; reliance on models whose behavior is known by construction."""
 
 import numpy as np
 import pytest
@@ -103,8 +103,8 @@ def test_a_head_agrees_with_the_matrix_that_it_is_made_of():
     one = torch.tensor([[1.0, -2.0]])
     assert head_agreement(one, torch.tensor([[-1.0, 2.0], [1.0, -2.0]])) == pytest.approx(1)
     weights = torch.randn(3, 4, generator=generator)
-    centred, other = (part - part.mean(0) for part in (weights, matrix))
-    expected = torch.nn.functional.cosine_similarity(centred.flatten(), other.flatten(), dim=0)
+    centered, other = (part - part.mean(0) for part in (weights, matrix))
+    expected = torch.nn.functional.cosine_similarity(centered.flatten(), other.flatten(), dim=0)
     assert head_agreement(weights, matrix) == pytest.approx(float(expected), abs=1e-6)
     with pytest.raises(ValueError, match="same for all classes"):
         head_agreement(torch.ones(3, 4), matrix)

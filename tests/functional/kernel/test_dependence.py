@@ -37,17 +37,17 @@ def reference(quantity, x, y, h_x, h_y):
     n = x.shape[0]
     identity = torch.eye(n, dtype=x.dtype)
 
-    def centred(a):
+    def centered(a):
         return a - a.mean(0) - a.mean(1, keepdim=True) + a.mean()
 
     def product(a, b):
-        return (centred(a) * centred(b)).sum()
+        return (centered(a) * centered(b)).sum()
 
     def information(a, b):
         return (a * b).mean().log() + (a.mean() * b.mean()).log() - 2 * (a.mean(0) * b.mean(0)).mean().log()
 
     def factor(a):
-        return torch.linalg.solve(centred(a) + 1e-5 * n * identity, centred(a))
+        return torch.linalg.solve(centered(a) + 1e-5 * n * identity, centered(a))
 
     if quantity == "biased":
         return product(k, l) / (n - 1) ** 2

@@ -30,7 +30,7 @@ def variables(kernel="gaussian", samples=11, dtype=torch.float64):
     return x, 0.5 * torch.randn(samples, 3, generator=generator, dtype=dtype) + x[:, :1]
 
 
-def centred(matrix, unbiased):
+def centered(matrix, unbiased):
     samples = matrix.shape[0]
     if not unbiased:
         projection = torch.eye(samples, dtype=matrix.dtype) - 1 / samples
@@ -42,7 +42,7 @@ def centred(matrix, unbiased):
 
 
 def reference(x, y, kernels, unbiased):
-    a, b = (centred(WHOLE[kernel](v), unbiased) for kernel, v in zip(kernels, (x, y), strict=True))
+    a, b = (centered(WHOLE[kernel](v), unbiased) for kernel, v in zip(kernels, (x, y), strict=True))
     return torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()])
 
 

@@ -125,13 +125,13 @@ def test_any_noise_is_finite(log_variance):
 
 @pytest.mark.parametrize("gap", [0.5, 2.0, 4.0, 30.0])
 def test_above_the_information_of_a_mixture(gap):
-    centres = gap * np.array([0.0, 1.0, 1.5, 4.0])
-    t = np.linspace(centres.min() - 9, centres.max() + 9, 20_001)
-    densities = norm.pdf(t, centres[:, None], 1)
+    centers = gap * np.array([0.0, 1.0, 1.5, 4.0])
+    t = np.linspace(centers.min() - 9, centers.max() + 9, 20_001)
+    densities = norm.pdf(t, centers[:, None], 1)
     mixture = densities.mean(0)
     entropy = np.trapezoid(-mixture * np.log(np.maximum(mixture, 1e-300)), t)
     information = entropy - norm.entropy()
-    rate = nonlinear_rate(torch.tensor(centres).unsqueeze(1), torch.tensor(0.0)).item()
+    rate = nonlinear_rate(torch.tensor(centers).unsqueeze(1), torch.tensor(0.0)).item()
     assert information <= rate <= math.log(4)
     if gap == 30:
         assert rate == pytest.approx(information, abs=1e-6)

@@ -34,7 +34,7 @@ def pairs_of(sub_keys):
 
 
 def integers(shape, seed, high=4):
-    """Small whole numbers: sums of their squares are exact, and many distances are equal."""
+    """Small integers: sums of their squares are exact, and many distances are equal."""
     return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 

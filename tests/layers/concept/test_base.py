@@ -47,7 +47,7 @@ def everything(labels):
 
 
 def reference_loss(layer, logits, labels):
-    """Loss in float64 numpy: binary, categorical, continuous columns, NaN left out, unlabelled samples too."""
+    """Loss in float64 numpy: binary, categorical, continuous columns, NaN left out, unlabeled samples too."""
     positive = np.ones(logits.shape[1]) if layer.pos_weight is None else np.broadcast_to(layer.pos_weight, 6)
     total, samples = 0.0, 0
     for row, label in zip(logits, labels, strict=True):
@@ -327,7 +327,7 @@ def test_heads_and_their_sizes():
         ({"concepts": None}, "does not know its concepts: pass their number, concepts=5"),
         ({"head": "tree"}, "head is one of 'identity', 'linear', 'mlp', got 'tree'"),
         ({"head": "identity", "out_features": 3}, "puts the code out, which has 2 features: leave out_features=3 away"),
-        ({"out_features": 0}, "out_features is the size of the output, a whole number of at least 1, got 0"),
+        ({"out_features": 0}, "out_features is the size of the output, an integer of at least 1, got 0"),
         ({"pos_weight": [1.0]}, "pos_weight has 1 numbers for 2 concepts"),
         ({"pos_weight": 0.0}, "pos_weight is a finite number above 0"),
         ({"pos_weight": [1.0, float("nan")]}, "each pos_weight is a finite number above 0"),

@@ -117,7 +117,7 @@ def test_a_prior_decides_what_the_data_leave_open():
         ({"code": "soft"}, "code is one of 'probability', 'hard', 'logit', got 'soft'"),
         (
             {"residual": -1},
-            "residual is the number of features that go past the concepts, a whole number of at least 0, got -1",
+            "residual is the number of features that go past the concepts, an integer of at least 0, got -1",
         ),
         ({"residual": 1.5}, "residual is the number of features"),
         ({"head_l1": -1.0}, "head_l1 is a finite number of at least 0"),

@@ -92,5 +92,5 @@ def test_randint_is_for_training_and_does_not_touch_the_loss():
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
-    with pytest.raises(ValueError, match="embedding_features is the size of a concept's vector, a whole number"):
+    with pytest.raises(ValueError, match="embedding_features is the size of a concept's vector, an integer"):
         ibreg.ConceptEmbeddingBottleneck(FEATURES, 2, embedding_features=0)

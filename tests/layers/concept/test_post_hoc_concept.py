@@ -47,9 +47,9 @@ def test_penalty_is_the_elastic_net():
     assert out.penalty.item() == pytest.approx(0.3 * 3.5005 + 0.2 * 5.25, rel=1e-5)
     assert out.logs["head_penalty"] == out.penalty
     assert out.logs["active_weights"] == 0.5
-    labelled = layer.measure(torch.randn(BATCH, FEATURES), concepts=torch.zeros(BATCH, CONCEPTS))
-    assert labelled.penalty == out.penalty
-    assert labelled.logs.keys() == {"head_penalty", "active_weights", "concept_loss", "concept_accuracy"}
+    labeled = layer.measure(torch.randn(BATCH, FEATURES), concepts=torch.zeros(BATCH, CONCEPTS))
+    assert labeled.penalty == out.penalty
+    assert labeled.logs.keys() == {"head_penalty", "active_weights", "concept_loss", "concept_accuracy"}
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,9 @@ def test_what_the_features_do_not_show_stays_open():
         ({"concepts": ["a", {"name": "b", "kind": "continuous"}]}, "concept 'b' is continuous, which has no anchors"),
         (
             {"embedding_features": 0},
-            "embedding_features is the size of a concept's vector, a whole number of at least 1, got 0",
+            "embedding_features is the size of a concept's vector, an integer of at least 1, got 0",
         ),
-        ({"samples": 0}, "samples is the number of draws in the loss, a whole number of at least 1, got 0"),
+        ({"samples": 0}, "samples is the number of draws in the loss, an integer of at least 1, got 0"),
         ({"rate_weight": -1.0}, "rate_weight is a finite number of at least 0, got -1.0"),
     ],
 )

@@ -41,7 +41,7 @@ def test_entries_become_columns():
     assert concepts.index("dotted") == 2
 
 
-def test_neighbouring_categorical_groups_are_runs_of_their_own():
+def test_neighboring_categorical_groups_are_runs_of_their_own():
     concepts = Concepts.of([{"name": "first", "values": range(2)}, {"name": "second", "values": range(3)}])
     assert concepts.runs == [("categorical", slice(0, 2)), ("categorical", slice(2, 5))]
 

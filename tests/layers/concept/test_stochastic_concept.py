@@ -237,7 +237,7 @@ def test_it_learns_that_concepts_go_together():
     [
         ({"code": "soft"}, "code is one of 'probability', 'hard', 'logit', got 'soft'"),
         ({"covariance": "diagonal"}, "covariance is one of 'amortized', 'global', got 'diagonal'"),
-        ({"samples": 0}, "samples is the number of draws in the loss, a whole number of at least 1, got 0"),
+        ({"samples": 0}, "samples is the number of draws in the loss, an integer of at least 1, got 0"),
         ({"precision_weight": -1.0}, "precision_weight is a finite number of at least 0, got -1.0"),
         ({"certainty": 0.5}, "certainty is a finite number above 0.5 and of at most 0.999, got 0.5"),
         ({"certainty": 1.0}, "certainty is a finite number above 0.5 and of at most 0.999, got 1.0"),

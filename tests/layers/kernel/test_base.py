@@ -96,14 +96,14 @@ def test_a_small_last_batch_of_an_evaluation_logs_nothing(name):
         ("cauchy_schwarz", {"bandwidth_x": ("rms", 0.0)}, "bandwidth_x: a bandwidth is a length above 0"),
         ("cauchy_schwarz", {"start": "zero"}, "start is one of 'default', 'identity'"),
         ("cauchy_schwarz", {"out_features": 0}, "at least 1"),
-        ("cauchy_schwarz", {"out_features": 2.5}, "out_features is the size of the code, a whole number"),
+        ("cauchy_schwarz", {"out_features": 2.5}, "out_features is the size of the code, an integer"),
         ("cauchy_schwarz", {"stochastic": "yes"}, "stochastic is True or False, got 'yes'"),
-        ("hsic", {"in_features": "8"}, "in_features is the size of the feature axis, a whole number"),
+        ("hsic", {"in_features": "8"}, "in_features is the size of the feature axis, an integer"),
         ("hsic", {"in_features": -1}, "in_features is the size of the feature axis"),
         ("hsic", {"lambda_x": "abc"}, "lambda_x is a finite number of at least 0, got 'abc'"),
         ("hsic", {"lambda_x": float("nan")}, "lambda_x is a finite number"),
         ("hsic", {"gather": 1}, "gather is True or False"),
-        ("hsic", {"dim": 0}, "dim is the feature axis, a whole number other than 0"),
+        ("hsic", {"dim": 0}, "dim is the feature axis, an integer other than 0"),
     ],
 )
 def test_options_out_of_range(name, options, message):

@@ -20,8 +20,8 @@ def batch(seed=0):
 
 def biased(k, q):
     n = len(k)
-    centring = np.eye(n) - 1 / n
-    return np.trace(k @ centring @ q @ centring) / (n - 1) ** 2
+    centering = np.eye(n) - 1 / n
+    return np.trace(k @ centering @ q @ centering) / (n - 1) ** 2
 
 
 def gaussian(x, bandwidth):
@@ -31,10 +31,10 @@ def gaussian(x, bandwidth):
 
 def normalized(k, q, epsilon=1e-5):
     n = len(k)
-    centring = np.eye(n) - 1 / n
+    centering = np.eye(n) - 1 / n
     factors = []
     for gram in (k, q):
-        gram = centring @ gram @ centring
+        gram = centering @ gram @ centering
         factors.append(gram @ np.linalg.inv(gram + epsilon * n * np.eye(n)))
     return np.trace(factors[0] @ factors[1])
 

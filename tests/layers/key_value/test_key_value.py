@@ -119,10 +119,10 @@ def test_only_fetched_values_get_a_gradient_and_it_is_sparse_where_wanted():
 
 def test_learning_one_class_leaves_what_others_fetch():
     torch.manual_seed(0)
-    centres = 6 * torch.randn(4, FEATURES)
-    x, y = centres.repeat_interleave(50, 0) + 0.1 * torch.randn(200, FEATURES), torch.arange(4).repeat_interleave(50)
+    centers = 6 * torch.randn(4, FEATURES)
+    x, y = centers.repeat_interleave(50, 0) + 0.1 * torch.randn(200, FEATURES), torch.arange(4).repeat_interleave(50)
     layer = KeyValueBottleneck(FEATURES, 4, codebooks=8, pairs=16, key_features=4)
-    layer.initialise(x)
+    layer.initialize(x)
     layer.freeze_keys()
     optimizer = torch.optim.SGD(layer.parameters(), lr=30.0)
     for split in range(2):
@@ -209,9 +209,9 @@ def test_keys_are_sums_over_counts_after_every_public_call(search, calls, seed):
         if call in ("ema", "k_means"):
             if frozen:
                 with pytest.raises(RuntimeError, match="keys are frozen"):
-                    layer.initialise(x, method=call)
+                    layer.initialize(x, method=call)
             else:
-                layer.initialise(x, method=call, epochs=2)
+                layer.initialize(x, method=call, epochs=2)
         elif call == "train":
             layer.train().measure(x)
         elif call == "masked":
@@ -243,7 +243,7 @@ def test_keys_are_sums_over_counts_after_every_public_call(search, calls, seed):
 @EVERY_SEARCH
 def test_moving_average_from_the_formula(search):
     layer, x = build(search=search), data(40)
-    layer.initialise(data(seed=3), epochs=1)
+    layer.initialize(data(seed=3), epochs=1)
     books = layer.books
     sums, counts, keys = (tensor.double() for tensor in (books.sums, books.counts, books.keys))
     queries = layer.queries_of(x).double()
@@ -262,14 +262,14 @@ def test_moving_average_from_the_formula(search):
 
 @EVERY_SEARCH
 @pytest.mark.parametrize("method", ["ema", "k_means"])
-def test_training_batches_move_keys_only_between_initialise_and_freeze_keys(search, method):
+def test_training_batches_move_keys_only_between_initialize_and_freeze_keys(search, method):
     layer = build(search=search)
     before = state(layer)
     layer.measure(data())
     assert_same_keys(before, layer)
     assert layer.usage.sum() == 200 * 4
 
-    layer.initialise(data(), method=method, epochs=2)
+    layer.initialize(data(), method=method, epochs=2)
     before = state(layer)
     layer.eval().measure(data(seed=1))
     assert_same_keys(before, layer)
@@ -290,7 +290,7 @@ def test_training_batches_move_keys_only_between_initialise_and_freeze_keys(sear
 
 def test_frozen_keys_stay_in_compiled_training_and_moving_ones_move_as_in_eager():
     layer = build()
-    layer.initialise(data(), epochs=1)
+    layer.initialize(data(), epochs=1)
     twin = copy.deepcopy(layer)
     torch._dynamo.reset()
     compiled = torch.compile(Regularized(twin), fullgraph=True, backend="aot_eager")
@@ -308,7 +308,7 @@ def test_frozen_keys_stay_in_compiled_training_and_moving_ones_move_as_in_eager(
 
 def test_keys_stay_float32_in_half_precision():
     layer = build()
-    layer.initialise(data(), epochs=1)
+    layer.initialize(data(), epochs=1)
     before = state(layer)
     layer.half()
     assert_same_keys(before, layer)
@@ -316,17 +316,17 @@ def test_keys_stay_float32_in_half_precision():
     assert layer.measure(data().half()).z.dtype == torch.float16
 
 
-# ---- initialise
+# ---- initialize
 
 
 @pytest.mark.parametrize("method", ["ema", "k_means"])
-def test_initialised_keys_are_nearer_and_in_use(method):
+def test_initialized_keys_are_nearer_and_in_use(method):
     torch.manual_seed(0)
-    centres = 10 * torch.randn(8, FEATURES)
-    x = centres[torch.randint(8, (2000,))] + torch.randn(2000, FEATURES)
+    centers = 10 * torch.randn(8, FEATURES)
+    x = centers[torch.randint(8, (2000,))] + torch.randn(2000, FEATURES)
     layer = build(pairs=64)
     before = layer.eval().measure(x).logs["distance"]
-    done = layer.initialise(x, method=method)
+    done = layer.initialize(x, method=method)
     assert (done.samples, done.skipped) == (2000, 0)
     assert layer.measure(x).logs["distance"] < 0.05 * before
     used = [indices.unique().numel() for indices in nearest_pairs(layer, x)]
@@ -336,10 +336,10 @@ def test_initialised_keys_are_nearer_and_in_use(method):
 
 def test_k_means_agrees_with_lloyd_iterations_from_the_same_start():
     layer, x = build(codebooks=1, pairs=4), data()
-    layer.initialise(x, method="k_means", epochs=1)
+    layer.initialize(x, method="k_means", epochs=1)
     queries = layer.queries_of(x)[0].double()
     shifted = copy.deepcopy(layer)
-    shifted.initialise(x, method="k_means", epochs=2)
+    shifted.initialize(x, method="k_means", epochs=2)
     nearest = torch.cdist(queries, layer.keys[0].double()).argmin(-1)
     means = torch.stack([queries[nearest == key].mean(0) for key in range(4)])
     torch.testing.assert_close(shifted.keys[0].double(), means, rtol=1e-5, atol=1e-5)
@@ -351,7 +351,7 @@ def test_k_means_survives_the_moving_average(search):
     torch.manual_seed(0)
     x = torch.randn(1000, FEATURES)
     layer = build(pairs=64, search=search)
-    layer.initialise(x, method="k_means")
+    layer.initialize(x, method="k_means")
     norms = layer.books.keys.norm(dim=-1)
     layer.measure(x[:256])
     assert ((layer.books.keys.norm(dim=-1) - norms).abs() < 0.05 * norms).all()
@@ -364,7 +364,7 @@ def test_k_means_survives_the_moving_average(search):
 
 def test_a_dead_key_is_put_on_a_row_and_stays_there():
     layer, x = build(), data(64)
-    layer.initialise(x)
+    layer.initialize(x)
     books = layer.books
     sums, counts = books.sums.clone(), books.counts.clone()
     counts[:, 3] = 1e-4  # nothing came to it for long
@@ -390,8 +390,8 @@ def test_non_finite_rows_are_skipped_and_counted():
     )
     clean, skipping = build(), build()
     skipping.load_state_dict(clean.state_dict())
-    clean.initialise([x[:20], x[20:]])
-    done = skipping.initialise([dirty[:23], dirty[23:]])
+    clean.initialize([x[:20], x[20:]])
+    done = skipping.initialize([dirty[:23], dirty[23:]])
     assert (done.samples, done.skipped) == (64, 4)
     assert_same_keys(state(clean), skipping)
     with pytest.raises(RuntimeError, match="NaN or infinite"):
@@ -404,10 +404,10 @@ def test_loaders_tokens_and_models():
     by_loader, by_list, by_model, by_tokens = (build() for _ in range(4))
     for layer in (by_list, by_model, by_tokens):
         layer.load_state_dict(by_loader.state_dict())
-    by_loader.initialise(loader)
-    by_list.initialise(list(x.split(16)))
+    by_loader.initialize(loader)
+    by_list.initialize(list(x.split(16)))
     assert_same_keys(state(by_loader), by_list)
-    by_tokens.initialise([part.reshape(4, 4, FEATURES) for part in x.split(16)])
+    by_tokens.initialize([part.reshape(4, 4, FEATURES) for part in x.split(16)])
     assert_same_keys(state(by_loader), by_tokens)
 
     encoder = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.Dropout(), nn.Identity())
@@ -415,7 +415,7 @@ def test_loaders_tokens_and_models():
     encoder[0].bias.data.zero_()
     ibreg.inject(encoder, {"2": by_model})
     dirty = [torch.cat([part, torch.full((1, FEATURES), float("nan"))]) for part in x.split(16)]
-    done = by_model.initialise(dirty, model=Regularized(encoder))
+    done = by_model.initialize(dirty, model=Regularized(encoder))
     assert (done.samples, done.skipped) == (64, 4)
     assert encoder.training
     assert encoder[1].training
@@ -423,15 +423,15 @@ def test_loaders_tokens_and_models():
     assert_same_keys(state(by_loader), by_model)
 
 
-def test_initialise_leaves_the_global_generator_alone():
+def test_initialize_leaves_the_global_generator_alone():
     before = torch.random.get_rng_state()
     layer = build()
     torch.random.set_rng_state(before)
-    layer.initialise(data())
+    layer.initialize(data())
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_a_failed_initialise_changes_nothing():
+def test_a_failed_initialize_changes_nothing():
     layer = build()
     before = state(layer)
     for bad, message in (
@@ -442,17 +442,17 @@ def test_a_failed_initialise_changes_nothing():
         ([torch.zeros(40, FEATURES).long()], "floating-point"),
     ):
         with pytest.raises(ValueError, match=message):
-            layer.initialise(bad)
+            layer.initialize(bad)
     with pytest.raises(ValueError, match="method is one of 'ema', 'k_means', got 'kmeans'"):
-        layer.initialise(data(), method="kmeans")
+        layer.initialize(data(), method="kmeans")
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        layer.initialise(data(), epochs=0)
+        layer.initialize(data(), epochs=0)
     with pytest.raises(ValueError, match="did not call this layer"):
-        layer.initialise(data(), model=nn.Linear(FEATURES, 2))
+        layer.initialize(data(), model=nn.Linear(FEATURES, 2))
     for key, value in before.items():
         assert torch.equal(value, layer.state_dict()[key])
     with pytest.raises(ValueError, match="does not know its in_features"):
-        KeyValueBottleneck().initialise(data())
+        KeyValueBottleneck().initialize(data())
 
 
 # ---- usage
@@ -479,7 +479,7 @@ def test_padding_counts_for_nothing():
     x = data(12).reshape(2, 6, FEATURES)
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
     padded = build(straight_through=True)
-    padded.initialise(data(), epochs=1)
+    padded.initialize(data(), epochs=1)
     alone = copy.deepcopy(padded)
     left, right = padded.measure(x, mask=mask), alone.measure(x[mask.bool()])
     assert torch.equal(padded.usage, alone.usage)
@@ -503,7 +503,7 @@ def test_masked_pairs_are_not_fetched_in_any_mode_and_none_left_is_a_zero():
 
 def test_statistics_stay_outside_of_function_transformations():
     layer, x = build(), data(5)
-    layer.initialise(data(), epochs=1)
+    layer.initialize(data(), epochs=1)
     before = state(layer)
     values = {"values": layer.values.detach()}
     model = Regularized(layer)
@@ -535,7 +535,7 @@ def test_statistics_stay_outside_of_function_transformations():
         ({"search": "tree"}, "search is one of 'exact', 'product', got 'tree'"),
         ({"splitter": "linear"}, "splitter is one of 'random_projection', 'chunk', 'learned', got 'linear'"),
         ({"decoder": "vote"}, "decoder is one of 'mean', 'linear', got 'vote'"),
-        ({"codebooks": 0}, "codebooks is the number of codebooks, a whole number of at least 1, got 0"),
+        ({"codebooks": 0}, "codebooks is the number of codebooks, an integer of at least 1, got 0"),
         ({"pairs": 2.5}, "pairs is the number .*, got 2.5"),
         ({"value_features": 4}, "needs decoder='linear'"),
     ],
@@ -576,16 +576,16 @@ def test_data_that_can_be_read_once_only_are_refused(method):
     layer = build()
     before = state(layer)
     with pytest.raises(ValueError, match="a list or a DataLoader, not a generator"):
-        layer.initialise((batch for batch in data().split(50)), method=method)
+        layer.initialize((batch for batch in data().split(50)), method=method)
     assert_same_keys(before, layer)
 
 
 @pytest.mark.parametrize("method", ["ema", "k_means"])
 def test_features_in_float64_are_followed_in_float32(method):
     layer, x = build(), data()
-    layer.initialise(x.double(), method=method)
+    layer.initialize(x.double(), method=method)
     other = build()
     other.load_state_dict(layer.state_dict())
-    other.initialise(x, method=method)
+    other.initialize(x, method=method)
     torch.testing.assert_close(layer.books.keys, other.books.keys)
     layer.train().measure(x.double().requires_grad_(False), target=torch.arange(len(x)) % 3)

@@ -28,14 +28,14 @@ needs_mnist = pytest.mark.skipif(not (DATA / "MNIST" / "raw").is_dir(), reason="
 needs_fashion = pytest.mark.skipif(not (DATA / "FashionMNIST").is_dir(), reason="no Fashion-MNIST under IBREG_DATA")
 
 
-def write_pictures(folder, train, test):
-    """Writes one-colour 12 x 10 pictures; `train` and `test` map a class to its number of pictures."""
+def write_images(folder, train, test):
+    """Writes one-color 12 x 10 images; `train` and `test` map a class to its number of images."""
     for part, counts in (("train", train), ("test", test)):
         for shade, (kind, count) in enumerate(counts.items()):
             (folder / part / kind).mkdir(parents=True)
             for number in range(count):
-                colour = (60 * shade, number, 200)
-                Image.new("RGB", (12, 10), colour).save(folder / part / kind / f"{number}.png")
+                color = (60 * shade, number, 200)
+                Image.new("RGB", (12, 10), color).save(folder / part / kind / f"{number}.png")
     return folder
 
 
@@ -46,7 +46,7 @@ def key_rows(rows):
 
 @pytest.fixture
 def small_cifar(tmp_path, monkeypatch):
-    """CIFAR-10 in torchvision's format with 30 pictures per batch file, and the checksums that go with it."""
+    """CIFAR-10 in torchvision's format with 30 images per batch file, and the checksums that go with it."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def test_a_limit_above_the_number_of_rows_takes_all():
         ({"limit": -1}, "limit=-1 is a number of training rows"),
         ({"limit": 0.5}, "limit=0.5 is a number of training rows"),
         ({"limit": 9}, "limit=9 cannot be stratified: .* from 10"),
-        ({"split_seed": -1}, "split_seed=-1 is a whole number"),
+        ({"split_seed": -1}, "split_seed=-1 is an integer"),
         ({"validation": 0.001}, "validation=0.001 of 1437 rows cannot have every class on both sides"),
         ({"test": 0.999}, "test=0.999 of 1797 rows cannot have every class"),
         ({"mean": [0.5, 0.5]}, r"mean=\[0.5, 0.5\] is one number, or a list of 1"),
@@ -210,18 +210,18 @@ def test_cifar10_is_read_into_memory_channels_first(small_cifar):
 def test_augmentation_follows_its_own_seed_and_leaves_the_global_generator_alone(small_cifar):
     rows = load("cifar10", root=small_cifar, augment=True).train
 
-    def pictures(*key):
+    def images(*key):
         rows.seed_augmentation(*key)
         return rows.__getitems__(list(range(len(rows))))[0]
 
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = pictures(0, 0, 3, 0)
+    first = images(0, 0, 3, 0)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert torch.equal(pictures(0, 0, 3, 0), first)
+    assert torch.equal(images(0, 0, 3, 0), first)
     for other in ((1, 0, 3, 0), (0, 1, 3, 0), (0, 0, 4, 0), (0, 0, 3, 1)):
-        assert not torch.equal(pictures(*other), first)
+        assert not torch.equal(images(*other), first)
     # Not the numbers of torch's generator under the same key, of which the noise of a bottleneck is made.
     seed_all(0, 0, 3, 0)
     assert not torch.equal(crop_and_flip(rows.inputs), first)
@@ -270,7 +270,7 @@ def test_the_environment_variable_stands_in_for_the_root(small_cifar, monkeypatc
 
 
 def test_image_folder_reads_both_parts(tmp_path):
-    write_pictures(tmp_path / "pets", {"cat": 10, "dog": 20}, {"cat": 2, "dog": 3})
+    write_images(tmp_path / "pets", {"cat": 10, "dog": 20}, {"cat": 2, "dog": 3})
     found = load("image_folder", root=tmp_path, path="pets", image_size=8, mean=0, std=1, validation=0.2)
     assert found.class_names == ("cat", "dog")
     assert found.input_shape == (3, 8, 8)
@@ -284,8 +284,8 @@ def test_image_folder_reads_both_parts(tmp_path):
     torch.testing.assert_close(inputs[:, 2], torch.full((5, 8, 8), 200 / 255))
 
 
-def test_image_folder_augments_training_pictures_alone(tmp_path):
-    write_pictures(tmp_path, {"cat": 4, "dog": 4}, {"cat": 1, "dog": 1})
+def test_image_folder_augments_training_images_alone(tmp_path):
+    write_images(tmp_path, {"cat": 4, "dog": 4}, {"cat": 1, "dog": 1})
     found = load("image_folder", path=tmp_path, image_size=8, validation=0.25, augment=True)
     assert found.train.augment is crop_and_flip
     assert found.validation.augment is None
@@ -296,7 +296,7 @@ def test_image_folder_augments_training_pictures_alone(tmp_path):
     ("train", "test", "error", "message"),
     [
         ({"cat": 3, "dog": 3}, {"cat": 1, "emu": 1}, ValueError, r"stand in one only: \['dog', 'emu'\]"),
-        ({"cat": 3, "dog": 0}, {"cat": 1, "dog": 1}, ValueError, r"no picture in .*train for the classes \['dog'\]"),
+        ({"cat": 3, "dog": 0}, {"cat": 1, "dog": 1}, ValueError, r"no image in .*train for the classes \['dog'\]"),
         ({"cat": 9, "dog": 1}, {"cat": 1, "dog": 1}, ValueError, "class 'dog' has 1 of them"),
         ({"cat": 9}, {"cat": 1}, ValueError, "the only class is 'cat'"),
         (
@@ -308,7 +308,7 @@ def test_image_folder_augments_training_pictures_alone(tmp_path):
     ],
 )
 def test_image_folders_that_cannot_be_used_say_why(tmp_path, train, test, error, message):
-    write_pictures(tmp_path, train, test)
+    write_images(tmp_path, train, test)
     with pytest.raises(error, match=message):
         load("image_folder", path=tmp_path, image_size=8, validation=0.34)
 

@@ -29,17 +29,17 @@ def assert_share(found, expected, samples):
 
 @pytest.mark.parametrize("correlation", [0.0, 0.1, 0.9, 1.0])
 @pytest.mark.parametrize("label_noise", [0.0, 0.25])
-def test_colour_and_label_agree_as_often_as_is_asked_for(correlation, label_noise):
-    images, digits, coloured, labels = painted(correlation=correlation, label_noise=label_noise)
-    green = coloured[:, 1].flatten(1).any(1)
+def test_color_and_label_agree_as_often_as_is_asked_for(correlation, label_noise):
+    images, digits, colored, labels = painted(correlation=correlation, label_noise=label_noise)
+    green = colored[:, 1].flatten(1).any(1)
     assert_share(green == labels, correlation, 20_000)
     assert_share(labels != (digits >= 5), label_noise, 20_000)
-    # Wrong labels have the same correlation: colour follows the label, not the digit.
+    # Wrong labels have the same correlation: color follows the label, not the digit.
     wrong = labels != (digits >= 5)
     if wrong.any():
         assert_share((green == labels)[wrong], correlation, int(wrong.sum()))
-    torch.testing.assert_close(coloured.sum(1, keepdim=True), images)
-    assert (coloured[:, 2] == 0).all()
+    torch.testing.assert_close(colored.sum(1, keepdim=True), images)
+    assert (colored[:, 2] == 0).all()
 
 
 @settings(deadline=None, max_examples=30)
@@ -48,9 +48,9 @@ def test_colour_and_label_agree_as_often_as_is_asked_for(correlation, label_nois
     std=st.lists(st.floats(0.1, 2), min_size=3, max_size=3),
 )
 def test_groups_are_told_in_any_scale(mean, std):
-    _, _, coloured, labels = painted(rows=100)
-    green = coloured[:, 1].flatten(1).any(1)
-    scaled = (coloured - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    _, _, colored, labels = painted(rows=100)
+    green = colored[:, 1].flatten(1).any(1)
+    scaled = (colored - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     groups = groups_of(scaled, labels)
     assert torch.equal(groups, 2 * labels + green)
     assert [GROUPS[group].split(", ")[1] == "green" for group in groups] == green.tolist()
@@ -63,23 +63,23 @@ def test_shares_are_checked(changes):
 
 
 @needs_mnist
-def test_the_set_has_the_digits_of_mnist_with_colours():
-    found = load("coloured_mnist", root=DATA, limit=2000, correlation=0.8, test_correlation=0.1)
-    grey = load("mnist", root=DATA, limit=2000)
+def test_the_set_has_the_digits_of_mnist_with_colors():
+    found = load("colored_mnist", root=DATA, limit=2000, correlation=0.8, test_correlation=0.1)
+    gray = load("mnist", root=DATA, limit=2000)
     assert found.input_shape == (3, 28, 28)
     assert found.class_names == ("0 to 4", "5 to 9")
     for name, share in (("train", 0.8), ("validation", 0.8), ("test", 0.1)):
-        part, digits = getattr(found, name), getattr(grey, name)
+        part, digits = getattr(found, name), getattr(gray, name)
         assert torch.equal(part.targets, (digits.targets >= 5).long())
         torch.testing.assert_close(part.inputs.amax(1), digits.inputs.squeeze(1))
         groups = groups_of(part.inputs, part.targets)
         assert_share((groups == 0) | (groups == 3), share, len(part))
-    again = load("coloured_mnist", root=DATA, limit=2000, correlation=0.8, test_correlation=0.1)
+    again = load("colored_mnist", root=DATA, limit=2000, correlation=0.8, test_correlation=0.1)
     assert torch.equal(again.test.inputs, found.test.inputs)
-    other = load("coloured_mnist", root=DATA, limit=2000, split_seed=1, test_correlation=0.1)
+    other = load("colored_mnist", root=DATA, limit=2000, split_seed=1, test_correlation=0.1)
     assert not torch.equal(other.test.inputs, found.test.inputs)
 
 
 @needs_mnist
 def test_without_validation_there_is_none():
-    assert load("coloured_mnist", root=DATA, limit=200, validation=0).validation is None
+    assert load("colored_mnist", root=DATA, limit=200, validation=0).validation is None

@@ -58,7 +58,7 @@ def test_xor_is_the_exclusive_or_of_two_halves():
     _, targets, concepts = whole(found)
     assert len(targets) == 3000
     assert torch.equal(targets, (concepts[:, 0] != concepts[:, 1]).long())
-    # Standardisation keeps the order: all points on the right are right of all others.
+    # Standardization keeps the order: all points on the right are right of all others.
     x, _, c = whole(found)
     for place in range(2):
         assert x[c[:, place] == 1, place].min() > x[c[:, place] == 0, place].max()
@@ -114,7 +114,7 @@ def test_mnist_sets_add_and_divide_the_digits_that_they_show():
     assert added.classes == 19
     assert list(added.concepts.members) == ["left", "right"]
     assert [len(part) for part in parts_of(added)] == [1600, 400, 2000]
-    # A pair is made of two pictures that say what its concepts say.
+    # A pair is made of two images that say what its concepts say.
     digits = concept_data.data.load("mnist", validation=0)
     x, _, c = added.test.__getitems__([0])
     for half, label in zip(x.split(28, dim=3), c.view(2, 10).argmax(1), strict=True):
@@ -143,14 +143,14 @@ def test_shapes_class_follows_three_concepts_and_the_ground_turns_round():
     assert not torch.equal(shifted.inputs, found.test.inputs)
 
 
-def test_each_concept_of_a_shape_changes_its_picture_where_it_should():
+def test_each_concept_of_a_shape_changes_its_image_where_it_should():
     def drawn(*concepts):
         return draw_shapes(np.array([concepts]), 48, 0.0, np.random.default_rng(3))[0]
 
     plain = drawn(0, 0, 0, 0, 0)
 
-    def area(picture):
-        return int((picture[2] > picture[0]).sum() + (picture[0] > picture[2]).sum())
+    def area(image):
+        return int((image[2] > image[0]).sum() + (image[0] > image[2]).sum())
 
     assert area(drawn(0, 1, 0, 0, 0)) > 1.4 * area(plain)  # large
     assert area(drawn(1, 0, 0, 0, 0)) == pytest.approx(area(plain), rel=0.15)  # a circle of the same area
@@ -174,7 +174,7 @@ def test_the_zoo_has_19_concepts_of_which_four_are_the_legs():
     assert (birds[:, found.concepts.index("legs=2")] == 1).all()
 
 
-# --- tables and pictures of one's own
+# --- tables and images of one's own
 
 
 def test_a_table_gives_features_concepts_and_classes(table):
@@ -185,7 +185,7 @@ def test_a_table_gives_features_concepts_and_classes(table):
     x, _, concepts = whole(found)
     assert concepts[:, 0].isnan().sum() == 1
     assert concepts[:, 1:4].isnan().all(1).sum() == 1
-    # The weight is 5 times the height, and goes in standardised by the training rows.
+    # The weight is 5 times the height, and goes in standardized by the training rows.
     scale = found.train.concepts[:, 4]
     assert_close(x[:, 0], (concepts[:, 4] - scale.mean()) / scale.std(correction=0))
     known = ~concepts.isnan().any(1)
@@ -248,7 +248,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_pictures_get_the_concepts_of_their_row(folder):
+def test_images_get_the_concepts_of_their_row(folder):
     found = load(
         "concept_image_folder", path=folder, concepts=["red"], image_size=8, mean=0.0, std=1.0, validation=0.25
     )
@@ -260,7 +260,7 @@ def test_pictures_get_the_concepts_of_their_row(folder):
         load("concept_image_folder", path=folder, concepts=["blue"])
     table = folder / "concepts.csv"
     table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(ValueError, match=r"has no row for 1 pictures, such as test/dog/2\.png"):
+    with pytest.raises(ValueError, match=r"has no row for 1 images, such as test/dog/2\.png"):
         load("concept_image_folder", path=folder, concepts=["red"])
     table.unlink()
     with pytest.raises(FileNotFoundError, match="no concept table at"):
@@ -277,7 +277,7 @@ def test_cuts_are_seeded_and_do_not_overlap(name):
     assert torch.equal(one.test.inputs, same.test.inputs)
     assert not torch.equal(one.test.inputs, other.test.inputs)
     rows = torch.cat([part.inputs.flatten(1) for part in parts_of(one)])
-    assert len(rows.unique(dim=0)) >= len(rows) - 1  # digits has one picture twice
+    assert len(rows.unique(dim=0)) >= len(rows) - 1  # digits has one image twice
     assert len(load(name, limit=100, **options).train) == 100
     assert load(name, validation=0, **options).validation is None
 

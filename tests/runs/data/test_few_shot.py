@@ -1,4 +1,4 @@
-"""Few images of each class: how many, which, and that test pictures are what they are said to be."""
+"""Few images of each class: how many, which, and that test images are what they are said to be."""
 
 from dataclasses import replace
 
@@ -75,8 +75,8 @@ def test_some_classes_are_numbered_anew(digits):
     assert len(some.train) == (digits.train.targets == 9).sum() + (digits.train.targets == 2).sum()
     nines = key(Rows(digits.train.inputs[digits.train.targets == 9], digits.train.targets[digits.train.targets == 9]))
     for index in range(len(some.train)):
-        picture, label = some.train[index]
-        assert (picture.numpy().tobytes() in nines) == (label == 0)
+        image, label = some.train[index]
+        assert (image.numpy().tobytes() in nines) == (label == 0)
 
 
 @pytest.mark.parametrize("labels", [[], [3], [3, 3], [0, 10], [-1, 2]])
@@ -91,10 +91,10 @@ def test_rows_are_spread_over_the_classes(digits):
     assert spread(ordered, 0) is spread(ordered, 200) is ordered
 
 
-def test_pictures_are_corrupted_as_they_were_before_their_normalisation():
-    pictures = torch.rand(4, 3, 16, 16)
+def test_images_are_corrupted_as_they_were_before_their_normalization():
+    images = torch.rand(4, 3, 16, 16)
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(-1, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(-1, 1, 1)
-    rows = Rows((pictures - mean) / std, torch.arange(4))
+    rows = Rows((images - mean) / std, torch.arange(4))
     found = corrupted(rows, "contrast", 3, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
-    torch.testing.assert_close(found.inputs * std + mean, corrupt(pictures, "contrast", 3))
+    torch.testing.assert_close(found.inputs * std + mean, corrupt(images, "contrast", 3))
     assert torch.equal(found.targets, rows.targets)

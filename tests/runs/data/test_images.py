@@ -11,7 +11,7 @@ def test_crop_and_flip_only_shifts_and_mirrors():
     views = {view.numpy().tobytes() for view in views} | {view.flip(2).contiguous().numpy().tobytes() for view in views}
     seen = {image.contiguous().numpy().tobytes() for image in crop_and_flip(images)}
     assert seen <= views
-    assert len(seen) > 40  # of 50: pictures of one batch are changed independently
+    assert len(seen) > 40  # of 50: images of one batch are changed independently
 
 
 def test_crop_and_flip_follows_the_seed():

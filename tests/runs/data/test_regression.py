@@ -40,7 +40,7 @@ def rows_of(file):
 
 
 def whole(found):
-    """All rows in the order training, validation, test: inputs, standardised targets."""
+    """All rows in the order training, validation, test: inputs, standardized targets."""
     parts = [part for part in (found.train, found.validation, found.test) if part is not None]
     return torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts])
 
@@ -58,10 +58,10 @@ def table(tmp_path):
     return {"name": "csv", "path": write_table(tmp_path), "target": "price"}
 
 
-# --- standardisation and settings
+# --- standardization and settings
 
 
-def test_inputs_and_targets_are_standardised_by_the_training_rows():
+def test_inputs_and_targets_are_standardized_by_the_training_rows():
     found = load("diabetes", validation=0.25)
     values, targets = load_diabetes(return_X_y=True, scaled=False)
     assert [len(part) for part in (found.train, found.validation, found.test)] == [266, 88, 88]
@@ -70,7 +70,7 @@ def test_inputs_and_targets_are_standardised_by_the_training_rows():
     np.testing.assert_allclose(train.std(0), 1, atol=1e-6)
     assert float(found.train.targets.double().mean()) == pytest.approx(0, abs=1e-6)
     assert float(found.train.targets.double().std(correction=0)) == pytest.approx(1, abs=1e-6)
-    # A linear model sees through any standardisation of whole rows: the same fit, whatever their order.
+    # A linear model sees through any standardization of whole rows: the same fit, whatever their order.
     inputs, standard = whole(found)
     in_units = found.in_units(standard).squeeze(1).numpy()
     assert sorted(in_units.round().tolist()) == sorted(targets.tolist())
@@ -96,7 +96,7 @@ def test_targets_are_columns_that_a_head_of_one_unit_fits():
         ({"validation": 0.001}, "validation=0.001 of 354 rows leaves one side empty"),
         ({"limit": -1}, "limit=-1 is a number of training rows"),
         ({"limit": 1}, "is .* in all 1 training rows: nothing to learn"),
-        ({"split_seed": -1}, "split_seed=-1 is a whole number"),
+        ({"split_seed": -1}, "split_seed=-1 is an integer"),
         ({"split": "time"}, "split='time' is random or chronological"),
         ({"split": "chronological"}, r"rows of diabetes have no order of time: split=random; \['appliances_energy'"),
         ({"noise_columns": -1}, "noise_columns=-1 is a number of columns"),
@@ -224,7 +224,7 @@ def test_dust_is_without_hours_that_were_not_measured():
     assert found.in_units(targets).squeeze(1).round().tolist() == [float(row["pm2.5"]) for row in measured]
     order = [tuple(int(row[key]) for key in ("year", "month", "day", "hour")) for row in measured]
     assert order == sorted(order)
-    # Sine and cosine of the hour, standardised: the 24 hours stand on an ellipse, in their order.
+    # Sine and cosine of the hour, standardized: the 24 hours stand on an ellipse, in their order.
     hours = torch.tensor([int(row["hour"]) for row in measured])
     sine, cosine = (torch.stack([inputs[hours == hour, column].mean() for hour in range(24)]) for column in (0, 1))
     turn = torch.arange(24) / 24 * 2 * torch.pi
@@ -290,8 +290,8 @@ def test_an_angle_is_counterclockwise_and_a_digit_one_stands_at_it():
     angles = found.in_units(found.test.targets[labels == 1]).squeeze(1)
     up, right = torch.meshgrid(-torch.arange(28.0).double(), torch.arange(28.0).double(), indexing="ij")
     ink = ones / ones.sum((1, 2), keepdim=True)
-    centre = [(ink * axis).sum((1, 2), keepdim=True) for axis in (right, up)]
-    across, along = right - centre[0], up - centre[1]
+    center = [(ink * axis).sum((1, 2), keepdim=True) for axis in (right, up)]
+    across, along = right - center[0], up - center[1]
     moments = [(ink * product).sum((1, 2)) for product in (across * across, across * along, along * along)]
     axis = 0.5 * torch.atan2(2 * moments[1], moments[0] - moments[2]).rad2deg() % 180  # of the ink, from the right
     slope, intercept = np.polyfit(angles, axis, 1)
@@ -307,7 +307,7 @@ def test_an_angle_is_counterclockwise_and_a_digit_one_stands_at_it():
         ({"size": 1}, "size=1 and test=0.2 ask for 0 images"),
         ({"size": 0}, "size=0 is a number of images"),
         ({"largest_angle": 0}, "largest_angle=0 is in degrees"),
-        ({"rotation_seed": -1}, "rotation_seed=-1 is a whole number"),
+        ({"rotation_seed": -1}, "rotation_seed=-1 is an integer"),
         ({"test": 1.0}, "test=1.0 is a share"),
         ({"noise_columns": 3}, "noise_columns=3 are for tables"),
         ({"split": "chronological"}, "no order of time"),

@@ -11,7 +11,7 @@ from ibreg.runs.data.regression_request import RegressionRequest
 
 
 def whole(found):
-    """All rows in the order training, validation, test: inputs, standardised targets."""
+    """All rows in the order training, validation, test: inputs, standardized targets."""
     parts = [part for part in (found.train, found.validation, found.test) if part is not None]
     return torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts])
 

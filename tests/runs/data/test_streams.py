@@ -15,7 +15,7 @@ from ibreg.runs.data.streams import (
     load,
     rows_of,
     toy_gaussians,
-    unlabelled_inputs,
+    unlabeled_inputs,
 )
 
 
@@ -41,20 +41,20 @@ def test_the_toy_depends_on_its_seed_alone_and_its_parts_are_disjoint():
     assert not torch.equal(first.train.inputs, other.train.inputs)
     parts = [first.train.inputs, first.validation.inputs, first.test.inputs]
     assert len(torch.cat(parts).unique(dim=0)) == sum(map(len, parts)) == 2400
-    points = unlabelled_inputs(first)
+    points = unlabeled_inputs(first)
     assert points.abs().max() <= TOY_REACH
-    assert torch.equal(points, unlabelled_inputs(other))
-    assert not torch.equal(points, unlabelled_inputs(first, seed=1))
+    assert torch.equal(points, unlabeled_inputs(other))
+    assert not torch.equal(points, unlabeled_inputs(first, seed=1))
 
 
-def test_pictures_have_values_from_0_to_1_whatever_mean_is_asked_for():
+def test_images_have_values_from_0_to_1_whatever_mean_is_asked_for():
     data = load("digits", mean=0.5, std=0.5)
     assert (data.train.inputs.min(), data.train.inputs.max()) == (0, 1)
-    assert torch.equal(unlabelled_inputs(data), data.train.inputs)
-    drawn = unlabelled_inputs(data, limit=50)
+    assert torch.equal(unlabeled_inputs(data), data.train.inputs)
+    drawn = unlabeled_inputs(data, limit=50)
     assert len(drawn.flatten(1).unique(dim=0)) == 50
     assert all((data.train.inputs == row).flatten(1).all(1).any() for row in drawn)
-    assert torch.equal(drawn, unlabelled_inputs(data, limit=50))
+    assert torch.equal(drawn, unlabeled_inputs(data, limit=50))
 
 
 @given(st.integers(1, 12), st.integers(0, 1000), st.integers(1, 12))

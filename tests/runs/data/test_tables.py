@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ibreg.runs.data.classification import load
-from ibreg.runs.data.tables import standardised
+from ibreg.runs.data.tables import standardized
 
 DATA = Path(os.environ.get("IBREG_DATA") or "data")
 needs_zoo = pytest.mark.skipif(not (DATA / "concepts").is_dir(), reason="no concepts/zoo.csv under IBREG_DATA")
@@ -25,7 +25,7 @@ def table(n=60, seed=0):
     return ["size,weight,kind", *(f"{a!r},{b!r},{kinds[i % 6]}" for i, (a, b) in enumerate(noise.tolist()))]
 
 
-def test_columns_are_standardised_by_the_training_rows(tmp_path):
+def test_columns_are_standardized_by_the_training_rows(tmp_path):
     lines = table(90)
     found = load("csv", root=tmp_path, path=write_csv(tmp_path, lines).name, target="kind")
     raw = np.array([[float(cell) for cell in line.split(",")[:2]] for line in lines[1:]])
@@ -37,7 +37,7 @@ def test_columns_are_standardised_by_the_training_rows(tmp_path):
     train = found.train.inputs.double().numpy()
     np.testing.assert_allclose(train.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(train.std(0), 1, atol=1e-6)
-    # The raw training rows are found again by their order, and numpy standardises every row by them.
+    # The raw training rows are found again by their order, and numpy standardizes every row by them.
     everything = np.concatenate([part.inputs.double().numpy() for part in parts])
     labels = np.concatenate([part.targets.numpy() for part in parts])
     rows = np.argsort(raw[:, 0])[np.argsort(np.argsort(everything[:, 0]))]
@@ -145,11 +145,11 @@ def test_the_zoo_is_read():
         load("csv", root=DATA, path="concepts/zoo.csv", target="type")
 
 
-def test_columns_of_any_size_are_standardised_and_constant_ones_are_0_in_all_rows():
+def test_columns_of_any_size_are_standardized_and_constant_ones_are_0_in_all_rows():
     values = np.array([[1.0, 5.0], [3.0, 5.0], [7.0, 27.0]])
     rows = np.array([0, 1])
     expected = np.array([[-1.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
     for size in (1.0, 1e-200, 1e300):
-        np.testing.assert_allclose(standardised(size * values, rows), expected, rtol=1e-15)
+        np.testing.assert_allclose(standardized(size * values, rows), expected, rtol=1e-15)
     with pytest.raises(ValueError, match="column 1 has values out of all proportion"):
-        standardised(np.array([[1.0, 1e-300], [3.0, 2e-300], [2.0, 1e300]]), rows)
+        standardized(np.array([[1.0, 1e-300], [3.0, 2e-300], [2.0, 1e300]]), rows)

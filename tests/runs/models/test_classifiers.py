@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "model"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")
 PUBLISHED = DATA / "weights" / "resnet20-12fca82f.th"
 needs_weights = pytest.mark.skipif(not PUBLISHED.is_file(), reason="no weights/resnet20-12fca82f.th under IBREG_DATA")
-needs_pictures = pytest.mark.skipif(
+needs_images = pytest.mark.skipif(
     not (DATA / "cifar10_jpeg_mini").is_dir(), reason="no cifar10_jpeg_mini under IBREG_DATA"
 )
 
@@ -72,14 +72,14 @@ def test_models_without_a_trunk_refuse_another_code_width(name):
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet20", "torchvision"])
-def test_flat_inputs_are_refused_by_models_of_pictures(name):
-    with pytest.raises(ValueError, match=rf"{name} reads pictures .*\(16,\): use model=mlp"):
+def test_flat_inputs_are_refused_by_models_of_images(name):
+    with pytest.raises(ValueError, match=rf"{name} reads images .*\(16,\): use model=mlp"):
         build(name, input_shape=(16,), classes=7)
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet20"])
-def test_pictures_that_are_too_small_are_refused(name):
-    with pytest.raises(ValueError, match="pictures from 8 x 8"):
+def test_images_that_are_too_small_are_refused(name):
+    with pytest.raises(ValueError, match="images from 8 x 8"):
         build(name, input_shape=(1, 8, 7), classes=7)
 
 
@@ -174,24 +174,24 @@ def test_shortcuts_take_every_second_pixel_between_channels_of_zeros():
 
 
 @needs_weights
-@needs_pictures
+@needs_images
 def test_published_weights_reach_their_accuracy():
-    pictures = data.load("image_folder", root=DATA, path="cifar10_jpeg_mini", image_size=32, limit=100)
+    images = data.load("image_folder", root=DATA, path="cifar10_jpeg_mini", image_size=32, limit=100)
     model = build("resnet20", input_shape=(3, 32, 32), classes=10, weights=PUBLISHED).eval()
     rows = range(0, 2000, 4)  # 50 of each class: the files are in the order of the classes
     with torch.no_grad():
         correct = sum(
             int((model(inputs).argmax(1) == targets).sum())
-            for inputs, targets in data.loader(pictures.test, 100, sampler=rows)
+            for inputs, targets in data.loader(images.test, 100, sampler=rows)
         )
     assert correct / len(rows) == pytest.approx(0.81, abs=0.03)
 
 
-def test_weights_for_colour_read_grey_pictures_as_grey_colours(saved):
-    grey = build("resnet20", input_shape=(1, 16, 16), classes=10, depth=8, weights=saved[1]).eval()
-    colour = build("resnet20", input_shape=(3, 16, 16), classes=10, depth=8, weights=saved[1]).eval()
+def test_weights_for_color_read_gray_images_as_gray_colors(saved):
+    gray = build("resnet20", input_shape=(1, 16, 16), classes=10, depth=8, weights=saved[1]).eval()
+    color = build("resnet20", input_shape=(3, 16, 16), classes=10, depth=8, weights=saved[1]).eval()
     x = torch.rand(2, 1, 16, 16)
-    assert torch.equal(grey(x), colour(x.expand(-1, 3, -1, -1)))
+    assert torch.equal(gray(x), color(x.expand(-1, 3, -1, -1)))
 
 
 @needs_weights
@@ -213,7 +213,7 @@ def saved(tmp_path):
     return source.state_dict(), file
 
 
-def test_a_classifier_for_other_classes_stays_as_initialised(saved):
+def test_a_classifier_for_other_classes_stays_as_initialized(saved):
     stored, file = saved
     torch.manual_seed(4)
     fresh = build("resnet20", input_shape=(3, 16, 16), classes=4, depth=8)
@@ -251,15 +251,15 @@ def test_unknown_entries_of_weights_are_named(saved, tmp_path):
 # --- torchvision
 
 
-def test_grey_pictures_are_repeated_to_colour():
+def test_gray_images_are_repeated_to_color():
     torch.manual_seed(0)
     model = build("torchvision", input_shape=(1, 32, 32), classes=4).eval()
-    grey = torch.randn(2, 1, 32, 32)
+    gray = torch.randn(2, 1, 32, 32)
     plain = torchvision.models.resnet18(num_classes=4).eval()
     plain.load_state_dict(model.state_dict())
-    expected = plain(grey.repeat(1, 3, 1, 1))
+    expected = plain(gray.repeat(1, 3, 1, 1))
     for version in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        torch.testing.assert_close(version(grey), expected)
+        torch.testing.assert_close(version(gray), expected)
 
 
 def test_an_unknown_architecture_lists_the_closest():

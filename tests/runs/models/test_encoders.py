@@ -37,9 +37,9 @@ def test_features_are_pooled_stages_of_the_network_with_the_weights_of_the_file(
         model={"name": "resnet20", "depth": 8, "weights": "resnet8.th"},
     )  # fmt: skip
     x = torch.rand(5, 1, 28, 28)
-    colour = F.interpolate(x, (32, 32), mode="bilinear", antialias=True).repeat(1, 3, 1, 1)
+    color = F.interpolate(x, (32, 32), mode="bilinear", antialias=True).repeat(1, 3, 1, 1)
     mean, std = (torch.tensor(NORMALISATION[key])[:, None, None] for key in ("mean", "std"))
-    stage1 = weights.layer1(F.relu(weights.bn1(weights.conv1((colour - mean) / std))))
+    stage1 = weights.layer1(F.relu(weights.bn1(weights.conv1((color - mean) / std))))
     stage2 = weights.layer2(stage1)
     maps = [stage2, weights.layer3(stage2)]
     expected = torch.cat(
@@ -55,7 +55,7 @@ def test_an_encoder_is_frozen_and_in_eval_mode(weights, tmp_path):
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     assert not any(module.training for module in encoder.modules())
     x = torch.rand(3, 3, 32, 32)
-    # Batch normalisation with running statistics: a row does not depend on the others.
+    # Batch normalization with running statistics: a row does not depend on the others.
     torch.testing.assert_close(encoder(x)[:1], encoder(x[:1]))
 
 
@@ -118,7 +118,7 @@ def test_every_yaml_has_every_option_of_its_encoder():
         ("trained", small(places=["trunc"]), r"places=\['trunc'\] names .* modules of the encoder, of .*'trunk'"),
         ("trained", small(places=[]), r"places=\[\] names one or more"),
         ("trained", small(pool=0), "pool=0 is a side of 1 or more"),
-        ("trained", small(epochs=0), "encoder.epochs=0 is a whole number"),
+        ("trained", small(epochs=0), "encoder.epochs=0 is an integer"),
         ("trained", small(model={"name": "lenett"}), "no model 'lenett'"),
     ],
 )
@@ -127,7 +127,7 @@ def test_what_cannot_be_built_is_refused(name, options, message, tmp_path):
         build(name, input_shape=(1, 8, 8), **here(tmp_path), **options)
 
 
-def test_inputs_that_are_no_pictures_and_missing_weights_are_refused(weights, tmp_path):
+def test_inputs_that_are_no_images_and_missing_weights_are_refused(weights, tmp_path):
     model = {"name": "resnet20", "depth": 8, "weights": "resnet8.th"}
     with pytest.raises(ValueError, match="use encoder=identity"):
         build("pretrained", input_shape=(2,), **here(tmp_path), places=["layer3"], model=model)

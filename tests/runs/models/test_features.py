@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from ibreg.runs.data.images import ImageFiles
-from ibreg.runs.models.features import cached, digest, encode, standardised
+from ibreg.runs.models.features import cached, digest, encode, standardized
 
 
 class Counting(nn.Linear):
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_computed_anew(encoder, inputs, tmp_path):
     assert encoder.calls == 2
 
 
-def test_pictures_in_files_are_known_by_their_change(encoder, tmp_path):
+def test_images_in_files_are_known_by_their_change(encoder, tmp_path):
     for number in range(3):
         Image.fromarray(np.full((4, 4, 3), 40 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
@@ -121,5 +121,5 @@ def test_features_are_scaled_by_others_with_a_floor():
     reference = by.double().numpy()
     deviation = reference.std(axis=0, ddof=1)
     expected = (features.double().numpy() - reference.mean(axis=0)) / np.maximum(deviation, deviation.mean() / 10)
-    np.testing.assert_allclose(standardised(features, by).numpy(), expected, rtol=1e-4, atol=1e-5)
-    assert standardised(torch.ones(2, 3), torch.ones(2, 3)).isfinite().all()
+    np.testing.assert_allclose(standardized(features, by).numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert standardized(torch.ones(2, 3), torch.ones(2, 3)).isfinite().all()

@@ -1,4 +1,4 @@
-"""Classifiers of timm and transformers, where these are installed: small ones, randomly initialised."""
+"""Classifiers of timm and transformers, where these are installed: small ones, randomly initialized."""
 
 import sys
 
@@ -11,7 +11,7 @@ from ibreg.runs.models import classifiers as models
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4}
 
 
-def penalised(model, place, shape):
+def penalized(model, place, shape):
     ibreg.inject(model, {place: ibreg.VariationalBottleneck(start="identity")}, example=torch.zeros(1, *shape))
     output = ibreg.Regularized(model.train())(torch.randn(2, *shape))
     (output.output.square().sum() + output.penalty).backward()
@@ -26,7 +26,7 @@ def test_a_timm_model_takes_a_bottleneck_and_weights_of_a_file(tmp_path):
     model = models.build("timm", classes=4, weights=tmp_path / "weights.pt", **options).eval()
     x = torch.randn(2, 1, 32, 32)
     assert torch.equal(model(x), source.eval()(x))
-    assert penalised(model, "global_pool", (1, 32, 32)).output.shape == (2, 4)
+    assert penalized(model, "global_pool", (1, 32, 32)).output.shape == (2, 4)
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"do not fit the MobileNetV3 .* missing"):
         models.build("timm", classes=4, weights=tmp_path / "other.pt", **options)
@@ -48,7 +48,7 @@ def test_a_transformers_model_returns_logits_and_takes_a_bottleneck(tmp_path):
     x = torch.randn(2, *shape)
     torch.testing.assert_close(same(x), model.eval()(x))
     assert models.build("transformers", input_shape=shape, classes=7, weights=tmp_path / "vit")(x).shape == (2, 7)
-    assert penalised(same, "vit.layernorm", shape).output.shape == (2, 4)
+    assert penalized(same, "vit.layernorm", shape).output.shape == (2, 4)
 
 
 @pytest.mark.parametrize(

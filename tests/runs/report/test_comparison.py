@@ -18,7 +18,7 @@ SECOND = {"none": [0.10, 0.12, 0.11, 0.13, 0.10], "hsic": [0.07, 0.09, 0.08, 0.1
 
 
 def metrics_of(errors):
-    return {arm: {"test/error": row, "test/nll": [3 * value for value in row]} for arm, row in errors.items()}
+    return {method: {"test/error": row, "test/nll": [3 * value for value in row]} for method, row in errors.items()}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_runs_of_one_command_are_named_by_their_folder(outputs):
 def test_differences_are_those_of_paired_seeds(outputs):
     runs, _ = read_runs([outputs])
     rows = compare(runs, columns(runs))
-    assert [(row["run"][-2:], row["arm"]) for row in rows] == [
+    assert [(row["run"][-2:], row["method"]) for row in rows] == [
         ("=1", "none"), ("=1", "hsic"), ("10", "none"), ("10", "hsic"),
     ]  # fmt: skip
     hsic = rows[3]
@@ -110,7 +110,7 @@ def test_a_table_a_csv_and_a_plot_and_what_is_left_out(outputs, tmp_path):
     assert "test error - first run [95 %]" in table
     with (outputs / "comparison.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [line["arm"] for line in lines] == ["none", "hsic", "none", "hsic"]
+    assert [line["method"] for line in lines] == ["none", "hsic", "none", "hsic"]
     assert float(lines[3]["test/error mean"]) == pytest.approx(sum(SECOND["hsic"]) / 5)
     assert (outputs / "comparison.png").read_bytes().startswith(b"\x89PNG")
 

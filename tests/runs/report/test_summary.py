@@ -25,12 +25,12 @@ def test_spread_is_that_of_a_sample():
     assert entry == {"mean": 12.0, "std": pytest.approx(math.sqrt(2.5)), "values": [10.0, 11.0, 12.0, 13.0, 14.0]}
 
 
-@pytest.mark.parametrize("arm", ["variational", "null"])
-def test_differences_are_paired_with_a_student_interval(arm):
+@pytest.mark.parametrize("method", ["variational", "null"])
+def test_differences_are_paired_with_a_student_interval(method):
     paired = summarize(VALUES)[1]
-    ours, control = VALUES[arm]["test/error"], VALUES["none"]["test/error"]
+    ours, control = VALUES[method]["test/error"], VALUES["none"]["test/error"]
     interval = stats.ttest_rel(ours, control).confidence_interval(0.95)
-    entry = paired[arm]["test/error"]
+    entry = paired[method]["test/error"]
     assert (entry["low"], entry["high"]) == pytest.approx((interval.low, interval.high))
     assert entry["mean"] == pytest.approx(np.mean(ours) - np.mean(control))
     np.testing.assert_allclose(entry["values"], np.subtract(ours, control))

@@ -62,7 +62,7 @@ def test_console_table_shows_the_same_cells():
     assert shown == [written[0], *written[2:]]
 
 
-def test_names_of_arms_are_not_cut_where_there_are_many_columns():
+def test_names_of_methods_are_not_cut_where_there_are_many_columns():
     console = Console(width=80)
     values = {"variational": {f"test/{name}": [0.1, 0.2] for name in "abcdef"}}
     columns = [(f"test/{name}", f"a long heading of {name}", 1, 4) for name in "abcdef"]

@@ -59,7 +59,7 @@ def test_the_mean_code_gives_no_bound_of_information(rows):
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 3, 2, 2)])
-def test_rows_are_mixed_with_their_neighbours_and_labels_alike(shape):
+def test_rows_are_mixed_with_their_neighbors_and_labels_alike(shape):
     x, y = torch.randn(shape), torch.tensor([0, 1, 2, 0, 1, 2])
     seen = x.clone()
     mixed, shares = mixup(0.4, classes=3)(x, y)

@@ -101,7 +101,7 @@ def examine(
 def some_rows(part: ConceptRows, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Returns inputs, targets and concepts of rows that are the same every time, from all over the part.
 
-    The first rows would not do: a folder of pictures is read class by class.
+    The first rows would not do: a folder of images is read class by class.
     """
     rows = sorted(torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count].tolist())
     return part.inputs[rows].to(device), part.targets[rows].to(device), part.concepts[rows].to(device)
@@ -205,13 +205,13 @@ def _samples(model: nn.Module, data: ConceptData, device, training_logits) -> li
 
 
 def _is_countable(concepts: Concepts, labels: Tensor, target: Tensor, column: int) -> bool:
-    labelled = ~labels[:, column].isnan()
-    known = labels[labelled, column].round()
+    labeled = ~labels[:, column].isnan()
+    known = labels[labeled, column].round()
     return (
         concepts.kinds[column] != "continuous"
         and len(known) >= max(BINS * SAMPLES_PER_BIN, 2 * LEAST_SAMPLES)
         and min((known == 0).sum(), (known == 1).sum()) >= LEAST_SAMPLES
-        and len(target[labelled].unique()) > 1
+        and len(target[labeled].unique()) > 1
     )
 
 

@@ -30,24 +30,24 @@ def with_concepts(cfg: DictConfig, data: ConceptData) -> DictConfig:
     """
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
-    for arm in cfg.bottlenecks:
-        layer = build_bottleneck(cfg, arm)
+    for method in cfg.bottlenecks:
+        layer = build_bottleneck(cfg, method)
         if not isinstance(layer, ConceptLayer):
             continue
         if "concepts" not in layer.needs:
             raise ValueError(
-                f"bottleneck {arm} is not trained with labels but fitted to a frozen network: see "
+                f"bottleneck {method} is not trained with labels but fitted to a frozen network: see "
                 "ibreg.layers.concept.fitting, and leave it out here"
             )
-        options = cfg.bottleneck[arm]
+        options = cfg.bottleneck[method]
         if layer.concepts is None:
             options.concepts = data.concepts.entries()
         if cfg.balanced and layer.pos_weight is None:
             options.pos_weight = data.concepts.positive_weights(data.train.concepts)
-        layer = build_bottleneck(cfg, arm)
+        layer = build_bottleneck(cfg, method)
         if len(layer.concepts) != len(data.concepts):
             raise ValueError(
-                f"bottleneck.{arm}.concepts are {len(layer.concepts)}, but the labels of {data.name} are "
+                f"bottleneck.{method}.concepts are {len(layer.concepts)}, but the labels of {data.name} are "
                 f"{len(data.concepts)}: {', '.join(data.concepts.names)}"
             )
         if layer.head in (None, "identity") and layer.out_features is None:
@@ -55,20 +55,20 @@ def with_concepts(cfg: DictConfig, data: ConceptData) -> DictConfig:
     return cfg
 
 
-def training_of(cfg: DictConfig, arm: str) -> str:
-    """Returns how an arm is trained: its own way in `trainings`, else `training`.
+def training_of(cfg: DictConfig, method: str) -> str:
+    """Returns how a method is trained: its own way in `trainings`, else `training`.
 
     Raises:
-        ValueError: a way that there is not, or of an arm that there is not.
+        ValueError: a way that there is not, or of a method that there is not.
     """
     if not isinstance(cfg.trainings, DictConfig):
-        raise ValueError(f"trainings has the ways of some arms, {{concept: sequential}}, got {cfg.trainings}")
+        raise ValueError(f"trainings has the ways of some methods, {{concept: sequential}}, got {cfg.trainings}")
     unknown = [str(key) for key in cfg.trainings if key not in cfg.bottleneck]
     if unknown:
         raise ValueError(f"trainings has {', '.join(unknown)}, but there are {', '.join(map(str, cfg.bottleneck))}")
-    training = cfg.trainings.get(arm, cfg.training)
+    training = cfg.trainings.get(method, cfg.training)
     if training not in TRAININGS:
-        raise ValueError(f"training is one of {', '.join(TRAININGS)}, got {training} for {arm}")
+        raise ValueError(f"training is one of {', '.join(TRAININGS)}, got {training} for {method}")
     return training
 
 

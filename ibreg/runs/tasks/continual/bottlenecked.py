@@ -40,12 +40,12 @@ class Bottlenecked(Learner):
         (layer,) = bottlenecks(self.network).values()
         return layer
 
-    def prepare(self, unlabelled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
-        """Initialises the keys of a layer that has some, and freezes them.
+    def prepare(self, unlabeled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
+        """Initializes the keys of a layer that has some, and freezes them.
 
         Args:
-            unlabelled: `(rows, features)`.
-            options: of the layer's `initialise`.
+            unlabeled: `(rows, features)`.
+            options: of the layer's `initialize`.
             cache: Folder that keeps the keys of a single process; settings of lr alone share them.
             described: The layer's own options.
         """
@@ -53,15 +53,15 @@ class Bottlenecked(Learner):
         if not isinstance(layer, KeyValueBottleneck):
             return
 
-        def initialised() -> dict[str, Tensor]:
-            layer.initialise(unlabelled, **options)
+        def initialized() -> dict[str, Tensor]:
+            layer.initialize(unlabeled, **options)
             return layer.state_dict()
 
         if several_ranks():
             # All of them at once, each with its share of the rows: one that waits for the cache would hold up the rest.
-            layer.initialise(unlabelled[distributed.get_rank() :: distributed.get_world_size()], **options)
+            layer.initialize(unlabeled[distributed.get_rank() :: distributed.get_world_size()], **options)
         else:
-            layer.load_state_dict(cached(cache, "keys", digest(layer, (described, options), unlabelled), initialised))
+            layer.load_state_dict(cached(cache, "keys", digest(layer, (described, options), unlabeled), initialized))
         layer.freeze_keys()
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ from omegaconf import DictConfig, ListConfig
 
 from ibreg.runs.config.checks import check_common
 from ibreg.runs.tasks.continual import learners
-from ibreg.runs.tasks.continual.stream import all_arms
+from ibreg.runs.tasks.continual.stream import all_methods
 from ibreg.runs.trials import CONTROLS
 from ibreg.surgery.unlearning import check_unlearning
 
 
 def check_continual(cfg: DictConfig, recipe_yaml: Path) -> None:
-    """Checks keys, arms, settings, seeds and numbers; learners and bottlenecks are checked where they are built.
+    """Checks keys, methods, settings, seeds and numbers; learners and bottlenecks are checked where they are built.
 
     Args:
         cfg: the composed configuration.
@@ -34,7 +34,7 @@ def check_continual(cfg: DictConfig, recipe_yaml: Path) -> None:
         raise ValueError(f"bottlenecks are named once each, and not as controls or learners are, got {', '.join(both)}")
     if unknown := set(map(str, cfg.learner)) - set(known):
         raise ValueError(f"learner has no {', '.join(sorted(unknown))}: it has {', '.join(known)}")
-    if not all_arms(cfg):
+    if not all_methods(cfg):
         raise ValueError("there is nothing to train: name bottlenecks or learners, or leave control=true")
     _check_settings(cfg)
     if not (_is_number(cfg.label_smoothing) and 0 <= cfg.label_smoothing < 1):
@@ -55,27 +55,27 @@ def check_continual(cfg: DictConfig, recipe_yaml: Path) -> None:
 
 
 def _check_settings(cfg: DictConfig) -> None:
-    """Every arm has equally many settings, so that all are tuned as hard."""
+    """Every method has equally many settings, so that all are tuned as hard."""
     if not isinstance(cfg.settings, DictConfig):
-        raise ValueError(f"settings has those of each arm, such as none=[{{lr: 0.1}}], got {cfg.settings}")
+        raise ValueError(f"settings has those of each method, such as none=[{{lr: 0.1}}], got {cfg.settings}")
     counts = {}
-    for arm in all_arms(cfg):
-        if arm == "null":
+    for method in all_methods(cfg):
+        if method == "null":
             continue
-        given = cfg.settings.get(arm)
+        given = cfg.settings.get(method)
         if not isinstance(given, ListConfig) or not given or not all(isinstance(point, DictConfig) for point in given):
             raise ValueError(
-                f"settings.{arm} is a list of settings with lr, such as settings.{arm}=[{{lr:0.1}}], got {given}"
+                f"settings.{method} is a list of settings with lr, such as settings.{method}=[{{lr:0.1}}], got {given}"
             )
         for point in given:
             if not (_is_number(point.get("lr")) and point.lr > 0):
-                raise ValueError(f"settings.{arm}: every setting has an lr greater than 0, got {point}")
+                raise ValueError(f"settings.{method}: every setting has an lr greater than 0, got {point}")
         if len({str(sorted(point.items())) for point in given}) < len(given):
-            raise ValueError(f"settings.{arm}: two settings are the same")
-        counts[arm] = len(given)
+            raise ValueError(f"settings.{method}: two settings are the same")
+        counts[method] = len(given)
     if cfg.tune and len(set(counts.values())) > 1:
-        listed = ", ".join(f"{count} of {arm}" for arm, count in counts.items())
-        raise ValueError(f"all arms are tuned as hard: give equally many settings, not {listed}")
+        listed = ", ".join(f"{count} of {method}" for method, count in counts.items())
+        raise ValueError(f"all methods are tuned as hard: give equally many settings, not {listed}")
     if cfg.tune and max(counts.values()) > 1 and not cfg.data.get("validation"):
         raise ValueError("tune=true chooses on validation data: give data.validation, or tune=false")
     if cfg.tuning_seeds > len(cfg.seeds):

@@ -48,7 +48,7 @@ class Learner(nn.Module):
         """Maps `(batch, features)` to `(batch, classes)`."""
         return self.network(x)
 
-    def prepare(self, unlabelled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
+    def prepare(self, unlabeled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
         """Makes itself ready with inputs without labels, before the first split."""
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
@@ -253,7 +253,7 @@ def _network(features: int, classes: int, hidden: Sequence[int]) -> nn.Module:
 def _at_least_1(**options: int) -> None:
     for option, number in options.items():
         if type(number) is not int or number < 1:
-            raise ValueError(f"{option}={number!r} is a whole number of at least 1")
+            raise ValueError(f"{option}={number!r} is an integer of at least 1")
 
 
 def linear(features: int, classes: int, criterion: nn.Module) -> Learner:

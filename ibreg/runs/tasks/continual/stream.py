@@ -28,7 +28,7 @@ from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.tasks.continual import learners
 from ibreg.runs.tasks.continual.bottlenecked import Bottlenecked
 from ibreg.runs.tasks.continual.learners import Learner
-from ibreg.runs.trials import CONTROLS, arms
+from ibreg.runs.trials import CONTROLS, methods
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Stream:
         validation: rows to choose by, or None.
         test: rows that are looked at once, at the end.
         strange: test rows of another data set, or None.
-        unlabelled: `(rows, features)`, for keys.
+        unlabeled: `(rows, features)`, for keys.
         splits: the classes of each split, in the order in which they come.
         classes: of all splits.
     """
@@ -49,14 +49,14 @@ class Stream:
     validation: Rows | None
     test: Rows
     strange: Rows | None
-    unlabelled: Tensor
+    unlabeled: Tensor
     splits: Sequence[tuple[int, ...]]
     classes: int
 
     @property
     def features(self) -> int:
         """The numbers in one row."""
-        return self.unlabelled.shape[1]
+        return self.unlabeled.shape[1]
 
     def stages(self, learner: Learner) -> list[tuple[int, ...]]:
         """Returns the classes that a learner gets together: split by split, or all at once."""
@@ -68,82 +68,82 @@ class Training:
     """One learner on one stream.
 
     Attributes:
-        arm: "none" (the linear probe), "null" (the same from another initialisation), a learner or a bottleneck.
-        seed: of the order of classes, of initialisation, and of the order of rows.
-        point: place among the settings of the arm.
+        method: "none" (the linear probe), "null" (the same from another initialization), a learner or a bottleneck.
+        seed: of the order of classes, of initialization, and of the order of rows.
+        point: place among the settings of the method.
     """
 
-    arm: str
+    method: str
     seed: int
     point: int = 0
 
     @property
     def name(self) -> str:
         """Stem of the checkpoint's file."""
-        return f"{self.arm}-setting{self.point}-seed{self.seed}"
+        return f"{self.method}-setting{self.point}-seed{self.seed}"
 
     @property
     def key(self) -> tuple[int, int]:
         """What all randomness follows from, but for the order of classes, which is the seed's alone."""
-        return self.seed, int(self.arm == "null")
+        return self.seed, int(self.method == "null")
 
 
-def all_arms(cfg: DictConfig) -> list[str]:
-    """Lists what is compared: the linear probe and its second initialisation, other learners, and bottlenecks."""
-    controls = [arm for arm in arms(cfg) if arm in CONTROLS]
+def all_methods(cfg: DictConfig) -> list[str]:
+    """Lists what is compared: the linear probe and its second initialization, other learners, and bottlenecks."""
+    controls = [method for method in methods(cfg) if method in CONTROLS]
     return [*controls, *cfg.learners, *cfg.bottlenecks]
 
 
-def settings_of(cfg: DictConfig, arm: str) -> list[dict[str, Any]]:
-    """Returns the settings that an arm is tried with, lr and options: all of them with `tune`, else the first."""
-    given: Any = OmegaConf.to_container(cfg.settings["none" if arm == "null" else arm], resolve=True)
+def settings_of(cfg: DictConfig, method: str) -> list[dict[str, Any]]:
+    """Returns the settings that a method is tried with, lr and options: all of them with `tune`, else the first."""
+    given: Any = OmegaConf.to_container(cfg.settings["none" if method == "null" else method], resolve=True)
     return given if cfg.tune else given[:1]
 
 
 def build_learner(cfg: DictConfig, training: Training, *, features: int, classes: int) -> Learner:
-    """Builds the learner of a training, freshly initialised; keys are random yet."""
-    options = dict(settings_of(cfg, training.arm)[training.point])
+    """Builds the learner of a training, freshly initialized; keys are random yet."""
+    options = dict(settings_of(cfg, training.method)[training.point])
     del options["lr"]
     criterion = nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing)
-    if training.arm in cfg.bottlenecks:
+    if training.method in cfg.bottlenecks:
         # Its code is the logits, unless another size is asked for.
-        size = options.pop("out_features", None) or cfg.bottleneck[training.arm].get("out_features") or classes
-        layer = build_bottleneck(cfg, training.arm, in_features=features, out_features=size, **options)
+        size = options.pop("out_features", None) or cfg.bottleneck[training.method].get("out_features") or classes
+        layer = build_bottleneck(cfg, training.method, in_features=features, out_features=size, **options)
         return Bottlenecked(layer, classes, criterion)
-    name = "linear" if training.arm in CONTROLS else training.arm
+    name = "linear" if training.method in CONTROLS else training.method
     shared: Any = OmegaConf.to_container(cfg.learner.get(name, OmegaConf.create({})), resolve=True)
     return learners.build(name, features=features, classes=classes, criterion=criterion, options=shared | options)
 
 
-def rehearse(cfg: DictConfig, *, features: int, classes: int, unlabelled: int) -> None:
+def rehearse(cfg: DictConfig, *, features: int, classes: int, unlabeled: int) -> None:
     """Runs a few rows through every learner with every setting, so that what cannot train is found beforehand.
 
     Args:
         cfg: the recipe's configuration.
         features: of the encoder.
         classes: of all splits.
-        unlabelled: rows that keys start from.
+        unlabeled: rows that keys start from.
 
     Raises:
         ValueError: a setting that cannot train, or fewer rows than keys.
     """
     rows, targets = torch.randn(4, features), torch.arange(4) % classes
-    for arm in all_arms(cfg):
-        for point in range(len(settings_of(cfg, arm))):
+    for method in all_methods(cfg):
+        for point in range(len(settings_of(cfg, method))):
             try:
-                learner = build_learner(cfg, Training(arm, cfg.seeds[0], point), features=features, classes=classes)
+                learner = build_learner(cfg, Training(method, cfg.seeds[0], point), features=features, classes=classes)
                 learner(rows, targets)
                 keys = max((part.size for part in learner.modules() if isinstance(part, MovingCodebooks)), default=0)
-                if keys > unlabelled:
-                    raise ValueError(f"{unlabelled} unlabelled rows are too few for {keys} keys in each codebook")
+                if keys > unlabeled:
+                    raise ValueError(f"{unlabeled} unlabeled rows are too few for {keys} keys in each codebook")
             except (TypeError, ValueError) as error:
-                raise ValueError(f"setting {point + 1} of {arm}: {error}") from error
+                raise ValueError(f"setting {point + 1} of {method}: {error}") from error
 
 
 def train_all(
     cfg: DictConfig, streams: Mapping[int, Stream], accelerator: Accelerator, folder: Path
 ) -> tuple[dict[str, list[Training]], dict[Training, dict[str, Any]]]:
-    """Tries the settings of every arm on the first seeds, and trains the best on the others.
+    """Tries the settings of every method on the first seeds, and trains the best on the others.
 
     Args:
         cfg: the recipe's configuration.
@@ -152,21 +152,23 @@ def train_all(
         folder: of the run.
 
     Returns:
-        the chosen trainings of each arm, in the order of the seeds, and the last state of every training.
+        the chosen trainings of each method, in the order of the seeds, and the last state of every training.
     """
     states: dict[Training, dict[str, Any]] = {}
     chosen: dict[str, list[Training]] = {}
-    tried = {arm: plan(cfg, arm) for arm in all_arms(cfg)}
-    trainings = sum(len(of_arm) + len(cfg.seeds) - (cfg.tuning_seeds if of_arm else 0) for of_arm in tried.values())
+    tried = {method: plan(cfg, method) for method in all_methods(cfg)}
+    trainings = sum(
+        len(of_method) + len(cfg.seeds) - (cfg.tuning_seeds if of_method else 0) for of_method in tried.values()
+    )
     with Lines(trainings, shown=accelerator.is_main_process) as lines:
-        for arm in all_arms(cfg):
-            accelerator.free_memory()  # of the arm before
-            for training in tried[arm]:
+        for method in all_methods(cfg):
+            accelerator.free_memory()  # of the method before
+            for training in tried[method]:
                 states[training] = train(training, cfg, streams[training.seed], accelerator, folder, lines, states)
-            # The second initialisation of the linear probe has the setting of the first.
-            point = chosen["none"][0].point if arm == "null" else best_point(tried[arm], states)
-            chosen[arm] = [Training(arm, seed, point) for seed in cfg.seeds]
-            for training in chosen[arm]:
+            # The second initialization of the linear probe has the setting of the first.
+            point = chosen["none"][0].point if method == "null" else best_point(tried[method], states)
+            chosen[method] = [Training(method, seed, point) for seed in cfg.seeds]
+            for training in chosen[method]:
                 if training not in states:
                     states[training] = train(training, cfg, streams[training.seed], accelerator, folder, lines, states)
     if accelerator.is_main_process:
@@ -174,12 +176,12 @@ def train_all(
     return chosen, states
 
 
-def plan(cfg: DictConfig, arm: str) -> list[Training]:
-    """Lists the trainings that the setting of an arm is chosen by; none where there is no choice."""
-    points = range(len(settings_of(cfg, arm)))
-    if arm == "null" or len(points) == 1:
+def plan(cfg: DictConfig, method: str) -> list[Training]:
+    """Lists the trainings that the setting of a method is chosen by; none where there is no choice."""
+    points = range(len(settings_of(cfg, method)))
+    if method == "null" or len(points) == 1:
         return []
-    return [Training(arm, seed, point) for point in points for seed in cfg.seeds[: cfg.tuning_seeds]]
+    return [Training(method, seed, point) for point in points for seed in cfg.seeds[: cfg.tuning_seeds]]
 
 
 def best_point(tried: Sequence[Training], states: Mapping[Training, dict[str, Any]]) -> int:
@@ -215,8 +217,10 @@ def train(
         lines.advance(f"{training.name}: done before")
         return state
 
-    options = settings_of(cfg, training.arm)[training.point]
-    learner.prepare(stream.unlabelled, cfg.initialise, Path(cfg.cache), described=str(cfg.bottleneck.get(training.arm)))
+    options = settings_of(cfg, training.method)[training.point]
+    learner.prepare(
+        stream.unlabeled, cfg.initialize, Path(cfg.cache), described=str(cfg.bottleneck.get(training.method))
+    )
     optimizer = torch.optim.SGD(learner.parameter_groups(options["lr"]), momentum=cfg.momentum)
     model, optimizer = accelerator.prepare(learner, optimizer)
     if state is None:
@@ -240,7 +244,7 @@ def train(
         if epoch_of_stage + 1 == cfg.epochs:
             if learner.is_told_boundaries:
                 learner.end_split(rows, torch.Generator().manual_seed(training.seed + stage))
-            row = {"arm": training.arm, "seed": training.seed, "setting": training.point, "lr": options["lr"]}
+            row = {"method": training.method, "seed": training.seed, "setting": training.point, "lr": options["lr"]}
             row |= {"split": stage + 1, "epoch": epoch + 1, "classes": " ".join(map(str, stages[stage]))}
             row |= {"train/loss": loss, **measure(learner, stream.validation, accelerator)}
             snapshots = [*state["snapshots"], _changed(learner.network, state["snapshots"][0])]

@@ -22,7 +22,7 @@ from ibreg.runs.data.classification import Rows
 from ibreg.runs.data.regression import RegressionData
 from ibreg.runs.methods import is_stochastic
 from ibreg.runs.tasks.regression import task_losses
-from ibreg.runs.trials import arms
+from ibreg.runs.trials import methods
 
 # Of so many rows the information of code and input is measured: it is a mean over batches.
 INFORMATION_ROWS = 1000
@@ -117,11 +117,11 @@ def errors_under_attack(
     """Measures the RMSE of the first test rows, in the unit of the target, as they are and under FGSM and PGD.
 
     A stochastic model is attacked twice, by the gradient of the mean code and by that of the expectation over drawn
-    codes; of the two, each row keeps the one with the larger error. Pictures stay within the range of their pixels.
+    codes; of the two, each row keeps the one with the larger error. Images stay within the range of their pixels.
 
     Args:
         model: wrapped in `Regularized` or not.
-        data: standardised inputs, which `eps` is a distance of (in the largest entry).
+        data: standardized inputs, which `eps` is a distance of (in the largest entry).
         options: `eps`, `steps`, `rows` and `draws`, the codes of the expectation.
         device: where.
         draws: codes averaged over at prediction; 0: the mean code.
@@ -153,15 +153,15 @@ def errors_under_attack(
     return found
 
 
-def build_task_loss(cfg: DictConfig, arm: str) -> nn.Module:
-    """Builds the task loss of an arm: its own in `task_losses`, else `task_loss`; null has that of none.
+def build_task_loss(cfg: DictConfig, method: str) -> nn.Module:
+    """Builds the task loss of a method: its own in `task_losses`, else `task_loss`; null has that of none.
 
     Raises:
         ValueError: a loss that there is not, or an option that it does not have or take.
     """
-    arm = "none" if arm == "null" else arm
-    own = arm in cfg.task_losses
-    options, key = (cfg.task_losses[arm], f"task_losses.{arm}") if own else (cfg.task_loss, "task_loss")
+    method = "none" if method == "null" else method
+    own = method in cfg.task_losses
+    options, key = (cfg.task_losses[method], f"task_losses.{method}") if own else (cfg.task_loss, "task_loss")
     if not isinstance(options, DictConfig) or "name" not in options:
         raise ValueError(f"{key} has a name and options, such as {{name: huber, delta: 1.0}}, got {options}")
     try:
@@ -171,20 +171,20 @@ def build_task_loss(cfg: DictConfig, arm: str) -> nn.Module:
 
 
 def check_task_losses(cfg: DictConfig) -> None:
-    """Checks the task losses of all arms.
+    """Checks the task losses of all methods.
 
     Raises:
-        ValueError: one of them cannot be built, or is of an arm that there is not.
+        ValueError: one of them cannot be built, or is of a method that there is not.
     """
     own: Any = cfg.task_losses
     if not isinstance(own, DictConfig):
-        raise ValueError(f"task_losses has the losses of some arms, {{hsic: {{name: huber}}}}, got {own}")
+        raise ValueError(f"task_losses has the losses of some methods, {{hsic: {{name: huber}}}}, got {own}")
     known = ["none", *map(str, cfg.bottleneck)]
-    unknown = [str(arm) for arm in own if arm not in known]
+    unknown = [str(method) for method in own if method not in known]
     if unknown:
-        raise ValueError(f"task_losses has {', '.join(unknown)}, which is no arm: there are {', '.join(known)}")
-    for arm in arms(cfg):
-        build_task_loss(cfg, arm)
+        raise ValueError(f"task_losses has {', '.join(unknown)}, which is no method: there are {', '.join(known)}")
+    for method in methods(cfg):
+        build_task_loss(cfg, method)
 
 
 def check_data(data: RegressionData) -> None:

@@ -1,4 +1,4 @@
-"""Losses of a regression behind one name: `build("huber", delta=2.0)`. All act on the standardised target."""
+"""Losses of a regression behind one name: `build("huber", delta=2.0)`. All act on the standardized target."""
 
 from collections.abc import Callable
 

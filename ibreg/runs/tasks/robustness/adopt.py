@@ -19,7 +19,7 @@ from ibreg.runs.trials import plan
 # They say what is measured and shown of trained models; all else that both runs have made the models what they are.
 NOT_OF_THE_TRAINING = (
     "recipe",
-    "bottlenecks",  # each arm is trained by itself
+    "bottlenecks",  # each method is trained by itself
     "checkpoint",
     "attack",
     "corruption",
@@ -70,7 +70,7 @@ def check_adoptable(cfg: DictConfig, task: Task) -> None:
                 raise FileNotFoundError(
                     f"the run of checkpoint={folder} has lost {path}: resume=true there makes it anew"
                 )
-            continue  # an arm that the run did not have is trained
+            continue  # a method that the run did not have is trained
         try:
             task.model(trial).load_state_dict(state["weights"])
         except RuntimeError as error:
@@ -89,10 +89,10 @@ def adopt(checkpoint: Path, folder: Path) -> None:
 
 
 def _of_the_training(cfg: DictConfig, other: DictConfig) -> dict[str, Any]:
-    """Flattens what made the models; of the bottlenecks only the arms of the run."""
+    """Flattens what made the models; of the bottlenecks only the methods of the run."""
     found = {key: value for key, value in identity_of(cfg).items() if key not in NOT_OF_THE_TRAINING and key in other}
     used = {*cfg.bottlenecks} & {*other.bottlenecks}
-    found["bottleneck"] = {arm: found["bottleneck"][arm] for arm in sorted(used)}
+    found["bottleneck"] = {method: found["bottleneck"][method] for method in sorted(used)}
     return _flat(found)
 
 

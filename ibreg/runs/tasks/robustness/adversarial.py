@@ -51,7 +51,7 @@ class Search:
     step_size: float | None = None
 
     def __call__(self, model: nn.Module, x: Tensor, target: Tensor, loss: Loss | None = None) -> Tensor:
-        """Returns the worst inputs, normalised as `x` is; arguments as those of `pgd`."""
+        """Returns the worst inputs, normalized as `x` is; arguments as those of `pgd`."""
         found = pgd(
             self.pixels.reader(model),
             self.pixels.of(x),
@@ -63,7 +63,7 @@ class Search:
             clamp=self.pixels.clamp,
             seed=int(torch.randint(2**62, ())),
         )
-        return self.pixels.normalised(found)
+        return self.pixels.normalized(found)
 
 
 @dataclass(frozen=True)

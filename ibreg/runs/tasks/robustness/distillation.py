@@ -73,20 +73,20 @@ class Distilled(nn.Module):
         return F.cross_entropy(output, target) + self.weight * self.temperature**2 * missed
 
 
-def load_teacher(network: nn.Module, folder: str | Path, arm: str, seed: int) -> nn.Module:
+def load_teacher(network: nn.Module, folder: str | Path, method: str, seed: int) -> nn.Module:
     """Gives a network the weights of a control of a run, and returns it.
 
     Args:
         network: changed in place.
         folder: of the run.
-        arm: that is trained: the second control learns of the run's second control, every other arm of the first.
+        method: that is trained: the second control learns of the run's second control, every other method of the first.
         seed: of the training.
 
     Raises:
         FileNotFoundError: the run has no control of this seed, or several.
         ValueError: its training has not ended, its file is damaged, or its weights are those of another architecture.
     """
-    control = "null" if arm == "null" else "none"
+    control = "null" if method == "null" else "none"
     found = sorted((Path(folder).expanduser() / CHECKPOINTS).glob(f"{control}-decay*-seed{seed}.pt"))
     if len(found) != 1:
         raise FileNotFoundError(
@@ -120,9 +120,9 @@ def check_distillation(cfg: DictConfig, build: Callable[[], nn.Module]) -> None:
         return
     if cfg.ema:
         raise ValueError("distillation prunes, and a pruned network cannot be copied for an average: give ema=0")
-    for arm in ("none", "null") if cfg.control else ("none",):
+    for method in ("none", "null") if cfg.control else ("none",):
         for seed in cfg.seeds:
-            load_teacher(build(), cfg.distillation.teacher, arm, seed)
+            load_teacher(build(), cfg.distillation.teacher, method, seed)
 
 
 def prune_smallest(network: nn.Module, amount: float) -> nn.Module:

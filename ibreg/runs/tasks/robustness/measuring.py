@@ -29,7 +29,7 @@ from ibreg.runs.data.pixels import Pixels
 from ibreg.runs.methods import is_stochastic
 
 BATCH = 250
-PICTURES = 8  # examples of attacked pictures
+IMAGES = 8  # examples of attacked images
 NORMS = {"inf": "linf", "2": "l2"}  # as metrics name them
 
 
@@ -47,7 +47,7 @@ def measure_robustness(
 
     Returns:
         `metrics` by name, `checks` (name, passed, figures), whether the model is `stochastic`, `probabilities` and
-        `targets` of the clean test part, `outliers` (score: inside, outside) and `examples` (attacked pictures); all
+        `targets` of the clean test part, `outliers` (score: inside, outside) and `examples` (attacked images); all
         that a checkpoint can hold.
     """
     pixels = pixels_of(cfg, data)
@@ -93,7 +93,7 @@ def measure_robustness(
         "probabilities": probabilities.cpu(),
         "targets": y.cpu(),
         "outliers": scores,
-        "examples": examples(subject, x, y, cfg, pixels) if pixels.are_pictures else {},
+        "examples": examples(subject, x, y, cfg, pixels) if pixels.are_images else {},
     }
 
 
@@ -194,10 +194,10 @@ def accuracies_under_corruption(
 
 
 def examples(subject: Subject, x: Tensor, y: Tensor, cfg: DictConfig, pixels: Pixels) -> dict[str, Any]:
-    """Attacks a few pictures with PGD at the middle eps, to look at them; the classes before and after stand beside."""
+    """Attacks a few images with PGD at the middle eps, to look at them; the classes before and after stand beside."""
     norm, eps = next(iter(radii(cfg).items()))
     radius = eps[len(eps) // 2]
-    x, y = x[:PICTURES], y[:PICTURES]
+    x, y = x[:IMAGES], y[:IMAGES]
     ball = {"eps": radius, "norm": norm, "clamp": pixels.clamp}
     attacked = pgd(subject.model, x, y, steps=cfg.attack.steps, expectation=subject.draws, **ball)
     said = [subject.probabilities(part).argmax(1).tolist() for part in (x, attacked)]
@@ -229,7 +229,7 @@ def corruption_kinds(cfg: DictConfig, pixels: Pixels) -> list[str]:
     """Returns the kinds of corruption that are measured: those asked for, or all for data of this kind and size."""
     if cfg.corruption.kinds is not None:
         return list(cfg.corruption.kinds)
-    return corruptions.names(pixels.side) if pixels.are_pictures else table_corruptions.names()
+    return corruptions.names(pixels.side) if pixels.are_images else table_corruptions.names()
 
 
 def load_outside(cfg: DictConfig, data: ClassificationData, x: Tensor) -> Tensor | None:
@@ -268,7 +268,7 @@ def check_robustness(cfg: DictConfig, data: ClassificationData) -> None:
 
     Raises:
         ImportError: the package of the ensemble is not installed.
-        ValueError: no radius, an unknown corruption or attack, pictures too small for one, attacks that these data do
+        ValueError: no radius, an unknown corruption or attack, images too small for one, attacks that these data do
             not allow, something named twice, another kind of data that does not fit, a check without a second model.
     """
     pixels, attacked = pixels_of(cfg, data), radii(cfg)
@@ -298,7 +298,7 @@ def check_robustness(cfg: DictConfig, data: ClassificationData) -> None:
             for severity in cfg.corruption.severities:
                 _corrupt(torch.zeros(1, *data.input_shape), kind, severity, pixels)
     if not cfg.sanity.steps or not all(type(steps) is int and steps > 0 for steps in cfg.sanity.steps):
-        raise ValueError(f"sanity.steps are whole numbers of at least 1, such as [1,10,40], got {cfg.sanity.steps}")
+        raise ValueError(f"sanity.steps are integers of at least 1, such as [1,10,40], got {cfg.sanity.steps}")
     if not cfg.control and len(cfg.seeds) * len(cfg.bottlenecks) < 2:
         raise ValueError("the sanity checks need a second model: control=true, another seed or another bottleneck")
     load_outside(cfg, data, pixels.of(_inputs(data.test, 2, torch.device("cpu"))))
@@ -312,7 +312,7 @@ def _check_ensemble(attacks: ListConfig, norm: str, data: ClassificationData, pi
 
 
 def _corrupt(x: Tensor, kind: str, severity: int, pixels: Pixels) -> Tensor:
-    if not pixels.are_pictures:
+    if not pixels.are_images:
         return table_corruptions.corrupt_table(x, kind, severity)
     return corruptions.corrupt(x, kind, severity)
 

@@ -131,7 +131,7 @@ def test_a_layer_keeps_its_own_options(configured):
         with_concepts(configured("bottlenecks=[post_hoc_concept]"), data)
 
 
-def test_the_way_of_an_arm_goes_before_that_of_all(configured):
+def test_the_way_of_an_method_goes_before_that_of_all(configured):
     cfg = configured("training=sequential", "+trainings.concept=independent")
     assert training_of(cfg, "concept") == "independent"
     assert training_of(cfg, "concept_embedding") == "sequential"

@@ -164,7 +164,7 @@ def test_keys_start_from_inputs_without_labels_once_and_stay(batch, tmp_path, mo
         return learner
 
     first, other = prepared(1), prepared(2)
-    monkeypatch.setattr(ibreg.KeyValueBottleneck, "initialise", None)
+    monkeypatch.setattr(ibreg.KeyValueBottleneck, "initialize", None)
     again = prepared(1)
     assert torch.equal(first.layer.keys, again.layer.keys)
     assert not torch.equal(first.layer.keys, other.layer.keys)
@@ -208,8 +208,8 @@ def test_uncertainty_is_the_distance_to_a_codebook_or_the_lack_of_confidence(bat
         ("mlp", {"hidden": [0]}, r"hidden=\[0\] is a list of widths"),
         ("mlp", {"hidden": 3}, "hidden=3 is a list of widths"),
         ("ewc", {"strength": -1}, "strength=-1 is the weight"),
-        ("ewc", {"samples": 0}, "samples=0 is a whole number"),
-        ("replay", {"memory": 0}, "memory=0 is a whole number"),
+        ("ewc", {"samples": 0}, "samples=0 is an integer"),
+        ("replay", {"memory": 0}, "memory=0 is an integer"),
     ],
 )
 def test_what_cannot_be_is_refused(name, options, message):

@@ -10,7 +10,7 @@ from ibreg.runs.data.classification import Rows
 from ibreg.runs.tasks.continual.stream import (
     Stream,
     Training,
-    all_arms,
+    all_methods,
     best_point,
     build_learner,
     measure,
@@ -43,12 +43,12 @@ def stream():
     return Stream(rows, rows, rows, None, corners, [(3, 0), (1, 2)], 4)
 
 
-def test_arms_and_their_settings(cfg):
+def test_methods_and_their_settings(cfg):
     found = cfg("learners=[mlp]", *SETTINGS)
-    assert all_arms(found) == ["none", "null", "mlp", "key_value"]
+    assert all_methods(found) == ["none", "null", "mlp", "key_value"]
     assert settings_of(found, "null") == settings_of(found, "none") == [{"lr": 1}, {"lr": 2}]
     assert settings_of(cfg("tune=false", *SETTINGS), "mlp") == [{"lr": 1}]
-    assert all_arms(cfg("control=false", "learners=[]")) == ["key_value"]
+    assert all_methods(cfg("control=false", "learners=[]")) == ["key_value"]
 
 
 def test_every_setting_is_tried_on_the_first_seeds_alone(cfg):
@@ -70,7 +70,9 @@ def test_the_best_setting_has_the_highest_mean_at_the_end_and_of_equals_the_firs
 
 
 def test_a_training_is_named_and_seeded_by_what_it_is():
-    trainings = [Training(arm, seed, point) for arm in ("none", "null", "mlp") for seed in (0, 1) for point in (0, 1)]
+    trainings = [
+        Training(method, seed, point) for method in ("none", "null", "mlp") for seed in (0, 1) for point in (0, 1)
+    ]
     assert len({training.name for training in trainings}) == 12
     assert Training("none", 3).key == Training("mlp", 3, 1).key != Training("null", 3).key
 

@@ -119,9 +119,9 @@ def test_a_stochastic_model_is_attacked_by_its_mean_and_its_expectation(data, st
     assert not torch.equal(*errors)
 
 
-def test_attacked_pictures_keep_to_the_range_of_pixels(data):
+def test_attacked_images_keep_to_the_range_of_pixels(data):
     inputs = torch.rand(60, 1, 2, 3) * 2 - 1
-    pictures = RegressionData("made", data.train, None, Rows(inputs, torch.zeros(60, 1)), (1, 2, 3), 0.0, 1.0, "angle")
+    images = RegressionData("made", data.train, None, Rows(inputs, torch.zeros(60, 1)), (1, 2, 3), 0.0, 1.0, "angle")
     seen = []
 
     class Seeing(nn.Sequential):
@@ -129,7 +129,7 @@ def test_attacked_pictures_keep_to_the_range_of_pixels(data):
             seen.append(x.detach())
             return super().forward(x)
 
-    errors_under_attack(Seeing(nn.Flatten(), nn.Linear(6, 1)), pictures, ATTACK, torch.device("cpu"))
+    errors_under_attack(Seeing(nn.Flatten(), nn.Linear(6, 1)), images, ATTACK, torch.device("cpu"))
     assert min(x.min() for x in seen) == inputs.min()
     assert max(x.max() for x in seen) == inputs.max()
 
@@ -145,7 +145,7 @@ def configured():
     return composed
 
 
-def test_an_arm_has_its_own_loss_and_the_others_the_common_one(configured):
+def test_an_method_has_its_own_loss_and_the_others_the_common_one(configured):
     cfg = configured(
         "task_loss=huber", "task_loss.delta=3", "+task_losses.none={name:absolute_error}",
         "+task_losses.hsic={name:conditional_cauchy_schwarz,mode:paper,bandwidth_x:[rms,0.3]}",
@@ -162,7 +162,7 @@ def test_an_arm_has_its_own_loss_and_the_others_the_common_one(configured):
     [
         ("+task_losses.hsic={name:conditional_cauchy_schwarz,share:abc}", "task_losses.hsic: "),
         ("+task_losses.hsic=3", "task_losses.hsic has a name and options"),
-        ("+task_losses.null={name:huber}", "task_losses has null, which is no arm"),
+        ("+task_losses.null={name:huber}", "task_losses has null, which is no method"),
     ],
 )
 def test_a_wrong_loss_is_named_with_its_key(configured, override, message):

@@ -79,11 +79,11 @@ def test_the_penalty_is_that_of_the_clean_inputs(name):
     assert net.training
 
 
-def test_attacked_inputs_stay_pictures_whatever_the_normalisation():
+def test_attacked_inputs_stay_images_whatever_the_normalization():
     pixels = Pixels((1, 4, 4), mean=0.3, std=0.2)
     model, x = (
         nn.Sequential(nn.Flatten(), nn.Linear(16, 3)),
-        pixels.normalised(torch.rand(7, 1, 4, 4).round(decimals=1)),
+        pixels.normalized(torch.rand(7, 1, 4, 4).round(decimals=1)),
     )
     attacked = Search(pixels, eps=0.25, steps=3)(model, x, torch.zeros(7, dtype=torch.long))
     change = (attacked - x).abs() * 0.2
@@ -144,6 +144,6 @@ def test_wrong_options_are_refused(changes, message):
         build_adversary(OmegaConf.create(options), TABLE, epoch=0)
 
 
-def test_pictures_need_a_scale():
+def test_images_need_a_scale():
     with pytest.raises(ValueError, match=r"needs data.mean and data.std"):
         Pixels((1, 8, 8))

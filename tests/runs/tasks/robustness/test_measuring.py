@@ -11,12 +11,12 @@ from ibreg.runs.tasks.robustness import measuring
 
 
 @pytest.mark.parametrize("draws", [0, 3])
-def test_an_attack_that_changes_nothing_fells_no_picture(monkeypatch, draws):
+def test_an_attack_that_changes_nothing_fells_no_image(monkeypatch, draws):
     for attack in ("fgsm", "pgd"):
         monkeypatch.setattr(measuring, attack, lambda model, x, y, **options: x)
     model = nn.Sequential(nn.Flatten(), VariationalBottleneck(16, 4), nn.Linear(4, 3)).eval()
     with torch.no_grad():
-        model[1].encoder.weight.zero_()  # every picture has the same code but for its noise, which decides
+        model[1].encoder.weight.zero_()  # every image has the same code but for its noise, which decides
         model[1].encoder.bias.zero_()
     subject = measuring.Subject(model, draws)
     x, y = torch.rand(300, 1, 4, 4), torch.randint(3, (300,))
