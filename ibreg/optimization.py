@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ibreg.layers.constraints import check_number
+from ibreg.layers.constraints import AtLeast
 from ibreg.regularized import named_bottlenecks
 
 
@@ -35,7 +35,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
         >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
         [(3, 0.05), (1, 0.0)]
     """
-    check_number("weight_decay", weight_decay, least=0)
+    AtLeast(0).check("weight_decay", weight_decay)
     exempt = {
         parameter
         for layer in named_bottlenecks(model)

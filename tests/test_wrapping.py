@@ -209,5 +209,5 @@ def test_only_floating_point_goes_in(dtype):
 
 @pytest.mark.parametrize("wrong", ["1e-3", None, math.nan])
 def test_beta_is_a_number(wrong):
-    with pytest.raises(ValueError, match="beta is a finite number of at least 0"):
+    with pytest.raises(ValueError, match="beta must be a finite number of at least 0"):
         VariationalBottleneck(4, beta=wrong)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ibreg.layers.constraints import check_count, check_number
+from ibreg.layers.constraints import AtLeast, Axis, Constraint, Count, Optional
 from ibreg.layers.scope import Record, Scope, current_scope, opened
 from ibreg.precision import full_precision, tree_at_least_float32
 from ibreg.tracing import assert_finite, can_assert, inside_checkpoint
@@ -58,21 +57,33 @@ class Bottleneck(nn.Module):
     reads_scope: ClassVar[bool] = False  # `transform` reads the scope: activation checkpointing is refused
     sized: ClassVar[bool] = True  # has parameters whose shape depends on in_features
     undecayed: ClassVar[tuple[str, ...]] = ()  # parameters of two axes that `parameter_groups` exempts as well
+    constraints: ClassVar[dict[str, Constraint]] = {  # of each option; those of a subclass are added to its bases'
+        "in_features": Optional(Count("size of the feature axis")),
+        "beta": AtLeast(0),
+        "dim": Optional(Axis()),
+    }
 
     beta: Tensor
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.constraints = super(cls, cls).constraints | vars(cls).get("constraints", {})
+
     def __init__(self, in_features: int | None = None, *, beta: float = 1.0, dim: int | None = None, device=None):
         super().__init__()
-        if in_features is not None:
-            check_count("in_features", in_features, "size of the feature axis")
-        check_number("beta", beta, least=0)
-        if dim is not None and (not isinstance(dim, Integral) or dim == 0):
-            raise ValueError(f"dim is the feature axis, an integer other than 0 (the batch), got {dim!r}")
-        self.in_features = in_features
-        self.dim = dim
-        self.initial_beta = float(beta)
+        self.keep(in_features=in_features, dim=dim)
+        self.initial_beta = float(self.constraints["beta"].check("beta", beta))
         self.register_buffer("beta", torch.tensor(self.initial_beta, dtype=torch.float32, device=device))
         self._warned = False
+
+    def keep(self, **options: Any) -> None:
+        """Checks options by the class's `constraints` and keeps them as attributes, where `config` finds them.
+
+        Raises:
+            ValueError: an option that its constraint does not allow.
+        """
+        for option, value in options.items():
+            setattr(self, option, self.constraints[option].check(option, value))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -91,8 +102,7 @@ class Bottleneck(nn.Module):
         """
         if in_features is None:
             return
-        check_count("in_features", in_features, "size of the feature axis")
-        self.in_features = int(in_features)
+        self.keep(in_features=in_features)
         self.create_parameters(device=device, dtype=dtype)
         self.reset_parameters()
 

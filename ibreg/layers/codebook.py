@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ibreg.functional.lookup.nearest import nearest
 from ibreg.layers.base import Bottleneck
-from ibreg.layers.constraints import check_count
+from ibreg.layers.constraints import Count
 from ibreg.layers.intervention import intervention_on
 from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
@@ -91,6 +91,11 @@ class CodebookBottleneck(Bottleneck):
         True
     """
 
+    constraints = {
+        "codes": Count("number of codes"),
+        "top_k": Count("number of codes that are chosen at a position"),
+    }
+
     def __init__(
         self,
         in_features: int | None = None,
@@ -103,12 +108,9 @@ class CodebookBottleneck(Bottleneck):
         dtype=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        check_count("codes", codes, "number of codes")
-        check_count("top_k", top_k, "number of codes that are chosen at a position")
+        self.keep(codes=codes, top_k=top_k)
         if top_k > codes:
             raise ValueError(f"top_k is at most the {codes} codes, got {top_k}")
-        self.codes = codes
-        self.top_k = top_k
         self.materialize(in_features, device=device, dtype=dtype)
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
@@ -131,8 +133,7 @@ class CodebookBottleneck(Bottleneck):
 
     def penalty(self, state: Chosen, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the squared distance of features and code, and how many codes are in use."""
-        mask = scope.mask if scope.mask is not None and state.code.dim() > 2 else None
-        distance = batch_mean((state.features - state.code).square().sum(-1), mask)
+        distance = batch_mean((state.features - state.code).square().sum(-1), scope.mask)
         used = torch.zeros(self.codes, device=state.code.device).scatter(0, state.indices.flatten(), 1.0)
         return distance, {"distance": distance, "used": used.mean()}
 

@@ -1,6 +1,9 @@
-"""Options of bottlenecks, checked alike: what the option is, what is valid, and what came.
+"""Constraints of options: a class declares what each of its options can be, and one place checks it.
 
-Configurations hand over texts where numbers belong, and `True` is a number to Python: neither gets through.
+    constraints = {"lambda_x": AtLeast(0), "estimator": OneOf(ESTIMATORS), "stop_gradient": Bool()}
+
+The same table tells the documentation and the configuration files what is valid. Configurations hand over strings where
+numbers belong, and `True` is a number to Python: neither gets through.
 """
 
 from __future__ import annotations
@@ -11,55 +14,170 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def check_choice(option: str, value: Any, valid: Iterable[str]) -> None:
-    """Raises a ValueError where an option is not one of the valid names.
+class Constraint:
+    """What an option can be; `str(constraint)` completes the sentence "<option> must be ..."."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is valid."""
+        raise NotImplementedError
+
+    def check(self, option: str, value: Any) -> Any:
+        """Returns a valid value, a number of numpy or torch as Python's own, so that it can be written to a file.
+
+        Raises:
+            ValueError: `<option> must be <valid>, got <value>`.
+        """
+        if not self.allows(value):
+            raise ValueError(f"{option} must be {self}, got {value!r}")
+        return self.plain(value)
+
+    def plain(self, value: Any) -> Any:
+        """Returns a valid value as one of Python's own types."""
+        return value
+
+
+class Number(Constraint):
+    """A finite number within limits.
 
     Example:
-        >>> check_choice("start", "idenity", ("default", "identity"))
+        >>> Number(above=0.5, most=1).check("certainty", "0.1")
         Traceback (most recent call last):
-        ValueError: start is one of 'default', 'identity', got 'idenity'
+        ValueError: certainty must be a finite number above 0.5 and at most 1, got '0.1'
     """
-    valid = tuple(valid)
-    if not (isinstance(value, str) and value in valid):
-        raise ValueError(f"{option} is one of {', '.join(map(repr, valid))}, got {value!r}")
+
+    def __init__(self, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf):
+        self.least, self.above, self.most = least, above, most
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is a finite number within the limits; a boolean is none."""
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        return math.isfinite(value) and self.least <= value <= self.most and value > self.above
+
+    def plain(self, value: Any) -> int | float:
+        """Returns a Python number."""
+        return value if type(value) in (int, float) else float(value)
+
+    def __str__(self) -> str:
+        limits = (("at least", self.least), ("above", self.above), ("at most", self.most))
+        stated = " and ".join(f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit))
+        return f"a finite number {'of ' if stated.startswith('at') else ''}{stated}".strip()
 
 
-def check_number(
-    option: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
-) -> None:
-    """Raises a ValueError where an option is no finite number, or out of its range.
+class AtLeast(Number):
+    """A finite number of at least a limit."""
+
+    def __init__(self, least: float):
+        super().__init__(least=least)
+
+
+class Above(Number):
+    """A finite number above a limit."""
+
+    def __init__(self, above: float):
+        super().__init__(above=above)
+
+
+class Between(Number):
+    """A finite number within two limits, both included."""
+
+    def __init__(self, least: float, most: float):
+        super().__init__(least=least, most=most)
+
+
+class Count(Constraint):
+    """An integer of at least a limit, and what it counts.
 
     Example:
-        >>> check_number("beta", "0.1", least=0)
+        >>> Count("size of the code").check("out_features", 2.5)
         Traceback (most recent call last):
-        ValueError: beta is a finite number of at least 0, got '0.1'
+        ValueError: out_features must be an integer of at least 1 (size of the code), got 2.5
     """
-    fine = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not (fine and least <= value <= most and value > above):
-        limits = [f"of at least {least:g}"] * (least > -math.inf) + [f"above {above:g}"] * (above > -math.inf)
-        limits += [f"of at most {most:g}"] * (most < math.inf)
-        raise ValueError(f"{option} is {' '.join(['a finite number', ' and '.join(limits)]).strip()}, got {value!r}")
+
+    def __init__(self, what: str, *, least: int = 1):
+        self.what, self.least = what, least
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is an integer that is large enough; a boolean is none."""
+        return isinstance(value, Integral) and not isinstance(value, bool) and value >= self.least
+
+    def plain(self, value: Any) -> int:
+        """Returns a Python integer."""
+        return int(value)
+
+    def __str__(self) -> str:
+        return f"an integer of at least {self.least} ({self.what})"
 
 
-def check_count(option: str, value: Any, what: str, *, least: int = 1) -> None:
-    """Raises a ValueError where an option is no integer, or too small a one.
+class OneOf(Constraint):
+    """One of several strings.
 
     Example:
-        >>> check_count("out_features", 2.5, "size of the code")
+        >>> OneOf(("default", "identity")).check("start", "idenity")
         Traceback (most recent call last):
-        ValueError: out_features is the size of the code, an integer of at least 1, got 2.5
+        ValueError: start must be one of 'default', 'identity', got 'idenity'
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{option} is the {what}, an integer of at least {least}, got {value!r}")
+
+    def __init__(self, choices: Iterable[str]):
+        self.choices = tuple(choices)
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is one of the strings."""
+        return isinstance(value, str) and value in self.choices
+
+    def plain(self, value: Any) -> str:
+        """Returns a Python string."""
+        return str(value)
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(repr, self.choices))}"
 
 
-def check_switch(option: str, value: Any) -> None:
-    """Raises a ValueError where an option is neither True nor False.
+class Bool(Constraint):
+    """True or False."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is a boolean."""
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "True or False"
+
+
+class Optional(Constraint):
+    """None, or what another constraint allows.
 
     Example:
-        >>> check_switch("stochastic", "yes")
+        >>> Optional(Above(0)).check("bandwidth", -1)
         Traceback (most recent call last):
-        ValueError: stochastic is True or False, got 'yes'
+        ValueError: bandwidth must be None or a finite number above 0, got -1
     """
-    if not isinstance(value, bool):
-        raise ValueError(f"{option} is True or False, got {value!r}")
+
+    def __init__(self, constraint: Constraint):
+        self.constraint = constraint
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is None, or allowed by the other constraint."""
+        return value is None or self.constraint.allows(value)
+
+    def plain(self, value: Any) -> Any:
+        """Returns None, or the value as a Python type."""
+        return None if value is None else self.constraint.plain(value)
+
+    def __str__(self) -> str:
+        return f"None or {self.constraint}"
+
+
+class Axis(Constraint):
+    """The number of an axis that is not the batch, 0."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is an integer other than 0."""
+        return isinstance(value, Integral) and not isinstance(value, bool) and value != 0
+
+    def plain(self, value: Any) -> int:
+        """Returns a Python integer."""
+        return int(value)
+
+    def __str__(self) -> str:
+        return "an integer other than 0, the batch (the feature axis)"

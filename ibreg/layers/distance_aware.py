@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ibreg.distributed import over_ranks
 from ibreg.layers.base import Bottleneck
-from ibreg.layers.constraints import check_count, check_number
-from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
+from ibreg.layers.constraints import AtLeast, Count
+from ibreg.layers.encoder import CONSTRAINTS, build_encoder, noise_scale, reset_encoder, sample
 from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
 from ibreg.precision import WideBuffers, full_precision, promoted_dtype
@@ -102,6 +102,11 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
     """
 
     stochastic = True
+    constraints = CONSTRAINTS | {
+        "gaussians": Count("number of Gaussians"),
+        "temperature": AtLeast(0),
+        "uniform_steps": Count("number of first batches", least=0),
+    }
 
     variances: Tensor
     weights: Tensor
@@ -122,15 +127,10 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         dtype=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        check_encoder(out_features, start)
-        check_count("gaussians", gaussians, "number of Gaussians")
-        check_number("temperature", temperature, least=0)
-        check_count("uniform_steps", uniform_steps, "number of first batches", least=0)
-        self.out_features = out_features
-        self.gaussians = gaussians
-        self.temperature = temperature
-        self.uniform_steps = uniform_steps
-        self.start = start
+        self.keep(
+            out_features=out_features, gaussians=gaussians, temperature=temperature, uniform_steps=uniform_steps,
+            start=start,
+        )  # fmt: skip
         self.materialize(in_features, device=device, dtype=dtype)
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
@@ -162,14 +162,12 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         mean, raw_scale = self.encoder(self.features_last(x)).chunk(2, dim=-1)
         # A copy: FSDP2 frees the parameter's storage before the penalty reads it.
         code = Code(mean, raw_scale, self.centroids.clone())
-        if not self.training:
-            return self.features_back(mean.clone()), code  # an in-place ReLU behind the layer leaves the state alone
-        z, _ = draw_code(mean, noise_scale(raw_scale), scope.claim_draws(self) if scope is not None else 1)
-        return self.features_back(z), code
+        z, _ = sample(self, mean, noise_scale(raw_scale), scope)
+        return z, code
 
     def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the mean uncertainty and the logs; in training the codebook's variances and weights move first."""
-        mask = scope.mask if scope.mask is not None and state.mean.dim() > 2 else None
+        mask = scope.mask_for(state.mean)
         with full_precision(state.mean):
             moments = self.moments(state)
             responsibilities = self.responsibilities(moments)

@@ -8,20 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.layers.constraints import check_choice, check_count
+from ibreg.layers.base import Bottleneck
+from ibreg.layers.constraints import Constraint, Count, OneOf, Optional
+from ibreg.layers.scope import Scope
 from ibreg.precision import at_least_float32
 
 STARTS = ("default", "identity")
+CONSTRAINTS: dict[str, Constraint] = {  # of the options that every layer with an encoder has
+    "out_features": Optional(Count("size of the code")),
+    "start": OneOf(STARTS),
+}
 
 # Added to the noise's standard deviation, whose logarithm would else be -inf where the softplus underflows.
 LEAST_SCALE = 1e-30
-
-
-def check_encoder(out_features: int | None, start: str) -> None:
-    """Raises a ValueError for a size or a start that no encoder can have."""
-    if out_features is not None:
-        check_count("out_features", out_features, "size of the code")
-    check_choice("start", start, STARTS)
 
 
 def build_encoder(
@@ -37,7 +36,7 @@ def build_encoder(
             f"start='identity' keeps the features as they are: out_features is {out_features}, in_features "
             f"{in_features}; leave out_features away, or use start='default'"
         )
-    return nn.Linear(in_features, (1 + noise) * out_features, device=device, dtype=dtype)
+    return nn.Linear(in_features, 2 * out_features if noise else out_features, device=device, dtype=dtype)
 
 
 @torch.no_grad()
@@ -54,21 +53,26 @@ def reset_encoder(encoder: nn.Linear, out_features: int, start: str, *, gain: fl
         encoder.bias[raw_scale] = -5.0
 
 
-def draw_code(mean: Tensor, scale: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
-    r"""Draws codes z = mu + sigma eps, several of each sample behind one another along the batch.
+def sample(layer: Bottleneck, mean: Tensor, scale: Tensor, scope: Scope | None) -> tuple[Tensor, Tensor | None]:
+    r"""Samples a stochastic layer's code, z = mu + sigma eps; in evaluation it is the mean.
 
     Args:
-        mean: `(batch, ..., features)`.
+        layer: its mode decides, its feature axis is that of the code returned.
+        mean: mu, `(batch, *positions, features)`.
         scale: sigma, of a shape that broadcasts with it.
-        draws: how many.
+        scope: says how many samples of each row are wanted; they follow one another along the batch.
 
     Returns:
-        `(draws * batch, ..., features)`, and the noise eps: `(draws, batch, ..., features)`.
+        the code, features on the layer's axis, and the noise eps, `(draws, batch, *positions, features)`; None in
+        evaluation.
     """
+    if not layer.training:
+        return layer.features_back(mean.clone()), None  # an in-place ReLU after the layer leaves the state alone
+    draws = scope.claim_draws(layer) if scope is not None else 1
     noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
     # Without an axis of draws where there is one: the backward pass would have to sum over it.
     z = torch.addcmul(mean, scale.to(mean.dtype), noise.squeeze(0))
-    return z.flatten(0, z.dim() - mean.dim()), noise
+    return layer.features_back(z.flatten(0, z.dim() - mean.dim())), noise
 
 
 def noise_scale(raw_scale: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from ibreg.distributed import over_ranks
 from ibreg.functional.kernel.pairwise_rate import nonlinear_rate
 from ibreg.functional.lagrangian import LAGRANGIANS
 from ibreg.layers.base import Bottleneck
-from ibreg.layers.constraints import check_choice, check_count, check_number, check_switch
-from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, reset_encoder
+from ibreg.layers.constraints import Above, Bool, Count, Number, OneOf, Optional
+from ibreg.layers.encoder import CONSTRAINTS, build_encoder, reset_encoder, sample
 from ibreg.layers.positions import check_mask
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
@@ -93,6 +93,13 @@ class NonlinearBottleneck(Bottleneck):
     """
 
     stochastic = True
+    constraints = CONSTRAINTS | {
+        "lagrangian": OneOf(LAGRANGIANS),
+        "power": Above(0),
+        "initial_log_variance": Optional(Number()),
+        "block_size": Optional(Count("number of rows that are visited at once")),
+        "gather": Bool(),
+    }
 
     def __init__(
         self,
@@ -111,21 +118,10 @@ class NonlinearBottleneck(Bottleneck):
         dtype=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        check_encoder(out_features, start)
-        check_choice("lagrangian", lagrangian, LAGRANGIANS)
-        check_number("power", power, above=0)
-        if initial_log_variance is not None:
-            check_number("initial_log_variance", initial_log_variance)
-        if block_size is not None:
-            check_count("block_size", block_size, "number of rows that are visited at once")
-        check_switch("gather", gather)
-        self.out_features = out_features
-        self.lagrangian = lagrangian
-        self.power = power
-        self.initial_log_variance = initial_log_variance
-        self.start = start
-        self.block_size = block_size
-        self.gather = gather
+        self.keep(
+            out_features=out_features, lagrangian=lagrangian, power=power, initial_log_variance=initial_log_variance,
+            start=start, block_size=block_size, gather=gather,
+        )  # fmt: skip
         self._warned_of_saturation = False
         self.materialize(in_features, device=device, dtype=dtype)
 
@@ -155,11 +151,8 @@ class NonlinearBottleneck(Bottleneck):
         mean = self.encoder(self.features_last(x))
         # A copy: FSDP2 frees the parameter's storage before the penalty reads it.
         code = Code(mean, self.log_variance.clone())
-        if not self.training:
-            return self.features_back(mean.clone()), code  # an in-place ReLU behind the layer leaves the state alone
-        draws = scope.claim_draws(self) if scope is not None else 1
-        z, _ = draw_code(mean, torch.exp(0.5 * self.log_variance), draws)
-        return self.features_back(z), code
+        z, _ = sample(self, mean, torch.exp(0.5 * self.log_variance), scope)
+        return z, code
 
     def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns u(rate) and the logs."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ibreg.layers.base import Bottleneck
-from ibreg.layers.constraints import check_choice
+from ibreg.layers.constraints import OneOf
 from ibreg.layers.positions import check_mask
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
@@ -93,7 +93,7 @@ class QuantizerBottleneck(Bottleneck):
         dtype=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        check_choice("quantizer", quantizer, DEFAULTS)
+        OneOf(DEFAULTS).check("quantizer", quantizer)
         self.quantizer = quantizer
         self.options = None if options is None else dict(options)
         self.materialize(in_features, device=device, dtype=dtype)

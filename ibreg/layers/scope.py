@@ -54,6 +54,10 @@ class Scope:
         """Returns the layer's dotted name in the model, or its class where it stands alone."""
         return self.names.get(layer) or type(layer).__name__
 
+    def mask_for(self, features: Tensor) -> Tensor | None:
+        """Returns the mask where features `(batch, *positions, features)` have positions to leave out."""
+        return self.mask if features.dim() > 2 else None
+
     def claim_draws(self, layer: nn.Module) -> int:
         """Returns how many codes a stochastic layer has to draw: `draws` for the first of a pass, 1 for the others."""
         if self.draws == 1 or self.repeats > 1:

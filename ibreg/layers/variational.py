@@ -21,8 +21,8 @@ from ibreg.functional.gaussian import (
 )
 from ibreg.functional.lagrangian import LAGRANGIANS
 from ibreg.layers.base import Bottleneck
-from ibreg.layers.constraints import check_choice, check_count, check_number
-from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
+from ibreg.layers.constraints import Above, Between, Count, OneOf, Optional
+from ibreg.layers.encoder import CONSTRAINTS, build_encoder, noise_scale, reset_encoder, sample
 from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
@@ -103,6 +103,14 @@ class VariationalBottleneck(Bottleneck):
 
     stochastic = True
     undecayed = ("prior_mean", "prior_log_variance")
+    constraints = CONSTRAINTS | {
+        "prior": OneOf(("standard", "learned", "conditional")),
+        "classes": Optional(Count("number of classes", least=2)),
+        "rate": OneOf(("analytic", "monte_carlo")),
+        "lagrangian": OneOf(LAGRANGIANS),
+        "power": Above(0),
+        "alpha": Between(0, 1),
+    }
 
     def __init__(
         self,
@@ -122,12 +130,10 @@ class VariationalBottleneck(Bottleneck):
         dtype=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        check_encoder(out_features, start)
-        check_choice("prior", prior, ("standard", "learned", "conditional"))
-        check_choice("rate", rate, ("analytic", "monte_carlo"))
-        check_choice("lagrangian", lagrangian, LAGRANGIANS)
-        check_number("alpha", alpha, least=0, most=1)
-        check_number("power", power, above=0)
+        self.keep(
+            out_features=out_features, prior=prior, classes=classes, rate=rate, lagrangian=lagrangian, power=power,
+            alpha=alpha, start=start,
+        )  # fmt: skip
         if lagrangian == "power" and alpha != 1:
             raise ValueError(
                 "alpha below 1 can make the penalty negative, which has no power: use the exponential Lagrangian"
@@ -136,16 +142,6 @@ class VariationalBottleneck(Bottleneck):
             raise ValueError(
                 "classes=number of classes belongs to prior='conditional', which needs it, and to no other"
             )
-        if classes is not None:
-            check_count("classes", classes, "number of classes", least=2)
-        self.out_features = out_features
-        self.prior = prior
-        self.classes = classes
-        self.rate = rate
-        self.lagrangian = lagrangian
-        self.power = power
-        self.alpha = alpha
-        self.start = start
         self.materialize(in_features, device=device, dtype=dtype)
 
     @property
@@ -185,15 +181,9 @@ class VariationalBottleneck(Bottleneck):
         if self.prior != "standard":
             # Copies: FSDP2 frees the parameters' storage before the penalty reads it.
             code = code._replace(prior_mean=self.prior_mean.clone(), prior_log_variance=self.prior_log_variance.clone())
-        if not self.training:
-            return self.features_back(mean.clone()), code  # an in-place ReLU behind the layer leaves the state alone
-        draws = scope.claim_draws(self) if scope is not None else 1
         scale = noise_scale(raw_scale)
-        z, noise = draw_code(mean, scale, draws)
-        code = code._replace(scale=scale)
-        if self.rate == "monte_carlo":
-            code = code._replace(noise=noise)
-        return self.features_back(z), code
+        z, noise = sample(self, mean, scale, scope)
+        return z, code._replace(scale=scale, noise=noise if self.rate == "monte_carlo" else None)
 
     def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns u(rate) and the logs."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ibreg.functional.kernel.bandwidths import Bandwidth, bandwidth_of
 from ibreg.functional.kernel.divergence import MODES, conditional_cs_divergence
 from ibreg.functional.kernel.rows import as_rows
-from ibreg.layers.constraints import check_choice, check_count, check_number, check_switch
+from ibreg.layers.constraints import Between, Bool, Count, OneOf
 from ibreg.tracing import can_assert
 
 
@@ -68,13 +68,13 @@ class ConditionalCauchySchwarz(nn.Module):
         gather: bool = False,
     ):
         super().__init__()
-        check_number("share", share, least=0, most=1)
-        check_choice("mode", mode, MODES)
+        Between(0, 1).check("share", share)
+        OneOf(MODES).check("mode", mode)
         for bandwidth in (bandwidth_x, bandwidth_y):
             bandwidth_of(torch.zeros(1, 1), bandwidth)  # for its errors
         if block_size is not None:
-            check_count("block_size", block_size, "number of rows of pairs that are walked at a time")
-        check_switch("gather", gather)
+            Count("number of rows of pairs that are walked at a time").check("block_size", block_size)
+        Bool().check("gather", gather)
         self.share = share
         self.bandwidth_x = bandwidth_x
         self.bandwidth_y = bandwidth_y

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ibreg.distributed import over_ranks, several_ranks
-from ibreg.layers.constraints import check_choice
+from ibreg.layers.constraints import OneOf
 from ibreg.layers.key_value.key_value import KeyValueBottleneck
 from ibreg.layers.scope import Scope, opened
 from ibreg.modes import evaluating
@@ -111,7 +111,7 @@ def check_unlearning(by: str, pairs: int | float | None) -> None:
     Raises:
         ValueError: an unknown `by`, `pairs` below 1 or no share.
     """
-    check_choice("by", by, ORDERS)
+    OneOf(ORDERS).check("by", by)
     fits = 0 < pairs <= 1 if isinstance(pairs, float) else pairs is None or (type(pairs) is int and pairs >= 1)
     if not fits:
         raise ValueError(f"pairs is a number of at least 1, a share in (0, 1] as a float, or None, got {pairs!r}")

@@ -133,9 +133,9 @@ def test_far_samples_are_the_uncertain_ones():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="gaussians is the number of Gaussians, an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="gaussians must be an integer of at least 1 [(]number of Gaussians[)], got 0"):
         DistanceAwareBottleneck(4, gaussians=0)
-    with pytest.raises(ValueError, match="temperature is a finite number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="temperature must be a finite number of at least 0, got -1"):
         DistanceAwareBottleneck(4, temperature=-1)
     with pytest.raises(ValueError, match="uniform_steps is the number of first batches"):
         DistanceAwareBottleneck(4, uniform_steps=-1)

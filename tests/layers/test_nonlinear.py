@@ -207,12 +207,12 @@ def test_training_reaches_the_information_of_the_label():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lagrangian": "cubic"}, "lagrangian is one of 'linear', 'power', 'exponential', got 'cubic'"),
-        ({"start": "zero"}, "start is one of 'default', 'identity', got 'zero'"),
-        ({"power": 0}, "power is a finite number above 0"),
-        ({"initial_log_variance": math.inf}, "initial_log_variance is a finite number"),
+        ({"lagrangian": "cubic"}, "lagrangian must be one of 'linear', 'power', 'exponential', got 'cubic'"),
+        ({"start": "zero"}, "start must be one of 'default', 'identity', got 'zero'"),
+        ({"power": 0}, "power must be a finite number above 0"),
+        ({"initial_log_variance": math.inf}, "initial_log_variance must be a finite number"),
         ({"block_size": 0}, "block_size is the number of rows"),
-        ({"out_features": 0}, "out_features is the size of the code, an integer of at least 1"),
+        ({"out_features": 0}, "out_features must be an integer of at least 1 [(]size of the code[)]"),
         ({"out_features": 3, "start": "identity"}, "start='identity' keeps the features as they are"),
     ],
 )

@@ -144,8 +144,8 @@ def test_repr_names_the_options():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"share": 1.5}, r"share is a finite number of at least 0 and of at most 1, got 1.5"),
-        ({"mode": "symetric"}, "mode is one of 'symmetric'"),
+        ({"share": 1.5}, r"share must be a finite number of at least 0 and at most 1, got 1.5"),
+        ({"mode": "symetric"}, "mode must be one of 'symmetric'"),
         ({"bandwidth_x": 0}, "a bandwidth is a length above 0"),
         ({"bandwidth_y": ("rms", -1)}, "a bandwidth is a length above 0"),
         ({"block_size": 0}, "block_size is the number of rows"),

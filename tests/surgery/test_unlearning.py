@@ -120,7 +120,7 @@ def test_masks_are_saved_and_stay_in_training(trained):
 def test_bad_requests_change_nothing(trained):
     model, data = trained
     for options, message in (
-        ({"by": "gradients"}, "by is one of 'activations', 'examples', got 'gradients'"),
+        ({"by": "gradients"}, "by must be one of 'activations', 'examples', got 'gradients'"),
         ({"pairs": 0}, "pairs is a number of at least 1, a share"),
         ({"pairs": 1.5}, "got 1.5"),
     ):

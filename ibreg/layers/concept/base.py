@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ibreg.layers.base import Bottleneck
 from ibreg.layers.concept.head import build_head, check_head
 from ibreg.layers.concept.specification import Concepts, Description
-from ibreg.layers.constraints import check_choice, check_number
+from ibreg.layers.constraints import Above, OneOf
 from ibreg.layers.intervention import intervention_on
 from ibreg.layers.positions import batch_mean, mean_over_positions
 from ibreg.layers.scope import Scope
@@ -218,7 +218,7 @@ class ConceptLayer(Bottleneck):
         if intervention is None:
             return None
         mask, values, space = intervention
-        check_choice("the space of an intervention", space, SPACES)
+        OneOf(SPACES).check("the space of an intervention", space)
         if mask.dtype != torch.bool:
             raise ValueError(
                 f"the mask of an intervention is a bool tensor (batch, concepts), True where a concept is set; got "
@@ -327,11 +327,11 @@ def _checked_weights(pos_weight: Any, concepts: Concepts | None) -> float | list
     if pos_weight is None:
         return None
     if isinstance(pos_weight, str) or not isinstance(pos_weight, Sequence):
-        check_number("pos_weight", pos_weight, above=0)
+        Above(0).check("pos_weight", pos_weight)
         return float(pos_weight)
     weights = list(pos_weight)
     for weight in weights:
-        check_number("each pos_weight", weight, above=0)
+        Above(0).check("each pos_weight", weight)
     if concepts is not None and len(weights) != len(concepts):
         raise ValueError(f"pos_weight has {len(weights)} numbers for {len(concepts)} concepts: give one for each")
     return [float(weight) for weight in weights]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ibreg.layers.concept.base import CODES, ConceptLayer
 from ibreg.layers.concept.head import HeadPenalty, checked_penalty
 from ibreg.layers.concept.specification import Description
-from ibreg.layers.constraints import check_choice, check_count
+from ibreg.layers.constraints import Count, OneOf
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -114,8 +114,8 @@ class ConceptBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        check_choice("code", code, CODES)
-        check_count("residual", residual, "number of features that go past the concepts", least=0)
+        OneOf(CODES).check("code", code)
+        Count("number of features that go past the concepts", least=0).check("residual", residual)
         self.head_l1 = head_l1
         self.head_l2 = head_l2
         self.head_prior = checked_penalty(head_l1, head_l2, head_prior)

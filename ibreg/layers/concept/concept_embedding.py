@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ibreg.layers.concept.base import ConceptLayer, ConceptState
 from ibreg.layers.concept.specification import Description
-from ibreg.layers.constraints import check_count, check_number
+from ibreg.layers.constraints import Between, Count
 from ibreg.layers.intervention import intervention_on
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
@@ -89,8 +89,8 @@ class ConceptEmbeddingBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        check_count("embedding_features", embedding_features, "size of a concept's vector")
-        check_number("intervention_probability", intervention_probability, least=0, most=1)
+        Count("size of a concept's vector").check("embedding_features", embedding_features)
+        Between(0, 1).check("intervention_probability", intervention_probability)
         self.embedding_features = embedding_features
         self.intervention_probability = intervention_probability
         self.materialize(in_features, device=device, dtype=dtype)

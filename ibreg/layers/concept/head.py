@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.functional.elastic_net import elastic_net
-from ibreg.layers.constraints import check_choice, check_count, check_number
+from ibreg.layers.constraints import AtLeast, Count, OneOf
 from ibreg.precision import at_least_float32
 
 HEADS = ("identity", "linear", "mlp")
@@ -20,9 +20,9 @@ HIDDEN = 64  # units of the one hidden layer of an "mlp"
 def check_head(head: str | None, out_features: int | None) -> None:
     """Raises a ValueError for a head that there is not, or a size that it cannot have."""
     if head is not None:
-        check_choice("head", head, HEADS)
+        OneOf(HEADS).check("head", head)
     if out_features is not None:
-        check_count("out_features", out_features, "size of the output")
+        Count("size of the output").check("out_features", out_features)
 
 
 def build_head(head: str, code_features: int, out_features: int, *, device=None, dtype=None) -> nn.Module:
@@ -90,8 +90,8 @@ class HeadPenalty(nn.Module):
 
 def checked_penalty(l1: float, l2: float, prior: Sequence[Sequence[float]] | None) -> list[list[float]] | None:
     """Returns a prior as nested lists of floats, or raises a ValueError for what is no elastic net."""
-    check_number("head_l1", l1, least=0)
-    check_number("head_l2", l2, least=0)
+    AtLeast(0).check("head_l1", l1)
+    AtLeast(0).check("head_l2", l2)
     if prior is None:
         return None
     if l1 == l2 == 0:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ibreg.layers.concept.base import CODES, ConceptLayer
 from ibreg.layers.concept.head import HeadPenalty, checked_penalty
 from ibreg.layers.concept.specification import Description
-from ibreg.layers.constraints import check_choice, check_switch
+from ibreg.layers.constraints import Bool, OneOf
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -110,8 +110,8 @@ class PostHocConceptBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        check_choice("code", code, CODES)
-        check_switch("hybrid", hybrid)
+        OneOf(CODES).check("code", code)
+        Bool().check("hybrid", hybrid)
         self.code = code
         self.hybrid = hybrid
         self.head_l1 = head_l1

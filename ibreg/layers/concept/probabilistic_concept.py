@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ibreg.functional.gaussian import gaussian_rate
 from ibreg.layers.concept.base import ConceptLayer
 from ibreg.layers.concept.specification import Description
-from ibreg.layers.constraints import check_count, check_number
+from ibreg.layers.constraints import AtLeast, Count
 from ibreg.layers.encoder import build_encoder, noise_scale, reset_encoder
 from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
@@ -125,9 +125,9 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        check_count("embedding_features", embedding_features, "size of a concept's vector")
-        check_count("samples", samples, "number of draws in the loss")
-        check_number("rate_weight", rate_weight, least=0)
+        Count("size of a concept's vector").check("embedding_features", embedding_features)
+        Count("number of draws in the loss").check("samples", samples)
+        AtLeast(0).check("rate_weight", rate_weight)
         if self.concepts is not None and "continuous" in self.concepts.kinds:
             name = self.concepts.names[self.concepts.kinds.index("continuous")]
             raise ValueError(f"concept {name!r} is continuous, which has no anchors: leave it to another layer")

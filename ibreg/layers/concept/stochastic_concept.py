@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ibreg.functional.conditioning import condition_gaussian, conditional_gain, move_by_gain
 from ibreg.layers.concept.base import CODES, ConceptIntervention, ConceptLayer
 from ibreg.layers.concept.specification import Description
-from ibreg.layers.constraints import check_choice, check_count, check_number
+from ibreg.layers.constraints import AtLeast, Count, Number, OneOf
 from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
 from ibreg.precision import at_least_float32
@@ -134,11 +134,11 @@ class StochasticConceptBottleneck(ConceptLayer):
             dim=dim,
             device=device,
         )
-        check_choice("code", code, CODES)
-        check_choice("covariance", covariance, COVARIANCES)
-        check_count("samples", samples, "number of draws in the loss")
-        check_number("precision_weight", precision_weight, least=0)
-        check_number("certainty", certainty, above=0.5, most=MOST_CERTAIN)
+        OneOf(CODES).check("code", code)
+        OneOf(COVARIANCES).check("covariance", covariance)
+        Count("number of draws in the loss").check("samples", samples)
+        AtLeast(0).check("precision_weight", precision_weight)
+        Number(above=0.5, most=MOST_CERTAIN).check("certainty", certainty)
         self.code = code
         self.covariance = covariance
         self.samples = samples

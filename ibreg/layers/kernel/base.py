@@ -7,7 +7,6 @@ their codes with, inputs and targets, gets its Gram matrix once for each batch.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,13 +16,35 @@ from ibreg.distributed import over_ranks
 from ibreg.functional.kernel.bandwidths import Bandwidth, bandwidth_of
 from ibreg.functional.kernel.pairs import Gram, gram
 from ibreg.layers.base import Bottleneck
-from ibreg.layers.constraints import check_choice, check_count, check_switch
+from ibreg.layers.constraints import Bool, Constraint, Count, OneOf, Optional
 from ibreg.layers.positions import check_mask, mean_over_positions
 from ibreg.layers.scope import Scope
 from ibreg.tracing import assert_finite, can_assert
 
 POSITIONS = ("flatten", "mean")
 LEAST_SIMILAR = 1e-5  # below, or this close to 1, the mean kernel of two samples says nothing any more
+
+
+class IsBandwidth(Constraint):
+    """A bandwidth, see `functional.kernel.bandwidths.bandwidth_of`; JSON and YAML write its tuple as a list."""
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is a bandwidth."""
+        try:
+            bandwidth_of(torch.zeros(1, 1), value)
+        except ValueError:
+            return False
+        return True
+
+    def plain(self, value: Any) -> Any:
+        """Returns a bandwidth that can be the key of a dict."""
+        if isinstance(value, list | tuple):
+            kind, scale = value
+            return kind, float(scale)
+        return value if isinstance(value, str) else float(value)
+
+    def __str__(self) -> str:
+        return "a length above 0, ('rms', s) or ('dimension', s) with s above 0, or 'median'"
 
 
 class KernelBottleneck(Bottleneck):
@@ -39,6 +60,12 @@ class KernelBottleneck(Bottleneck):
         device: of beta.
     """
 
+    constraints = {
+        "positions": OneOf(POSITIONS),
+        "block_size": Optional(Count("number of rows and columns of pairs that are visited at once")),
+        "gather": Bool(),
+    }
+
     def __init__(
         self,
         in_features: int | None = None,
@@ -51,13 +78,7 @@ class KernelBottleneck(Bottleneck):
         device=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        check_choice("positions", positions, POSITIONS)
-        if block_size is not None:
-            check_count("block_size", block_size, "number of rows that are visited at once")
-        check_switch("gather", gather)
-        self.positions = positions
-        self.block_size = block_size
-        self.gather = gather
+        self.keep(positions=positions, block_size=block_size, gather=gather)
         self._warned_of_widths = False
 
     @property
@@ -118,12 +139,11 @@ class KernelBottleneck(Bottleneck):
         key = ("gram of inputs", bandwidth, *options.values())
         return scope.once(key, lambda: gram(self.inputs_of(scope), bandwidth=bandwidth, name="inputs", **options))
 
-    def similarities(self, grams: Mapping[str, Gram], scope: Scope) -> dict[str, Tensor]:
-        """Returns the mean kernel of two samples by each Gram matrix; warns once where all are alike or none are."""
-        found = {}
-        for name, of in grams.items():
-            # Less the diagonal, whose kernel is 1 (and 0 in these means, which leave out a constant of 1).
-            found[name] = 1 + of.means.sum() / max(len(of.means) - 1, 1)
+    def similarities(self, code: Gram, inputs: Gram | None, scope: Scope) -> dict[str, Tensor]:
+        """Returns the mean kernel of two samples, of code and inputs; warns once where all are alike or none are."""
+        grams = {"similarity": code} if inputs is None else {"similarity": code, "inputs_similarity": inputs}
+        # Less the diagonal, whose kernel is 1 (and 0 in these means, which leave out a constant of 1).
+        found = {name: 1 + of.means.sum() / max(len(of.means) - 1, 1) for name, of in grams.items()}
         # Elsewhere than on the CPU the comparison would wait for the device.
         if self._warned_of_widths or not self.training or torch.compiler.is_compiling():
             return found
@@ -139,15 +159,6 @@ class KernelBottleneck(Bottleneck):
                     stacklevel=2,
                 )
         return found
-
-
-def checked_bandwidth(option: str, bandwidth: Bandwidth) -> Bandwidth:
-    """Returns a bandwidth that can be a key (JSON and YAML make lists of tuples), or an error that names the option."""
-    try:
-        bandwidth_of(torch.zeros(1, 1), bandwidth)
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}") from None
-    return tuple(bandwidth) if isinstance(bandwidth, list) else bandwidth
 
 
 def scale_free(rows: Tensor, *, gather: bool = False) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 from ibreg.functional.kernel.bandwidths import Bandwidth
 from ibreg.functional.kernel.dependence import cs_qmi
 from ibreg.functional.kernel.pairs import gram
-from ibreg.layers.constraints import check_switch
-from ibreg.layers.encoder import build_encoder, check_encoder, draw_code, noise_scale, reset_encoder
-from ibreg.layers.kernel.base import KernelBottleneck, checked_bandwidth, scale_free
+from ibreg.layers.constraints import Bool
+from ibreg.layers.encoder import CONSTRAINTS, build_encoder, noise_scale, reset_encoder, sample
+from ibreg.layers.kernel.base import IsBandwidth, KernelBottleneck, scale_free
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
@@ -74,6 +74,14 @@ class CauchySchwarzBottleneck(KernelBottleneck):
         (torch.Size([16, 4]), ['cs_qmi', 'inputs_similarity', 'similarity'])
     """
 
+    constraints = CONSTRAINTS | {
+        "bandwidth_x": IsBandwidth(),
+        "bandwidth_t": IsBandwidth(),
+        "normalized": Bool(),
+        "normalize_code": Bool(),
+        "stochastic": Bool(),
+    }
+
     def __init__(
         self,
         in_features: int | None = None,
@@ -96,20 +104,17 @@ class CauchySchwarzBottleneck(KernelBottleneck):
         super().__init__(
             in_features, beta=beta, positions=positions, block_size=block_size, gather=gather, dim=dim, device=device
         )
-        check_encoder(out_features, start)
-        check_switch("normalized", normalized)
-        check_switch("normalize_code", normalize_code)
-        check_switch("stochastic", stochastic)
-        self.out_features = out_features
-        self.bandwidth_x = checked_bandwidth("bandwidth_x", bandwidth_x)
-        self.bandwidth_t = checked_bandwidth("bandwidth_t", bandwidth_t)
-        self.normalized = normalized
-        self.normalize_code = normalize_code
-        self.stochastic = stochastic
-        self.start = start
-        self.sized = stochastic or out_features is not None
+        self.keep(
+            out_features=out_features, bandwidth_x=bandwidth_x, bandwidth_t=bandwidth_t, normalized=normalized,
+            normalize_code=normalize_code, stochastic=stochastic, start=start,
+        )  # fmt: skip
         self.register_module("encoder", None)
         self.materialize(in_features, device=device, dtype=dtype)
+
+    @property
+    def sized(self) -> bool:
+        """Whether the code is another one than the features, by a linear map."""
+        return self.stochastic or self.out_features is not None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -141,11 +146,8 @@ class CauchySchwarzBottleneck(KernelBottleneck):
             code = self.encoder(features)
             return self.features_back(code.clone()), code
         mean, raw_scale = self.encoder(features).chunk(2, dim=-1)
-        if not self.training:
-            return self.features_back(mean.clone()), mean
-        draws = scope.claim_draws(self) if scope is not None else 1
-        z, _ = draw_code(mean, noise_scale(raw_scale), draws)
-        return self.features_back(z), z[: len(mean)].clone()
+        z, _ = sample(self, mean, noise_scale(raw_scale), scope)
+        return z, self.features_last(z)[: len(mean)].clone() if self.training else mean
 
     def penalty(self, state: Tensor, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the information, and how similar codes are."""
@@ -157,5 +159,4 @@ class CauchySchwarzBottleneck(KernelBottleneck):
         gram_of_code = gram(code, bandwidth=self.bandwidth_t, name="code", **self.walk_options)
         gram_of_inputs = self.gram_of_inputs(scope, self.bandwidth_x)
         information = cs_qmi(gram_of_inputs, gram_of_code, normalized=self.normalized)
-        grams = {"similarity": gram_of_code, "inputs_similarity": gram_of_inputs}
-        return information, {"cs_qmi": information} | self.similarities(grams, scope)
+        return information, {"cs_qmi": information} | self.similarities(gram_of_code, gram_of_inputs, scope)

@@ -5,6 +5,10 @@ Ma et al. 2020 (arXiv 1908.01580); as a regularizer: Wang et al. 2021 (HBaR, arX
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,8 +16,8 @@ from ibreg.functional.kernel.bandwidths import Bandwidth
 from ibreg.functional.kernel.dependence import ESTIMATORS, hsic, normalized_factor, normalized_hsic
 from ibreg.functional.kernel.kernels import KERNELS
 from ibreg.functional.kernel.pairs import gram
-from ibreg.layers.constraints import check_choice, check_number, check_switch
-from ibreg.layers.kernel.base import KernelBottleneck, checked_bandwidth
+from ibreg.layers.constraints import AtLeast, Bool, OneOf, Optional
+from ibreg.layers.kernel.base import IsBandwidth, KernelBottleneck
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 from ibreg.tracing import assert_finite, can_assert
@@ -86,6 +90,16 @@ class HSICBottleneck(KernelBottleneck):
     """
 
     sized = False
+    constraints = {
+        "lambda_x": AtLeast(0),
+        "lambda_y": AtLeast(0),
+        "estimator": OneOf(ESTIMATORS),
+        "bandwidth_x": IsBandwidth(),
+        "bandwidth_t": IsBandwidth(),
+        "bandwidth_y": IsBandwidth(),
+        "kernel_y": Optional(OneOf(KERNELS)),
+        "stop_gradient": Bool(),
+    }
 
     def __init__(
         self,
@@ -110,32 +124,22 @@ class HSICBottleneck(KernelBottleneck):
         super().__init__(
             in_features, beta=beta, positions=positions, block_size=block_size, gather=gather, dim=dim, device=device
         )
-        check_choice("estimator", estimator, ESTIMATORS)
-        if kernel_y is not None:
-            check_choice("kernel_y", kernel_y, KERNELS)
-        check_number("lambda_x", lambda_x, least=0)
-        check_number("lambda_y", lambda_y, least=0)
+        self.keep(
+            lambda_x=lambda_x, lambda_y=lambda_y, estimator=estimator, bandwidth_x=bandwidth_x, bandwidth_t=bandwidth_t,
+            bandwidth_y=bandwidth_y, kernel_y=kernel_y, stop_gradient=stop_gradient,
+        )  # fmt: skip
         if lambda_x == lambda_y == 0:
             raise ValueError("lambda_x and lambda_y are both 0: nothing is left to charge for")
-        check_switch("stop_gradient", stop_gradient)
         if estimator in INVERTING and (gather or block_size is not None):
             raise ValueError(
                 f"the {estimator} estimator inverts whole Gram matrices: for gather or block_size take 'unbiased' or "
                 "'cka'"
             )
-        self.lambda_x = lambda_x
-        self.lambda_y = lambda_y
-        self.estimator = estimator
-        self.bandwidth_x = checked_bandwidth("bandwidth_x", bandwidth_x)
-        self.bandwidth_t = checked_bandwidth("bandwidth_t", bandwidth_t)
-        self.bandwidth_y = checked_bandwidth("bandwidth_y", bandwidth_y)
-        self.kernel_y = kernel_y
-        self.stop_gradient = stop_gradient
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The inputs and the target, where their weights are not 0."""
-        return ("inputs",) * (self.lambda_x > 0) + ("target",) * (self.lambda_y > 0)
+        return tuple(name for name, weight in (("inputs", self.lambda_x), ("target", self.lambda_y)) if weight > 0)
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Tensor]:
         """Returns the features themselves; inside a scope a copy, which in-place operations may change."""
@@ -147,42 +151,33 @@ class HSICBottleneck(KernelBottleneck):
         code = self.rows(state, scope.mask)
         if self.is_too_small(len(code), ESTIMATORS[self.estimator], scope):
             return code.new_zeros(()), {}
-        logs = (self._by_factors if self.estimator in INVERTING else self._by_pairs)(code, scope)
-        return self.lambda_x * logs.get("hsic_x", 0) - self.lambda_y * logs.get("hsic_y", 0), logs
+        prepare, compare = self._estimation()
+        t = prepare(code, bandwidth=self.bandwidth_t, name="code")
+        x = self._of_inputs(scope, prepare) if self.lambda_x > 0 else None
+        y = self._of_target(scope, prepare) if self.lambda_y > 0 else None
+        hsic_x = 0.0 if x is None else compare(x, t)
+        hsic_y = 0.0 if y is None else compare(t, y)
+        logs = {} if self.estimator in INVERTING else self.similarities(t, x, scope)
+        logs |= {name: value for name, value in (("hsic_x", hsic_x), ("hsic_y", hsic_y)) if isinstance(value, Tensor)}
+        return self.lambda_x * hsic_x - self.lambda_y * hsic_y, logs
 
-    def _by_factors(self, code: Tensor, scope: Scope) -> dict[str, Tensor]:
-        factor, debiased = normalized_factor(code, bandwidth=self.bandwidth_t), self.estimator == "debiased"
-        found = {}
-        if self.lambda_x > 0:
-            of_inputs = scope.once(
-                ("factor of inputs", self.bandwidth_x),
-                lambda: normalized_factor(self.inputs_of(scope), bandwidth=self.bandwidth_x),
-            )
-            found["hsic_x"] = normalized_hsic(of_inputs, factor, debiased=debiased)
-        if self.lambda_y > 0:
-            target, kernel = self._target(scope)
-            of_target = scope.once(
-                ("factor of target", kernel, self.bandwidth_y),
-                lambda: normalized_factor(target, bandwidth=self.bandwidth_y, kernel=kernel),
-            )
-            found["hsic_y"] = normalized_hsic(factor, of_target, debiased=debiased)
-        return found
+    def _estimation(self) -> tuple[Callable[..., Any], Callable[[Any, Any], Tensor]]:
+        """Returns what prepares a variable, its Gram matrix or its factor, and what compares two that are prepared."""
+        if self.estimator in INVERTING:
+            return _factor, partial(normalized_hsic, debiased=self.estimator == "debiased")
+        return partial(gram, **self.walk_options), partial(hsic, estimator=self.estimator)
 
-    def _by_pairs(self, code: Tensor, scope: Scope) -> dict[str, Tensor]:
-        options = self.walk_options
-        of_code = gram(code, bandwidth=self.bandwidth_t, name="code", **options)
-        found, grams = {}, {"similarity": of_code}
-        if self.lambda_x > 0:
-            of_inputs = grams["inputs_similarity"] = self.gram_of_inputs(scope, self.bandwidth_x)
-            found["hsic_x"] = hsic(of_inputs, of_code, estimator=self.estimator)
-        if self.lambda_y > 0:
-            target, kernel = self._target(scope)
-            of_target = scope.once(
-                ("gram of target", kernel, self.bandwidth_y, *options.values()),
-                lambda: gram(target, kernel=kernel, bandwidth=self.bandwidth_y, name="target", **options),
-            )
-            found["hsic_y"] = hsic(of_code, of_target, estimator=self.estimator)
-        return found | self.similarities(grams, scope)
+    def _of_inputs(self, scope: Scope, prepare: Callable[..., Any]) -> Any:
+        if self.estimator not in INVERTING:
+            return self.gram_of_inputs(scope, self.bandwidth_x)
+        make = partial(prepare, self.inputs_of(scope), bandwidth=self.bandwidth_x, name="inputs")
+        return scope.once(("factor of inputs", self.bandwidth_x), make)
+
+    def _of_target(self, scope: Scope, prepare: Callable[..., Any]) -> Any:
+        target, kernel = self._target(scope)
+        make = partial(prepare, target, kernel=kernel, bandwidth=self.bandwidth_y, name="target")
+        kind = "factor of target" if self.estimator in INVERTING else "gram of target"
+        return scope.once((kind, kernel, self.bandwidth_y, *self.walk_options.values()), make)
 
     def _target(self, scope: Scope) -> tuple[Tensor, str]:
         target = scope.target
@@ -202,3 +197,8 @@ class HSICBottleneck(KernelBottleneck):
                 f"bottleneck {scope.name_of(self)} takes class indices of at least 0: HSIC leaves no sample out",
             )
         return target, kernel
+
+
+def _factor(x: Tensor, *, bandwidth: Bandwidth, kernel: str = "gaussian", name: str) -> Tensor:
+    """Returns the factor of a variable, whose name no error needs."""
+    return normalized_factor(x, bandwidth=bandwidth, kernel=kernel)

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from ibreg.distributed import gather_rows, over_ranks, several_ranks
 from ibreg.functional.lookup.nearest import picked
-from ibreg.layers.constraints import check_choice, check_count
+from ibreg.layers.constraints import Count, OneOf
 from ibreg.layers.key_value.codebooks import MovingCodebooks
 from ibreg.modes import captured, evaluating
 
@@ -46,8 +46,8 @@ def fit_keys(
     layer: nn.Module, data: Tensor | Iterable[Any], method: str, epochs: int, model: nn.Module | None, seed: int
 ) -> KeyStart:
     """Fits the keys of a `KeyValueBottleneck`, see its `initialize`; a reading that fails leaves them as they were."""
-    check_choice("method", method, METHODS)
-    check_count("epochs", epochs, "number of readings of the data")
+    OneOf(METHODS).check("method", method)
+    Count("number of readings of the data").check("epochs", epochs)
     readings = Readings(data, layer, model)
     sample = draw_sample(readings, layer.books.size, seed)
     if several_ranks():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ibreg.distributed import over_ranks
 from ibreg.layers.base import Bottleneck
-from ibreg.layers.constraints import check_choice, check_count, check_switch
+from ibreg.layers.constraints import Bool, Count, OneOf
 from ibreg.layers.key_value.codebooks import MovingCodebooks
 from ibreg.layers.key_value.fitting import KeyStart, fit_keys
 from ibreg.layers.key_value.splitters import SPLITTERS
@@ -136,21 +136,21 @@ class KeyValueBottleneck(Bottleneck):
         dtype=None,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        check_choice("splitter", splitter, SPLITTERS)
-        check_choice("decoder", decoder, DECODERS)
-        check_choice("search", search, SEARCHES)
-        check_count("codebooks", codebooks, "number of codebooks")
-        check_count("pairs", pairs, "number of pairs of a codebook")
+        OneOf(SPLITTERS).check("splitter", splitter)
+        OneOf(DECODERS).check("decoder", decoder)
+        OneOf(SEARCHES).check("search", search)
+        Count("number of codebooks").check("codebooks", codebooks)
+        Count("number of pairs of a codebook").check("pairs", pairs)
         for option, size, what in (
             ("out_features", out_features, "size of the code"),
             ("key_features", key_features, "size of a key"),
             ("value_features", value_features, "size of a value"),
         ):
             if size is not None:
-                check_count(option, size, what)
-        check_count("top_k", top_k, "number of pairs that are fetched of a codebook")
-        check_switch("straight_through", straight_through)
-        check_switch("sparse_gradients", sparse_gradients)
+                Count(what).check(option, size)
+        Count("number of pairs that are fetched of a codebook").check("top_k", top_k)
+        Bool().check("straight_through", straight_through)
+        Bool().check("sparse_gradients", sparse_gradients)
         if top_k > pairs:
             raise ValueError(f"top_k is at most the {pairs} pairs of a codebook, got {top_k}")
         if search == "product" and math.isqrt(pairs) ** 2 != pairs:

@@ -369,7 +369,7 @@ def test_float32_for_half_precision_and_autocast():
         ({"x": torch.zeros(0, 2), "y": torch.zeros(0), "y_hat": torch.zeros(0)}, "the batch is empty"),
         ({"x": torch.zeros(4, 2, dtype=torch.long)}, "x has to be floating point"),
         ({"y": torch.zeros(4, dtype=torch.long)}, "y has to be floating point"),
-        ({"mode": "papper"}, "mode is one of 'symmetric', 'symmetric_root', 'paper', 'released', got 'papper'"),
+        ({"mode": "papper"}, "mode must be one of 'symmetric', 'symmetric_root', 'paper', 'released', got 'papper'"),
         ({"bandwidth_x": 0.0}, "a bandwidth is a length above 0, got 0.0"),
         ({"bandwidth_y": -1.0}, "a bandwidth is a length above 0, got -1.0"),
         ({"bandwidth_y": ("rms", 0)}, "a bandwidth is a length above 0"),

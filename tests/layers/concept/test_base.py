@@ -325,13 +325,13 @@ def test_heads_and_their_sizes():
     ("options", "message"),
     [
         ({"concepts": None}, "does not know its concepts: pass their number, concepts=5"),
-        ({"head": "tree"}, "head is one of 'identity', 'linear', 'mlp', got 'tree'"),
+        ({"head": "tree"}, "head must be one of 'identity', 'linear', 'mlp', got 'tree'"),
         ({"head": "identity", "out_features": 3}, "puts the code out, which has 2 features: leave out_features=3 away"),
-        ({"out_features": 0}, "out_features is the size of the output, an integer of at least 1, got 0"),
+        ({"out_features": 0}, "out_features must be an integer of at least 1 [(]size of the output[)], got 0"),
         ({"pos_weight": [1.0]}, "pos_weight has 1 numbers for 2 concepts"),
-        ({"pos_weight": 0.0}, "pos_weight is a finite number above 0"),
-        ({"pos_weight": [1.0, float("nan")]}, "each pos_weight is a finite number above 0"),
-        ({"pos_weight": "balanced"}, "pos_weight is a finite number above 0, got 'balanced'"),
+        ({"pos_weight": 0.0}, "pos_weight must be a finite number above 0"),
+        ({"pos_weight": [1.0, float("nan")]}, "each pos_weight must be a finite number above 0"),
+        ({"pos_weight": "balanced"}, "pos_weight must be a finite number above 0, got 'balanced'"),
         ({"concepts": ["a", "a"]}, "'a' stands twice"),
     ],
 )

@@ -114,13 +114,13 @@ def test_a_prior_decides_what_the_data_leave_open():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"code": "soft"}, "code is one of 'probability', 'hard', 'logit', got 'soft'"),
+        ({"code": "soft"}, "code must be one of 'probability', 'hard', 'logit', got 'soft'"),
         (
             {"residual": -1},
-            "residual is the number of features that go past the concepts, an integer of at least 0, got -1",
+            "residual must be an integer of at least 0 [(]number of features that go past the concepts[)], got -1",
         ),
         ({"residual": 1.5}, "residual is the number of features"),
-        ({"head_l1": -1.0}, "head_l1 is a finite number of at least 0"),
+        ({"head_l1": -1.0}, "head_l1 must be a finite number of at least 0"),
         ({"head_l1": 1.0}, "head_l1 and head_l2 are for the weights of head='linear', this is 'identity'"),
         ({"head_l1": 1.0, "head": "mlp"}, "this is 'mlp'"),
         ({"head_prior": [[0] * 5]}, "give one of them, head_l1=1e-3"),

@@ -84,9 +84,9 @@ def test_randint_is_for_training_and_does_not_touch_the_loss():
     [
         (
             {"intervention_probability": 1.1},
-            "intervention_probability is a finite number of at least 0 and of at most 1, got 1.1",
+            "intervention_probability must be a finite number of at least 0 and at most 1, got 1.1",
         ),
-        ({"intervention_probability": float("nan")}, "intervention_probability is a finite number"),
+        ({"intervention_probability": float("nan")}, "intervention_probability must be a finite number"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -66,7 +66,7 @@ def test_missing_soft_and_other_kinds_of_labels(method):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda x, y: (x, y), {"method": "mean"}, "method is one of 'svm', 'mean_difference', got 'mean'"),
+        (lambda x, y: (x, y), {"method": "mean"}, "method must be one of 'svm', 'mean_difference', got 'mean'"),
         (lambda x, y: (x[:, 1:], y), {}, r"features are \(600 samples of the labels, 6\), got \(600, 5\)"),
         (lambda x, y: (x[1:], y), {}, r"got \(599, 6\)"),
         (lambda x, y: (x, y[:, :2]), {}, r"labels have shape \(batch, 3 concepts\)"),

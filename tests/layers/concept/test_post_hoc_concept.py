@@ -71,7 +71,7 @@ def test_vectors_that_do_not_fit_change_nothing(vectors, offsets, message):
 def test_options_out_of_range():
     with pytest.raises(ValueError, match="code is one of"):
         build(code="margin")
-    with pytest.raises(ValueError, match="head_l2 is a finite number of at least 0"):
+    with pytest.raises(ValueError, match="head_l2 must be a finite number of at least 0"):
         build(head_l2=-1.0)
-    with pytest.raises(ValueError, match="hybrid is True or False, got 'yes'"):
+    with pytest.raises(ValueError, match="hybrid must be True or False, got 'yes'"):
         build(hybrid="yes")

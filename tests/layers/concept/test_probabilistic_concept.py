@@ -134,8 +134,8 @@ def test_what_the_features_do_not_show_stays_open():
             {"embedding_features": 0},
             "embedding_features is the size of a concept's vector, an integer of at least 1, got 0",
         ),
-        ({"samples": 0}, "samples is the number of draws in the loss, an integer of at least 1, got 0"),
-        ({"rate_weight": -1.0}, "rate_weight is a finite number of at least 0, got -1.0"),
+        ({"samples": 0}, "samples must be an integer of at least 1 [(]number of draws in the loss[)], got 0"),
+        ({"rate_weight": -1.0}, "rate_weight must be a finite number of at least 0, got -1.0"),
     ],
 )
 def test_options_out_of_range(options, message):

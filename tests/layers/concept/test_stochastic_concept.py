@@ -235,12 +235,12 @@ def test_it_learns_that_concepts_go_together():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"code": "soft"}, "code is one of 'probability', 'hard', 'logit', got 'soft'"),
-        ({"covariance": "diagonal"}, "covariance is one of 'amortized', 'global', got 'diagonal'"),
-        ({"samples": 0}, "samples is the number of draws in the loss, an integer of at least 1, got 0"),
-        ({"precision_weight": -1.0}, "precision_weight is a finite number of at least 0, got -1.0"),
-        ({"certainty": 0.5}, "certainty is a finite number above 0.5 and of at most 0.999, got 0.5"),
-        ({"certainty": 1.0}, "certainty is a finite number above 0.5 and of at most 0.999, got 1.0"),
+        ({"code": "soft"}, "code must be one of 'probability', 'hard', 'logit', got 'soft'"),
+        ({"covariance": "diagonal"}, "covariance must be one of 'amortized', 'global', got 'diagonal'"),
+        ({"samples": 0}, "samples must be an integer of at least 1 [(]number of draws in the loss[)], got 0"),
+        ({"precision_weight": -1.0}, "precision_weight must be a finite number of at least 0, got -1.0"),
+        ({"certainty": 0.5}, "certainty must be a finite number above 0.5 and at most 0.999, got 0.5"),
+        ({"certainty": 1.0}, "certainty must be a finite number above 0.5 and at most 0.999, got 1.0"),
     ],
 )
 def test_options_out_of_range(options, message):

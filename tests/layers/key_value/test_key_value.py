@@ -443,7 +443,7 @@ def test_a_failed_initialize_changes_nothing():
     ):
         with pytest.raises(ValueError, match=message):
             layer.initialize(bad)
-    with pytest.raises(ValueError, match="method is one of 'ema', 'k_means', got 'kmeans'"):
+    with pytest.raises(ValueError, match="method must be one of 'ema', 'k_means', got 'kmeans'"):
         layer.initialize(data(), method="kmeans")
     with pytest.raises(ValueError, match="at least 1, got 0"):
         layer.initialize(data(), epochs=0)
@@ -532,10 +532,10 @@ def test_statistics_stay_outside_of_function_transformations():
         ({"top_k": 0}, "got 0"),
         ({"search": "product", "pairs": 15}, "square number of pairs, got 15: take 9 or 16"),
         ({"search": "product", "key_features": 3}, "key_features is even, got 3"),
-        ({"search": "tree"}, "search is one of 'exact', 'product', got 'tree'"),
-        ({"splitter": "linear"}, "splitter is one of 'random_projection', 'chunk', 'learned', got 'linear'"),
-        ({"decoder": "vote"}, "decoder is one of 'mean', 'linear', got 'vote'"),
-        ({"codebooks": 0}, "codebooks is the number of codebooks, an integer of at least 1, got 0"),
+        ({"search": "tree"}, "search must be one of 'exact', 'product', got 'tree'"),
+        ({"splitter": "linear"}, "splitter must be one of 'random_projection', 'chunk', 'learned', got 'linear'"),
+        ({"decoder": "vote"}, "decoder must be one of 'mean', 'linear', got 'vote'"),
+        ({"codebooks": 0}, "codebooks must be an integer of at least 1 [(]number of codebooks[)], got 0"),
         ({"pairs": 2.5}, "pairs is the number .*, got 2.5"),
         ({"value_features": 4}, "needs decoder='linear'"),
     ],
