@@ -1,24 +1,7 @@
 """Information-bottleneck regularizers for PyTorch models: swap one in, keep your training loop."""
 
-from ibreg import functional, losses, schedules
-from ibreg.layers import (
-    Bottleneck,
-    BottleneckOutput,
-    CauchySchwarzBottleneck,
-    CodebookBottleneck,
-    CodeIntervention,
-    ConceptBottleneck,
-    ConceptEmbeddingBottleneck,
-    ConceptIntervention,
-    DistanceAwareBottleneck,
-    HSICBottleneck,
-    KeyValueBottleneck,
-    NonlinearBottleneck,
-    PostHocConceptBottleneck,
-    ProbabilisticConceptBottleneck,
-    StochasticConceptBottleneck,
-    VariationalBottleneck,
-)
+from ibreg import functional, layers, losses, schedules
+from ibreg.layers import *  # noqa: F403 - its __all__ is the one list of the layers
 from ibreg.layers.concept.specification import Concepts
 from ibreg.optimization import parameter_groups
 from ibreg.prediction import predict, uncertainty
@@ -31,26 +14,10 @@ from ibreg.surgery.unlearning import unlearn
 __version__ = "0.1.0"
 
 __all__ = [
-    "Bottleneck",
-    "BottleneckOutput",
-    "CauchySchwarzBottleneck",
-    "CodeIntervention",
-    "CodebookBottleneck",
-    "ConceptBottleneck",
-    "ConceptEmbeddingBottleneck",
-    "ConceptIntervention",
     "Concepts",
-    "DistanceAwareBottleneck",
-    "HSICBottleneck",
-    "KeyValueBottleneck",
-    "NonlinearBottleneck",
     "Penalized",
-    "PostHocConceptBottleneck",
-    "ProbabilisticConceptBottleneck",
     "Regularized",
     "RegularizedOutput",
-    "StochasticConceptBottleneck",
-    "VariationalBottleneck",
     "bottlenecks",
     "build",
     "candidates",
@@ -68,3 +35,4 @@ __all__ = [
     "uncertainty",
     "unlearn",
 ]
+__all__ += layers.__all__

@@ -1,31 +1,31 @@
-"""From a name to a bottleneck: `register` a class, `build` it by name, list the `names`."""
+"""Registry of the bottlenecks: `register` a class under a name, `build` it by that name, list all `names`."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ibreg.layers.base import Bottleneck
 
-_Class = TypeVar("_Class", bound=type)
+_Class = TypeVar("_Class", bound="type[Bottleneck]")
 _classes: dict[str, type[Bottleneck]] = {}
-_OPTIONAL = {"quantizer": "ibreg.layers.quantizer"}  # need further packages: registered when first asked for
+_OPTIONAL = {"quantizer": "ibreg.layers.quantizer"}  # need optional packages: registered when first asked for
 
 
-def register(name: str):
-    """Makes a bottleneck class known under a name, as a class decorator.
+def register(name: str) -> Callable[[_Class], _Class]:
+    """Registers a bottleneck class under a name, as a class decorator.
 
     Args:
         name: lower case, one per class; it is also the stem of the layer's file and of its YAML.
 
     Raises:
-        ValueError: the name is not a lower-case identifier, or belongs to another class already.
+        ValueError: If the name is not a lower-case identifier, or belongs to another class.
     """
     if not (name.isidentifier() and name == name.lower()):
-        raise ValueError(f"a registry name is a lower-case identifier such as 'variational', got {name!r}")
+        raise ValueError(f"a registry name must be a lower-case identifier such as 'variational', got {name!r}")
 
     def add(cls: _Class) -> _Class:
         known = _classes.get(name)
@@ -40,7 +40,7 @@ def register(name: str):
 
 
 def names() -> list[str]:
-    """Lists the registered bottlenecks, sorted; adapters of other packages are not among them.
+    """Lists the registered bottlenecks, sorted, without the adapters of optional packages.
 
     Example:
         >>> import ibreg
@@ -51,24 +51,23 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Bottleneck]:
-    """Returns the class that stands behind a name.
+    """Returns the class that is registered under a name.
 
     Raises:
-        ValueError: no such name; the message lists the valid ones.
+        ValueError: If no class has that name; the message lists the valid names.
     """
     if name in _OPTIONAL:
         importlib.import_module(_OPTIONAL[name])
     if name not in _classes:
-        close = difflib.get_close_matches(str(name), _classes, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"no bottleneck is called {name!r}{hint}: choose one of {', '.join(names())}")
+        raise ValueError(
+            f"no bottleneck is called {name!r}{_hint([name], _classes)}: choose one of {', '.join(names())}"
+        )
     return _classes[name]
 
 
 def options(name: str) -> dict[str, Any]:
-    """Lists the options of a bottleneck with their defaults, without the device and dtype that a host decides."""
-    parameters = inspect.signature(find(name).__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.name not in ("self", "device", "dtype")}
+    """Returns the options of a bottleneck with their defaults, without device and dtype, which its host decides."""
+    return find(name).defaults()
 
 
 def build(name: str, **settings: Any) -> Bottleneck:
@@ -79,7 +78,7 @@ def build(name: str, **settings: Any) -> Bottleneck:
         **settings: options of the class's constructor; all have defaults.
 
     Raises:
-        ValueError: an unknown name or option; the message lists the valid ones.
+        ValueError: If the name or an option is unknown; the message suggests the closest one and lists the valid ones.
 
     Example:
         >>> import ibreg
@@ -87,8 +86,15 @@ def build(name: str, **settings: Any) -> Bottleneck:
         VariationalBottleneck(8 -> 8, beta=0.01)
     """
     cls = find(name)
-    valid = [*options(name), "device", "dtype"]
-    unknown = [key for key in settings if key not in valid]
+    valid = [*cls.defaults(), "device", "dtype"]
+    unknown = [option for option in settings if option not in valid]
     if unknown:
-        raise ValueError(f"{name!r} has no option {', '.join(map(repr, unknown))}: choose from {', '.join(valid)}")
+        listed = ", ".join(map(repr, unknown))
+        raise ValueError(f"{name!r} has no option {listed}{_hint(unknown, valid)}: choose from {', '.join(valid)}")
     return cls(**settings)
+
+
+def _hint(unknown: Iterable[str], valid: Iterable[str]) -> str:
+    """Suggests the closest valid name of each unknown one; empty where none is close."""
+    close = [match for name in unknown for match in difflib.get_close_matches(str(name), list(valid), n=1)]
+    return f" (did you mean {' and '.join(map(repr, close))}?)" if close else ""

@@ -725,7 +725,8 @@ def test_unknown_name_lists_the_valid_ones():
 
 @every_name
 def test_unknown_option_lists_the_valid_ones(name):
-    with pytest.raises(ValueError, match=r"has no option 'betta': choose from in_features, .*beta.* device, dtype"):
+    said = r"has no option 'betta' \(did you mean 'beta'\?\): choose from in_features, .*beta.* device, dtype"
+    with pytest.raises(ValueError, match=said):
         ibreg.build(name, betta=1)
 
 

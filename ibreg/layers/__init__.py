@@ -1,8 +1,8 @@
-"""The bottlenecks, one file per family."""
+"""The bottleneck layers."""
 
 from ibreg.layers.base import Bottleneck, BottleneckOutput
 from ibreg.layers.codebook import CodebookBottleneck, CodeIntervention
-from ibreg.layers.concept.base import ConceptIntervention, ConceptLayer, ConceptState
+from ibreg.layers.concept.base import ConceptIntervention
 from ibreg.layers.concept.concept import ConceptBottleneck
 from ibreg.layers.concept.concept_embedding import ConceptEmbeddingBottleneck
 from ibreg.layers.concept.post_hoc_concept import PostHocConceptBottleneck
@@ -24,8 +24,6 @@ __all__ = [
     "ConceptBottleneck",
     "ConceptEmbeddingBottleneck",
     "ConceptIntervention",
-    "ConceptLayer",
-    "ConceptState",
     "DistanceAwareBottleneck",
     "HSICBottleneck",
     "KeyValueBottleneck",

@@ -85,6 +85,17 @@ class Bottleneck(nn.Module):
         for option, value in options.items():
             setattr(self, option, self.constraints[option].check(option, value))
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Returns the options of the constructor with their defaults, without device and dtype.
+
+        Example:
+            >>> Bottleneck.defaults()
+            {'in_features': None, 'beta': 1.0, 'dim': None}
+        """
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return {option.name: option.default for option in parameters if option.name not in ("self", "device", "dtype")}
+
     @property
     def needs(self) -> tuple[str, ...]:
         """What the penalty cannot do without in training, of `inputs`, `target` and `concepts`."""
@@ -204,12 +215,7 @@ class Bottleneck(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """Returns the constructor arguments that build this layer again, without device and dtype."""
-        names = [
-            name
-            for name in inspect.signature(type(self).__init__).parameters
-            if name not in ("self", "device", "dtype")
-        ]
-        return {name: self._beta_value() if name == "beta" else getattr(self, name) for name in names}
+        return {name: self._beta_value() if name == "beta" else getattr(self, name) for name in self.defaults()}
 
     def extra_repr(self) -> str:
         """Describes sizes and beta."""
@@ -228,9 +234,15 @@ class Bottleneck(nn.Module):
             return self.initial_beta
         return float(self.beta)
 
-    def check_shape(self, x: Tensor, name: str) -> None:
-        """Raises a ValueError, which begins with a name, where an input does not fit this layer."""
-        if self.sized and self.in_features is None:
+    def check_shape(self, x: Tensor, name: str, *, any_size: bool = False) -> None:
+        """Raises a ValueError, which begins with a name, where an input does not fit this layer.
+
+        Args:
+            x: the input.
+            name: of the layer, for the message.
+            any_size: accepts any number of features where `in_features` is not known yet, as before `materialize`.
+        """
+        if self.sized and self.in_features is None and not any_size:
             raise ValueError(f"{name} does not know its in_features: pass them, or inject it with example=x")
         if not x.is_floating_point():
             raise ValueError(f"{name} takes a floating-point tensor, got {x.dtype}")

@@ -148,7 +148,7 @@ def test_help_shows_the_choices(run, tmp_path):
     [
         (["+epoch=3"], "no key 'epoch' .did you mean 'epochs'"),
         (["bottlenecks=[variatonal]"], "'variatonal' is not configured: choose from .*variational"),
-        (["+bottleneck.variational.betta=1"], "no option 'betta': choose from .*beta"),
+        (["+bottleneck.variational.betta=1"], "no option 'betta' .did you mean 'beta'.*: choose from .*beta"),
         (["bottleneck.variational.prior=flat"], "prior is one of 'standard', 'learned', 'conditional'"),
         (["bottlenecks=[none]"], "none, null, decayed, dropout are the controls"),
         (["bottlenecks=[]", "control=false"], "nothing to train"),
