@@ -111,5 +111,5 @@ def test_codes_learn_the_features():
 def test_bad_options():
     with pytest.raises(ValueError, match="top_k is at most the 4 codes, got 5"):
         CodebookBottleneck(FEATURES, codes=4, top_k=5)
-    with pytest.raises(ValueError, match="codes must be an integer of at least 1 [(]number of codes[)], got 0"):
+    with pytest.raises(ValueError, match=r"codes must be an integer of at least 1 [(]number of codes[)], got 0"):
         CodebookBottleneck(FEATURES, codes=0)
