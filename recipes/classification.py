@@ -28,6 +28,7 @@ from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.config.checks import check_configuration, check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import classification as datasets
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_bottleneck, build_model
 from ibreg.runs.tasks.classification import Classified, classify, mixup
@@ -67,7 +68,7 @@ def run(
     """Trains and selects, tests and draws."""
     trained = train_all(cfg, task, accelerator, folder)
 
-    def evaluated(trial: Trial, part: datasets.Rows, draws: int) -> Classified:
+    def evaluated(trial: Trial, part: Rows, draws: int) -> Classified:
         return classify(trained.model(task, trial, accelerator.device), part, accelerator, draws=draws)
 
     # Nothing is selected by the curve: without validation data, the test part serves for it.

@@ -32,7 +32,7 @@ from ibreg.runs.config.checks import check_configuration, check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import concepts as concept_data
 from ibreg.runs.data.concepts import ConceptData
-from ibreg.runs.data.split import load_cuts
+from ibreg.runs.data.split import load_splits
 from ibreg.runs.folder import write_rows
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_model
@@ -76,7 +76,7 @@ def main(cfg: DictConfig) -> None:
     for method in cfg.bottlenecks:
         training_of(cfg, method)
     accelerator = build_accelerator(cfg)
-    data = load_cuts(cfg, concept_data.load)
+    data = load_splits(cfg, concept_data.load)
     first = data[cfg.seeds[0]]
     check_interventions(cfg, first)
     for of_seed in data.values():

@@ -28,8 +28,9 @@ from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.config.checks import check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import streams as continual_data
-from ibreg.runs.data.classification import ClassificationData, Rows
-from ibreg.runs.data.request import data_folder
+from ibreg.runs.data.classification import ClassificationData
+from ibreg.runs.data.rows import Rows
+from ibreg.runs.data.split import data_folder
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.models import encoders
 from ibreg.runs.models.features import encode, standardized

@@ -31,7 +31,7 @@ from ibreg.runs.config.checks import check_configuration, check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import regression as regression_data
 from ibreg.runs.data.regression import RegressionData
-from ibreg.runs.data.split import load_cuts
+from ibreg.runs.data.split import load_splits
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_model
 from ibreg.runs.tasks.regression.measuring import (
@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     check_configuration(cfg, CONFIGS / "regression.yaml")
     check_task_losses(cfg)
     accelerator = build_accelerator(cfg)
-    data = load_cuts(cfg, regression_data.load)
+    data = load_splits(cfg, regression_data.load)
     for of_seed in data.values():
         check_data(of_seed)
         check_steps(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler, Subset
 from ibreg.modes import evaluating
 from ibreg.prediction import predict_samples
 from ibreg.regularized import Regularized, RegularizedOutput
-from ibreg.runs.data.classification import loader
+from ibreg.runs.data.rows import loader
 from ibreg.runs.methods import is_stochastic
 
 

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ibreg.regularized import Penalized, Regularized
 from ibreg.runs.accelerator import EpochSampler, Lines, described, quantities, seed_all
 from ibreg.runs.checkpoint import WholeOptimizer, load_checkpoint, next_state, save_checkpoint, whole
-from ibreg.runs.data.classification import Rows, loader
+from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.methods import beta_used, build_schedule
 from ibreg.runs.models.freezing import training_mode

@@ -7,6 +7,7 @@ import torch
 
 from ibreg.runs.config.composition import experiments_of
 from ibreg.runs.data import classification as datasets
+from ibreg.runs.data.rows import Rows
 from tests.recipes.folders import summary_of
 
 RECIPE = "robustness"
@@ -23,7 +24,7 @@ def few_images(data_root, monkeypatch):
     load = datasets.load
 
     def first(rows):
-        return None if rows is None else datasets.Rows(rows.inputs[:100], rows.targets[:100])
+        return None if rows is None else Rows(rows.inputs[:100], rows.targets[:100])
 
     def load_few(*args, **options):
         data = load(*args, **options)

@@ -14,6 +14,7 @@ from ibreg.evaluation.attacks.sanity import Check
 from ibreg.runs.checkpoint import load_checkpoint
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.colored import GROUPS
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.folder import CHECKPOINTS, SUMMARY
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.tasks.robustness import measuring as robustness
@@ -301,7 +302,7 @@ def test_the_ensemble_is_refused_for_a_table_before_anything_is_written(launch, 
 
 def test_images_too_small_for_a_corruption_are_refused(recipe):
     data = datasets.load("digits")
-    parts = [datasets.Rows(part.inputs[..., :4, :4], part.targets) for part in (data.train, data.validation, data.test)]
+    parts = [Rows(part.inputs[..., :4, :4], part.targets) for part in (data.train, data.validation, data.test)]
     small = datasets.ClassificationData("small", *parts, (1, 4, 4), data.class_names)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("robustness", ["output_dir=unused", "corruption.kinds=[jpeg]"])

@@ -6,7 +6,7 @@ from torch import nn
 
 import ibreg
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
-from ibreg.runs.data.classification import Rows
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.training import Task, build_lr_schedule, rehearse
 
 

@@ -13,10 +13,11 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ibreg.runs.data.colored import GROUPS, groups_of, paint
 from ibreg.runs.data.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     ImageFiles,
     channels_first,
     class_folders,
@@ -24,12 +25,10 @@ from ibreg.runs.data.images import (
     normalized,
     per_channel,
 )
-from ibreg.runs.data.request import Request, data_folder
+from ibreg.runs.data.rows import Rows
+from ibreg.runs.data.split import Request, data_folder
 from ibreg.runs.data.tables import feature_values, read_table, standardized, target_classes
 from ibreg.runs.dispatch import choose, keyword_options
-
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ class ClassificationData:
     """
 
     name: str
-    train: "Rows"
-    validation: "Rows | None"
-    test: "Rows"
+    train: Rows
+    validation: Rows | None
+    test: Rows
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     groups: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -111,69 +110,6 @@ def names() -> list[str]:
     return sorted(_SETS)
 
 
-def loader(dataset: Dataset, batch_size: int, *, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
-    """Makes a loader of batches `(inputs, targets)`, which fetches a whole batch at once where the set can do so.
-
-    Args:
-        dataset: A part of a `ClassificationData`, or any other map-style set.
-        batch_size: Rows per batch.
-        sampler: Order of the rows; without it, their own.
-        drop_last: Whether an incomplete last batch is left out.
-
-    Example:
-        >>> inputs, targets = next(iter(loader(load("digits").test, 32)))
-        >>> inputs.shape, targets.shape
-        (torch.Size([32, 1, 8, 8]), torch.Size([32]))
-    """
-    return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_collate)
-
-
-def _collate(batch):
-    """Passes a finished batch on and stacks a list of samples."""
-    return batch if isinstance(batch, tuple) else default_collate(batch)
-
-
-class Rows(Dataset):
-    """Inputs and targets that are fetched a whole batch at a time.
-
-    Args:
-        inputs: `(rows, ...)`: a tensor, or anything that gives a batch for a list of row numbers.
-        targets: `(rows,)`, integer classes.
-        augment: Changes a batch of inputs at random, each time that it is fetched: `augment(inputs, generator)`.
-
-    Example:
-        >>> rows = Rows(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 0]))
-        >>> rows[1]
-        (tensor([2., 3.]), tensor(1))
-        >>> rows.__getitems__([2, 0])
-        (tensor([[4., 5.],
-                [0., 1.]]), tensor([0, 0]))
-    """
-
-    def __init__(self, inputs, targets: Tensor, augment: Callable[[Tensor, torch.Generator], Tensor] | None = None):
-        self.inputs, self.targets, self.augment = inputs, targets, augment
-        self.generator = torch.Generator()
-
-    def seed_augmentation(self, *key: int) -> None:
-        """Seeds the augmentation alone, by a hash of several numbers such as (seed, epoch, rank).
-
-        It draws from a generator of its own, so that models which draw noise or none see the same images.
-        """
-        # A spawned sequence: torch's global generator may be seeded with the same numbers.
-        self.generator.manual_seed(int(np.random.SeedSequence(key, spawn_key=(0,)).generate_state(1)[0]))
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = self.__getitems__([index])
-        return inputs[0], targets[0]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        inputs = self.inputs[indices]
-        return inputs if self.augment is None else self.augment(inputs, self.generator), self.targets[indices]
-
-
 def _data(name: str, parts: Sequence[Rows], class_names: Sequence[str]) -> ClassificationData:
     train, validation, test = parts
     shape = tuple(test[0][0].shape)
@@ -195,7 +131,7 @@ def digits(
     class_names = [str(digit) for digit in range(10)]
     inputs = normalized(torch.tensor(pixels).view(-1, 1, 8, 8), 16, mean, std)
     targets = torch.tensor(labels)
-    parts = [Rows(inputs[rows], targets[rows]) for rows in request.cut(labels, class_names, test)]
+    parts = [Rows(inputs[rows], targets[rows]) for rows in request.stratified_split(labels, class_names, test)]
     return _data("digits", parts, class_names)
 
 
@@ -261,8 +197,8 @@ def fashion_mnist(
 def cifar10(
     request: Request,
     *,
-    mean: float | Sequence[float] = _IMAGENET_MEAN,
-    std: float | Sequence[float] = _IMAGENET_STD,
+    mean: float | Sequence[float] = IMAGENET_MEAN,
+    std: float | Sequence[float] = IMAGENET_STD,
     augment: bool = False,
 ) -> ClassificationData:
     """Loads CIFAR-10: 50,000 + 10,000 photographs, 32 x 32 in color.
@@ -303,7 +239,7 @@ def _downloadable(name, request, mean, std, augment=None) -> ClassificationData:
     def part(rows, augment=None):
         return Rows(normalized(pixels[rows], 255, mean, std), targets[rows], augment)
 
-    training, validation, _ = request.cut(targets.numpy(), train.classes)
+    training, validation, _ = request.stratified_split(targets.numpy(), train.classes)
     held_out = Rows(normalized(channels_first(test.data), 255, mean, std), torch.as_tensor(test.targets))
     return _data(name, [part(training, augment), part(validation), held_out], train.classes)
 
@@ -313,8 +249,8 @@ def image_folder(
     *,
     path: str | Path,
     image_size: int = 224,
-    mean: float | Sequence[float] = _IMAGENET_MEAN,
-    std: float | Sequence[float] = _IMAGENET_STD,
+    mean: float | Sequence[float] = IMAGENET_MEAN,
+    std: float | Sequence[float] = IMAGENET_STD,
     augment: bool = False,
     broken: str = "stop",
 ) -> ClassificationData:
@@ -346,7 +282,7 @@ def image_folder(
         files = ImageFiles([source.samples[row][0] for row in rows], image_size, mean, std)
         return Rows(files, torch.tensor(source.targets)[rows], augment)
 
-    training, validation, _ = request.cut(np.array(train.targets), train.classes)
+    training, validation, _ = request.stratified_split(np.array(train.targets), train.classes)
     parts = [
         part(train, training, crop_and_flip if augment else None),
         part(train, validation),
@@ -373,7 +309,7 @@ def csv_file(
     table = read_table(request.find(path, "table"), target, drop)
     labels, class_names = target_classes(table)
     values = feature_values(table)
-    parts = request.cut(labels, class_names, test)
+    parts = request.stratified_split(labels, class_names, test)
     inputs = torch.tensor(standardized(values, parts[0]), dtype=torch.float32)
     targets = torch.tensor(labels)
     return _data("csv", [Rows(inputs[rows], targets[rows]) for rows in parts], class_names)

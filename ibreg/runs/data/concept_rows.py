@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ibreg.layers.concept.specification import Concepts, Description
-from ibreg.runs.data.classification import Rows
-from ibreg.runs.data.request import Request
+from ibreg.runs.data.rows import Rows
+from ibreg.runs.data.split import Request
 
 
 class ConceptRows(Rows):

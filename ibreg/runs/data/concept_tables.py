@@ -14,11 +14,8 @@ from omegaconf import OmegaConf
 from ibreg.layers.concept.specification import Concepts
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, assemble
-from ibreg.runs.data.images import ImageFiles, per_channel
+from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, per_channel
 from ibreg.runs.data.tables import Table, feature_values, read_table, standardized, target_classes
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def zoo(request: ConceptRequest, *, test: float = 0.25) -> ConceptData:
@@ -42,7 +39,7 @@ def zoo(request: ConceptRequest, *, test: float = 0.25) -> ConceptData:
     others = [column for column, name in enumerate(table.features) if name != "legs"]
     concepts = np.column_stack([values[:, others], legs == 0, legs == 2, legs == 4, legs > 4])
     described = [*(table.features[column] for column in others), {"name": "legs", "values": ["none", 2, 4, "more"]}]
-    parts = request.cut(labels, class_names, test)
+    parts = request.stratified_split(labels, class_names, test)
     inputs = torch.tensor(standardized(values, parts[0]), dtype=torch.float32)
     return assemble("zoo", request, inputs.__getitem__, labels, class_names, concepts, described, parts)
 
@@ -76,7 +73,7 @@ def concept_csv(
     labels, class_names = target_classes(table)
     found = _concept_values(table, entries)
     values = feature_values(table)
-    parts = request.cut(labels, class_names, test)
+    parts = request.stratified_split(labels, class_names, test)
     inputs = torch.tensor(standardized(values, parts[0]), dtype=torch.float32)
     return assemble("concept_csv", request, inputs.__getitem__, labels, class_names, found, entries, parts)
 
@@ -131,7 +128,7 @@ def concept_image_folder(
         return ImageFiles([files[row] for row in chosen], image_size, shift, scale)
 
     count = len(images.train)
-    training, validation, _ = request.cut(labels[:count], images.class_names)
+    training, validation, _ = request.stratified_split(labels[:count], images.class_names)
     parts = training, validation, np.arange(count, len(files))
     return assemble("concept_image_folder", request, inputs, labels, images.class_names, values, entries, parts)
 

@@ -7,7 +7,6 @@ annotation often is incomplete.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, ConceptRow
 from ibreg.runs.data.concept_tables import concept_csv, concept_image_folder, zoo
 from ibreg.runs.data.images import normalized
 from ibreg.runs.data.shapes import SHAPE_CONCEPTS, draw_shapes
+from ibreg.runs.data.split import data_folder
 from ibreg.runs.data.tables import standardized
 from ibreg.runs.dispatch import choose, keyword_options
 
@@ -76,7 +76,7 @@ def load(
     function = choose(
         "data set with concepts", name, _SETS, options, beside=f", all sets {list(keyword_options(load))}"
     )
-    folder = Path(root or os.environ.get("IBREG_DATA") or "data").expanduser()
+    folder = data_folder(root)
     return function(ConceptRequest(folder, download, validation, split_seed, limit, missing), **options)
 
 
@@ -150,7 +150,7 @@ def digits_concepts(request: ConceptRequest, *, test: float = 0.2) -> ConceptDat
     concepts = np.stack([np.isin(labels, digits) for digits in DIGIT_CONCEPTS.values()], axis=1)
     inputs = normalized(torch.tensor(pixels).view(-1, 1, 8, 8), 16, 0.5, 0.5)
     class_names = [str(digit) for digit in DIGITS]
-    parts = request.cut(labels, class_names, test)
+    parts = request.stratified_split(labels, class_names, test)
     described = list(DIGIT_CONCEPTS)
     return assemble("digits_concepts", request, inputs.__getitem__, labels, class_names, concepts, described, parts)
 
@@ -232,7 +232,7 @@ def shapes(
         draw_shapes(those, image_size, noise, request.rng(2)).sub_(0.5).div_(0.5) for those in (concepts, turned)
     )
     names = ["fewer than two", "two or more"]
-    parts = request.cut(classes, names, test)
+    parts = request.stratified_split(classes, names, test)
     rows = parts[2]
     other_ground = ConceptRows(shifted[rows], torch.tensor(classes)[rows], torch.tensor(turned[rows]).float())
     described = list(SHAPE_CONCEPTS)
@@ -248,7 +248,7 @@ def _size(size: int) -> int:
 def _drawn(name, request: ConceptRequest, inputs, concepts, classes, concept_names, test: float) -> ConceptData:
     """Cuts points with two classes, and standardizes them by the training rows."""
     labels, names = classes.astype(int), ["no", "yes"]
-    parts = request.cut(labels, names, test)
+    parts = request.stratified_split(labels, names, test)
     points = torch.tensor(standardized(inputs, parts[0]), dtype=torch.float32)
     return assemble(name, request, points.__getitem__, labels, names, concepts, concept_names, parts)
 
@@ -276,7 +276,7 @@ def _mnist(request: ConceptRequest, size: int, test: float, *, each: int) -> tup
 def _around(request: ConceptRequest, labels: np.ndarray, class_names, held_out: int):
     """Cuts what stands before the test rows into training and validation rows."""
     count = len(labels) - held_out
-    training, validation, _ = request.cut(labels[:count], class_names)
+    training, validation, _ = request.stratified_split(labels[:count], class_names)
     return training, validation, np.arange(count, len(labels))
 
 

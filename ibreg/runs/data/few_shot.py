@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ibreg.evaluation.corruptions import corrupt
-from ibreg.runs.data.classification import ClassificationData, Rows
+from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.images import per_channel
+from ibreg.runs.data.rows import Rows
 
 
 class Chosen:

@@ -12,6 +12,9 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of the red, green and blue channel of values in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class ImageFiles:
     """Image files that are indexed like a tensor `(rows, 3, size, size)` and decoded when asked for.

@@ -17,10 +17,10 @@ from torchvision.datasets.utils import download_and_extract_archive
 from torchvision.transforms.functional import InterpolationMode, rotate
 
 from ibreg.runs.data import classification as data
-from ibreg.runs.data.classification import Rows
 from ibreg.runs.data.images import normalized
 from ibreg.runs.data.regression_request import RegressionRequest
-from ibreg.runs.data.request import data_folder
+from ibreg.runs.data.rows import Rows
+from ibreg.runs.data.split import data_folder
 from ibreg.runs.data.tables import Table, feature_values, read_table, standardized
 from ibreg.runs.dispatch import choose, keyword_options
 
@@ -263,7 +263,7 @@ def rotated_mnist(
             for image, angle in zip(torch.cat(images), angles.tolist(), strict=True)
         ]
     )
-    training, validation, _ = request.rows(size - held_out)
+    training, validation, _ = request.split_rows(size - held_out)
     parts = training, validation, np.arange(size - held_out, size)
     return _data("rotated_mnist", "angle (degrees)", request, normalized(pixels, 1, mean, std), angles, parts)
 
@@ -349,7 +349,7 @@ def _cycle(values: np.ndarray, period: float) -> np.ndarray:
 
 def _table(name, quantity, request: RegressionRequest, values, targets, test: float) -> RegressionData:
     """Cuts a table `(rows, columns)`, adds its noise columns and standardizes it."""
-    parts = request.rows(len(values), test)
+    parts = request.split_rows(len(values), test)
     inputs = standardized(np.hstack([values, request.input_noise(len(values))]), parts[0])
     return _data(name, quantity, request, torch.tensor(inputs, dtype=torch.float32), targets, parts)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibreg.runs.data.request import Request
+from ibreg.runs.data.split import Request
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class RegressionRequest(Request):
     Example:
         >>> from pathlib import Path
         >>> request = RegressionRequest(Path(), False, 0.25, 0, 0, "chronological", 0, 0.0)
-        >>> [part.tolist() for part in request.rows(10, test=0.2)]
+        >>> [part.tolist() for part in request.split_rows(10, test=0.2)]
         [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9]]
     """
 
@@ -34,7 +34,7 @@ class RegressionRequest(Request):
                 f"target_noise={self.target_noise!r} is in standard deviations of the target: 0 (none) or more"
             )
 
-    def rows(self, count: int, test: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def split_rows(self, count: int, test: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cuts rows into training, validation and test rows, at random or in their own order.
 
         Args:

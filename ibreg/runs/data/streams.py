@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ibreg.runs.data import classification as datasets
-from ibreg.runs.data.classification import ClassificationData, Rows
-from ibreg.runs.data.request import Request, data_folder
+from ibreg.runs.data.classification import ClassificationData
+from ibreg.runs.data.rows import Rows
+from ibreg.runs.data.split import Request, data_folder
 from ibreg.runs.dispatch import choose, keyword_options
 
 IMAGES = ("cifar10", "digits", "fashion_mnist", "image_folder", "mnist")
@@ -174,7 +175,8 @@ def toy_gaussians(
     points = torch.tensor(np.stack([np.cos(angles), np.sin(angles)], axis=1) + noise, dtype=torch.float32)
     class_names = tuple(f"{round(360 * place / TOY_CLASSES)}°" for place in range(TOY_CLASSES))
     targets = torch.tensor(labels)
-    train, validation, held_out = (Rows(points[part], targets[part]) for part in request.cut(labels, class_names, test))
+    split = request.stratified_split(labels, class_names, test)
+    train, validation, held_out = (Rows(points[part], targets[part]) for part in split)
     return ClassificationData(
         "toy_gaussians", train, validation if len(validation) else None, held_out, (2,), class_names
     )

@@ -16,8 +16,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from ibreg.runs.accelerator import EpochSampler, seed_all
 from ibreg.runs.data import streams as continual_data
-from ibreg.runs.data.classification import loader
-from ibreg.runs.data.images import per_channel
+from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, per_channel
+from ibreg.runs.data.rows import loader
 from ibreg.runs.dispatch import choose
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.models.features import cached, digest
@@ -138,8 +138,8 @@ def pretrained(
     places: Sequence[str],
     pool: int = 1,
     image_size: int | None = None,
-    mean: float | Sequence[float] = (0.485, 0.456, 0.406),
-    std: float | Sequence[float] = (0.229, 0.224, 0.225),
+    mean: float | Sequence[float] = IMAGENET_MEAN,
+    std: float | Sequence[float] = IMAGENET_STD,
 ) -> nn.Module:
     """Builds an encoder with weights of a file or of torchvision, for images of 1 or 3 channels.
 

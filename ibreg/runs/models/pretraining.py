@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.runs.accelerator import EpochSampler, seed_all
-from ibreg.runs.data.classification import Rows, loader
+from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.models.freezing import head_of
 
 

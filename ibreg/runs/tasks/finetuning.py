@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 from ibreg.evaluation import corruptions
 from ibreg.runs.accelerator import seed_all
 from ibreg.runs.data import classification as datasets
-from ibreg.runs.data.classification import ClassificationData, Rows
+from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.few_shot import corrupted, of_classes, spread
+from ibreg.runs.data.rows import Rows
+from ibreg.runs.data.split import data_folder
 from ibreg.runs.methods import build_bottleneck
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.models.freezing import MODES, freeze, head_of
@@ -91,7 +92,7 @@ def backbone_of(cfg: DictConfig, data: ClassificationData, source: Rows | None) 
     """
     options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
     if options.get("weights") is not None:
-        root = Path(cfg.data.root or os.environ.get("IBREG_DATA") or "data").expanduser()
+        root = data_folder(cfg.data.root)
         under = root / Path(options["weights"]).expanduser()
         options["weights"] = str(under) if under.exists() else options["weights"]
 

@@ -19,8 +19,9 @@ from ibreg.runs.data import classification as data
 from ibreg.runs.data import concepts as concept_data
 from ibreg.runs.data import regression as regression_data
 from ibreg.runs.data import streams as continual_data
-from ibreg.runs.data.classification import Rows, load, loader, names
+from ibreg.runs.data.classification import load, names
 from ibreg.runs.data.images import crop_and_flip
+from ibreg.runs.data.rows import Rows, loader
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "data"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")

@@ -13,8 +13,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from ibreg.runs.data import concepts as concept_data
-from ibreg.runs.data.classification import loader
 from ibreg.runs.data.concepts import DIGIT_CONCEPTS, load, names
+from ibreg.runs.data.rows import loader
 from ibreg.runs.data.shapes import SHAPE_CONCEPTS, draw_shapes
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "data"
@@ -69,7 +69,7 @@ def test_trigonometry_can_be_undone():
     request = concept_data.ConceptRequest(Path(), False, 0.2, 0, 0, 0.0)
     hidden = 2 * request.rng(0).standard_normal((3000, 3))
     expected = np.hstack([np.sin(hidden) + hidden, np.cos(hidden) + hidden, (hidden**2).sum(1, keepdims=True)])
-    parts = request.cut((hidden.sum(1) > 1).astype(int), ["no", "yes"], 0.2)
+    parts = request.stratified_split((hidden.sum(1) > 1).astype(int), ["no", "yes"], 0.2)
     found = load("trigonometry")
     for part, rows in zip(parts_of(found), parts, strict=True):
         scaled = (expected[rows] - expected[parts[0]].mean(0)) / expected[parts[0]].std(0)
@@ -83,7 +83,7 @@ def test_dot_is_seen_through_sum_and_difference():
     first, third = 2 * request.rng(0).standard_normal((2, 500, 2))
     expected = np.hstack([first + third, first - third])
     classes = (first * third).sum(1) > 0
-    parts = request.cut(classes.astype(int), ["no", "yes"], 0.2)
+    parts = request.stratified_split(classes.astype(int), ["no", "yes"], 0.2)
     found = load("dot", size=500, split_seed=4)
     for part, rows in zip(parts_of(found), parts, strict=True):
         scaled = (expected[rows] - expected[parts[0]].mean(0)) / expected[parts[0]].std(0)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibreg.evaluation.corruptions import corrupt
-from ibreg.runs.data.classification import ClassificationData, Rows, load
+from ibreg.runs.data.classification import ClassificationData, load
 from ibreg.runs.data.few_shot import corrupted, few_shot, of_classes, spread
+from ibreg.runs.data.rows import Rows
 
 
 @pytest.fixture(scope="module")

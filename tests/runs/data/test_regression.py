@@ -18,8 +18,8 @@ from sklearn.linear_model import LinearRegression
 
 from ibreg.runs.data import classification as data
 from ibreg.runs.data import regression as regression_data
-from ibreg.runs.data.classification import loader
 from ibreg.runs.data.regression import load, names
+from ibreg.runs.data.rows import loader
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "data"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")

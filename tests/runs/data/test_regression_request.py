@@ -36,7 +36,7 @@ def prices(part, found):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("split", ["random", "chronological"])
 def test_parts_share_no_row_and_leave_none_out(seed, split):
-    parts = RegressionRequest(Path(), False, 0.2, seed, 0, split, 0, 0.0).rows(19_648, test=0.2)
+    parts = RegressionRequest(Path(), False, 0.2, seed, 0, split, 0, 0.0).split_rows(19_648, test=0.2)
     assert [len(part) for part in parts] == [12_574, 3_144, 3_930]
     assert sorted(np.concatenate(parts)) == list(range(19_648))
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from ibreg.runs.data.classification import Rows, keyword_options
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.streams import (
     TOY_REACH,
     class_order,
@@ -17,6 +17,7 @@ from ibreg.runs.data.streams import (
     toy_gaussians,
     unlabeled_inputs,
 )
+from ibreg.runs.dispatch import keyword_options
 
 
 def test_the_toy_has_eight_gaussians_on_a_ring():

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ibreg.runs.data import classification as data
+from ibreg.runs.data.rows import loader
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.models.classifiers import build, names
 
@@ -182,7 +183,7 @@ def test_published_weights_reach_their_accuracy():
     with torch.no_grad():
         correct = sum(
             int((model(inputs).argmax(1) == targets).sum())
-            for inputs, targets in data.loader(images.test, 100, sampler=rows)
+            for inputs, targets in loader(images.test, 100, sampler=rows)
         )
     assert correct / len(rows) == pytest.approx(0.81, abs=0.03)
 

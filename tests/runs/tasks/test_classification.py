@@ -7,7 +7,7 @@ from torch import nn
 
 import ibreg
 from ibreg.prediction import predict_samples
-from ibreg.runs.data.classification import Rows
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.tasks.classification import classify, mixup
 
 CPU = Accelerator(cpu=True)

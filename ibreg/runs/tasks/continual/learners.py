@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from ibreg.runs.data.classification import Rows
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.dispatch import choose
 from ibreg.runs.models.classifiers import MLP
 

@@ -22,7 +22,7 @@ from ibreg.layers.key_value.codebooks import MovingCodebooks
 from ibreg.runs.accelerator import EpochSampler, Lines, seed_all
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.config.composition import build_bottleneck
-from ibreg.runs.data.classification import Rows, loader
+from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.data.streams import rows_of
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.tasks.continual import learners

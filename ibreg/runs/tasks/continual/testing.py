@@ -17,7 +17,7 @@ from ibreg.evaluation.continual import (
     forward_transfer,
     overall_accuracy,
 )
-from ibreg.runs.data.classification import Rows, loader
+from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.data.streams import rows_of
 from ibreg.runs.tasks.continual.learners import Learner
 from ibreg.runs.tasks.continual.stream import Stream, Training, build_learner, predicted_classes

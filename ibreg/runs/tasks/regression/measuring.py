@@ -18,8 +18,8 @@ from ibreg.modes import captured, evaluating
 from ibreg.prediction import predict
 from ibreg.regularized import unwrap
 from ibreg.runs.accelerator import evaluate
-from ibreg.runs.data.classification import Rows
 from ibreg.runs.data.regression import RegressionData
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.methods import is_stochastic
 from ibreg.runs.tasks.regression import task_losses
 from ibreg.runs.trials import methods

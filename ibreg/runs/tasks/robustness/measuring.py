@@ -26,6 +26,7 @@ from ibreg.prediction import predict
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.pixels import Pixels
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.methods import is_stochastic
 
 BATCH = 250
@@ -317,7 +318,7 @@ def _corrupt(x: Tensor, kind: str, severity: int, pixels: Pixels) -> Tensor:
     return corruptions.corrupt(x, kind, severity)
 
 
-def _inputs(rows: datasets.Rows, most: int, device: torch.device) -> Tensor:
+def _inputs(rows: Rows, most: int, device: torch.device) -> Tensor:
     numbers = list(range(min(most, len(rows))))
     batches = [rows.__getitems__(numbers[first : first + BATCH])[0] for first in range(0, len(numbers), BATCH)]
     return torch.cat(batches).to(device)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ibreg
-from ibreg.runs.data.classification import Rows
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.tasks.continual.bottlenecked import Bottlenecked
 from ibreg.runs.tasks.continual.learners import ElasticWeights, Replay, build, fisher_information, names
 

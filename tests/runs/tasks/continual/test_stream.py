@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 
 from ibreg.evaluation.continual import accuracy_matrix, forgetting
 from ibreg.runs.config.composition import register_with_hydra
-from ibreg.runs.data.classification import Rows
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.tasks.continual.stream import (
     Stream,
     Training,

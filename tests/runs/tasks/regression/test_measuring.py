@@ -13,8 +13,8 @@ from torch import nn
 import ibreg
 from ibreg.prediction import predict_samples
 from ibreg.runs.config.composition import register_with_hydra
-from ibreg.runs.data.classification import Rows
 from ibreg.runs.data.regression import RegressionData
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.dispatch import keyword_options
 from ibreg.runs.tasks.regression import task_losses
 from ibreg.runs.tasks.regression.measuring import (

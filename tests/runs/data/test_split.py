@@ -3,14 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ibreg.runs.data.request import Request
+from ibreg.runs.data.split import Request
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_parts_are_stratified_within_one_row_and_share_none(seed):
     labels = np.random.default_rng(7).choice(3, 500, p=[0.7, 0.2, 0.1])
     request = Request(Path(), False, 0.15, seed, 200)
-    parts = request.cut(labels, ["a", "b", "c"], test=0.2)
+    parts = request.stratified_split(labels, ["a", "b", "c"], test=0.2)
     assert [len(part) for part in parts] == [200, 60, 100]
     assert len(set(np.concatenate(parts))) == 360
     for part in parts:
@@ -24,4 +24,4 @@ def test_parts_are_stratified_within_one_row_and_share_none(seed):
 def test_a_limit_that_loses_a_rare_class_names_it():
     labels = np.array([0] * 4 + [1] * 396)
     with pytest.raises(ValueError, match="limit=20 leaves no training row of class 'rare'"):
-        Request(Path(), False, 0, 0, 20).cut(labels, ["rare", "common"], test=0.25)
+        Request(Path(), False, 0, 0, 20).stratified_split(labels, ["rare", "common"], test=0.25)

@@ -1,0 +1,71 @@
+"""Rows of a data set that are fetched a whole batch at a time, and the loader that does so."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+
+def loader(dataset: Dataset, batch_size: int, *, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
+    """Builds a loader of batches `(inputs, targets)` that fetches a whole batch at once where the data set can.
+
+    Args:
+        dataset: `Rows`, or any other map-style data set.
+        batch_size: rows per batch.
+        sampler: order of the rows; None: the order of the data set.
+        drop_last: whether an incomplete last batch is dropped.
+
+    Example:
+        >>> inputs, targets = next(iter(loader(Rows(torch.zeros(40, 1, 8, 8), torch.zeros(40).long()), 32)))
+        >>> inputs.shape, targets.shape
+        (torch.Size([32, 1, 8, 8]), torch.Size([32]))
+    """
+    return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_collate)
+
+
+def _collate(batch):
+    """Stacks a list of samples; a batch that was fetched as a whole is returned as it is."""
+    return batch if isinstance(batch, tuple) else default_collate(batch)
+
+
+class Rows(Dataset):
+    """A data set of inputs and targets that is fetched a whole batch at a time.
+
+    Args:
+        inputs: `(rows, ...)`: a tensor, or an object that returns a batch for a list of row indices.
+        targets: `(rows, ...)`.
+        augment: random augmentation `augment(inputs, generator)` of a batch, applied whenever one is fetched.
+
+    Example:
+        >>> rows = Rows(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 0]))
+        >>> rows[1]
+        (tensor([2., 3.]), tensor(1))
+        >>> rows.__getitems__([2, 0])
+        (tensor([[4., 5.],
+                [0., 1.]]), tensor([0, 0]))
+    """
+
+    def __init__(self, inputs, targets: Tensor, augment: Callable[[Tensor, torch.Generator], Tensor] | None = None):
+        self.inputs, self.targets, self.augment = inputs, targets, augment
+        self.generator = torch.Generator()
+
+    def seed_augmentation(self, *key: int) -> None:
+        """Seeds the augmentation by a hash of several integers such as (seed, epoch, rank).
+
+        The augmentation has its own generator, so that stochastic and deterministic models see the same images.
+        """
+        # A spawned sequence: torch's global generator may be seeded with the same numbers.
+        self.generator.manual_seed(int(np.random.SeedSequence(key, spawn_key=(0,)).generate_state(1)[0]))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.__getitems__([index])
+        return inputs[0], targets[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        inputs = self.inputs[indices]
+        return inputs if self.augment is None else self.augment(inputs, self.generator), self.targets[indices]
