@@ -5,7 +5,6 @@ Methods, colors and lines are those of `ibreg.plots.classification`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from scipy.stats import t as student_t
 
+from ibreg.evaluation.intervals import mean_interval
 from ibreg.plots.classification import finish, method_styles, write_png
 
 # Okabe and Ito's, with a gray and a brown: ten classes that color-blind readers tell apart, as far as ten can be.
@@ -75,32 +74,16 @@ def _draw_accuracy(curves: Mapping[str, Sequence[Sequence[float]]], chance: floa
         at_once = curve.shape[1] == 2 < last + 1
         if at_once:
             curve = np.repeat(curve[:, 1:], last + 1, axis=1)
-        mean, half = curve.mean(axis=0), interval(curve)
+        mean, low, high = mean_interval(curve)
         splits = np.arange(last + 1)
         line = {"color": style["color"], "linestyle": "--" if at_once else style["linestyle"]}
         label = f"{learner_label(method)} (all classes at once)" if at_once else learner_label(method)
         panel.plot(splits, mean, marker="" if at_once else style["marker"], markersize=4, label=label, **line)
-        panel.fill_between(splits, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
+        panel.fill_between(splits, low, high, color=style["color"], alpha=0.15, linewidth=0)
     if chance is not None:
         panel.axhline(chance, linestyle=":", color="black", linewidth=1, label="chance")
     panel.set(xlabel="splits learnt", ylabel="test accuracy over all classes (mean, 95 %)", ylim=(0, 1.02))
     return _finished(figure, panel)
-
-
-def interval(values: np.ndarray) -> np.ndarray:
-    r"""Returns half the 95 % interval of the mean over seeds, :math:`t_{0.975, n-1} s / \sqrt n`; 0 for one seed.
-
-    Args:
-        values: (seeds, stages).
-
-    Example:
-        >>> interval(np.array([[1.0], [2.0], [3.0]])).round(3)
-        array([2.484])
-    """
-    seeds = len(values)
-    if seeds == 1:
-        return np.zeros(values.shape[1])
-    return student_t.ppf(0.975, seeds - 1) * values.std(axis=0, ddof=1) / math.sqrt(seeds)
 
 
 def key_usage(shares: Mapping[str, Sequence[Sequence[float]]], path: str | Path) -> Path:
@@ -132,12 +115,12 @@ def _draw_usage(shares: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     styles = method_styles(shares)
     for method, curve in values.items():
         style = styles[method]
-        mean, half = curve.mean(axis=0), interval(curve)
+        mean, low, high = mean_interval(curve)
         splits = np.arange(curve.shape[1])
         panel.plot(
             splits, mean, style["linestyle"], color=style["color"], marker=style["marker"], label=learner_label(method)
         )
-        panel.fill_between(splits, mean - half, mean + half, color=style["color"], alpha=0.15, linewidth=0)
+        panel.fill_between(splits, low, high, color=style["color"], alpha=0.15, linewidth=0)
     panel.set(xlabel="splits learnt", ylabel="key-value pairs ever hit in training (mean, 95 %)", ylim=(0, 1.02))
     return _finished(figure, panel)
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import binomtest, t
 from torch import Tensor
 
+from ibreg.evaluation.intervals import accuracy_interval
 from ibreg.evaluation.out_of_distribution import detection_metrics
 from ibreg.plots.classification import finish, method_label, method_styles, panel_grid, write_png
 
@@ -27,32 +27,6 @@ SCORES = {
     "rate": "rate of the code (nats)",
 }
 HISTOGRAM_BINS = 40
-
-
-def interval(accuracies: Sequence[float], samples: int) -> tuple[float, float, float]:
-    """Gives a mean accuracy with its 95 % interval: Student's over several seeds, Wilson's over the samples of one.
-
-    Args:
-        accuracies: One per seed, fractions.
-        samples: Samples that each of them was measured on.
-
-    Raises:
-        ValueError: If there is no accuracy, one is not in [0, 1], or there are no samples.
-
-    Example:
-        >>> [round(value, 3) for value in interval([0.5, 0.6, 0.7], 100)]
-        [0.6, 0.352, 0.848]
-        >>> [round(value, 3) for value in interval([0.5], 100)]
-        [0.5, 0.404, 0.596]
-    """
-    if not accuracies or samples < 1 or not all(0 <= accuracy <= 1 for accuracy in accuracies):
-        raise ValueError(f"accuracies are fractions of 1 or more samples, got {list(accuracies)} of {samples}")
-    mean = float(np.mean(accuracies))
-    if len(accuracies) == 1:
-        bounds = binomtest(round(mean * samples), samples).proportion_ci(method="wilson")
-        return mean, float(bounds.low), float(bounds.high)
-    half = float(t.ppf(0.975, len(accuracies) - 1) * np.std(accuracies, ddof=1) / math.sqrt(len(accuracies)))
-    return mean, max(mean - half, 0.0), min(mean + half, 1.0)
 
 
 def accuracy_under_attack(points: Sequence[Mapping[str, Any]], path: str | Path, *, samples: int) -> Path:
@@ -128,7 +102,7 @@ def _draw_corruptions(points: Sequence[Mapping[str, Any]], samples: int) -> Figu
     by_severity.set(xlabel="severity", ylabel="accuracy (fraction), mean over kinds")
     by_severity.set_xticks(sorted({point["severity"] for point in points}))
     for place, method in enumerate(method for method in styles if method in kinds):
-        means = [interval(kinds[method][kind], samples)[0] if kind in kinds[method] else math.nan for kind in names]
+        means = [accuracy_interval(kinds[method][kind], samples)[0] if kind in kinds[method] else math.nan for kind in names]
         # Methods stand a little apart, so that equal ones do not cover each other.
         shift = 0.5 * (place / max(len(kinds) - 1, 1) - 0.5)
         style = styles[method] | {"linestyle": ""}
@@ -280,7 +254,7 @@ def _draw_curves(panel: Axes, methods: Mapping, styles: Mapping, samples: int) -
     drawn = [method for method in styles if method in methods]
     for place, method in enumerate(drawn):
         across = np.array(sorted(methods[method]))
-        mean, low, high = np.array([interval(methods[method][value], samples) for value in across]).T
+        mean, low, high = np.array([accuracy_interval(methods[method][value], samples) for value in across]).T
         # Methods stand a little apart, so that their intervals do not cover each other.
         shift = 0.006 * (max(everywhere) - min(everywhere)) * (2 * place - len(drawn) + 1)
         bars = {"elinewidth": 0.8, "capsize": 2, "linewidth": 1.2, "markersize": 4}

@@ -55,7 +55,6 @@ def test_what_learns_all_classes_at_once_is_a_level(curves):
 def test_one_split_is_no_level():
     (panel,) = plots._draw_accuracy({"none": [[0.1, 0.9]]}, chance=None).axes
     assert lines(panel)["linear probe"].get_ydata().tolist() == [0.1, 0.9]
-    assert plots.interval(np.array([[0.1, 0.9]])).tolist() == [0, 0]
 
 
 def test_an_method_has_one_color_in_both_plots_of_curves(curves):

@@ -85,31 +85,6 @@ def test_every_plot_is_a_png_and_leaves_global_state_alone(tmp_path, attacks, co
     assert dict(matplotlib.rcParams) == before
 
 
-# --- intervals
-
-
-def test_intervals_of_seeds_are_those_of_student():
-    values = [0.4, 0.5, 0.45]
-    mean, low, high = plots.interval(values, 1000)
-    expected = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    assert (mean, low, high) == pytest.approx((0.45, *expected))
-    assert plots.interval([0.0, 1.0], 10) == (0.5, 0.0, 1.0)
-
-
-def test_intervals_of_one_seed_are_those_of_wilson():
-    mean, low, high = plots.interval([0.9], 50)
-    z = stats.norm.ppf(0.975)
-    middle = (0.9 + z**2 / 100) / (1 + z**2 / 50)
-    half = z / (1 + z**2 / 50) * math.sqrt(0.9 * 0.1 / 50 + z**2 / (4 * 50**2))
-    assert (mean, low, high) == pytest.approx((0.9, middle - half, middle + half))
-
-
-@pytest.mark.parametrize(("accuracies", "samples"), [([], 5), ([0.5], 0), ([1.5], 5), ([math.nan], 5)])
-def test_wrong_accuracies_are_refused(accuracies, samples):
-    with pytest.raises(ValueError, match="accuracies are fractions"):
-        plots.interval(accuracies, samples)
-
-
 # --- attacks
 
 
@@ -126,7 +101,7 @@ def test_each_attack_has_a_panel_with_a_curve_for_each_method(attacks):
             assert line.get_ydata() == pytest.approx(mean)
             np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.2], atol=0.005)
             values = [0.9 - 0.2 * (1 + seed / 10 + place / 10) for seed in (0, 1, 2)]
-            assert caps[0].get_ydata()[2] == pytest.approx(plots.interval(values, 100)[1])
+            assert caps[0].get_ydata()[2] == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))[0])
             assert caps[1].get_ydata()[2] == pytest.approx(plots.interval(values, 100)[2])
     [legend] = figure.legends
     assert len(legend.get_texts()) == 4

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 
 import ibreg
+from ibreg.evaluation.intervals import paired_interval
 from ibreg.runs.folder import replace
 
 Column = Sequence[Any]  # (key, heading, scale, digits), as in ("test/error", "test error (%)", 100, 2)
@@ -97,12 +97,9 @@ def _spread(row: np.ndarray) -> dict[str, Any]:
 def _difference(metric: str, row: np.ndarray, control: np.ndarray) -> dict[str, Any]:
     if row.size != control.size:
         raise ValueError(f"{metric}: {row.size} values cannot be paired with {control.size} of the control")
-    spread = _spread(row - control)
-    mean, low, high = spread["mean"], None, None
-    if spread["std"] is not None:
-        half = float(student_t.ppf(0.975, row.size - 1)) * spread["std"] / math.sqrt(row.size)
-        low, high = mean - half, mean + half
-    return {"mean": mean, "low": low, "high": high, "values": spread["values"]}
+    mean, *bounds = map(float, paired_interval(row, control))
+    low, high = bounds if row.size > 1 else (None, None)
+    return {"mean": mean, "low": low, "high": high, "values": (row - control).tolist()}
 
 
 def write_summary(
