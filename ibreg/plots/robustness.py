@@ -102,7 +102,9 @@ def _draw_corruptions(points: Sequence[Mapping[str, Any]], samples: int) -> Figu
     by_severity.set(xlabel="severity", ylabel="accuracy (fraction), mean over kinds")
     by_severity.set_xticks(sorted({point["severity"] for point in points}))
     for place, method in enumerate(method for method in styles if method in kinds):
-        means = [accuracy_interval(kinds[method][kind], samples)[0] if kind in kinds[method] else math.nan for kind in names]
+        means = [
+            accuracy_interval(kinds[method][kind], samples)[0] if kind in kinds[method] else math.nan for kind in names
+        ]
         # Methods stand a little apart, so that equal ones do not cover each other.
         shift = 0.5 * (place / max(len(kinds) - 1, 1) - 0.5)
         style = styles[method] | {"linestyle": ""}

@@ -101,8 +101,8 @@ def test_each_attack_has_a_panel_with_a_curve_for_each_method(attacks):
             assert line.get_ydata() == pytest.approx(mean)
             np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.2], atol=0.005)
             values = [0.9 - 0.2 * (1 + seed / 10 + place / 10) for seed in (0, 1, 2)]
-            assert caps[0].get_ydata()[2] == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))[0])
-            assert caps[1].get_ydata()[2] == pytest.approx(plots.interval(values, 100)[2])
+            expected = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+            assert [cap.get_ydata()[2] for cap in caps] == pytest.approx(list(expected))
     [legend] = figure.legends
     assert len(legend.get_texts()) == 4
 
