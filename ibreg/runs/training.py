@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ibreg.regularized import Penalized, Regularized
-from ibreg.runs.accelerator import EpochSampler, Lines, described, quantities, seed_all
+from ibreg.regularized import Penalized, Regularized, RegularizedOutput
 from ibreg.runs.checkpoint import WholeOptimizer, load_checkpoint, next_state, save_checkpoint, whole
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.methods import beta_used, build_schedule
 from ibreg.runs.models.freezing import training_mode
+from ibreg.runs.progress import EpochProgress as Lines
+from ibreg.runs.progress import described
+from ibreg.runs.seeding import EpochSampler, seed_all
 from ibreg.runs.tasks.robustness.adversarial import Adversary
 from ibreg.runs.trials import Trial, as_good_as, epochs_in_all, epochs_of, first_trial, methods, plan, select
 
@@ -303,3 +305,11 @@ def _loss_of(
     """Returns the loss of a batch and what the model returned; only a `Regularized` takes targets and concepts."""
     output = model(x, target=y, concepts=concepts) if regularized else model(x)
     return criterion(output, y, inputs=x), output
+
+
+def quantities(loss: Tensor, output: Any) -> dict[str, Tensor]:
+    """Names what an epoch averages; the rate is summed over bottlenecks."""
+    if not isinstance(output, RegularizedOutput):
+        return {"loss": loss.detach()}
+    rates = [value for name, value in output.logs.items() if name.endswith("/rate")]
+    return {"loss": loss.detach(), "penalty": output.penalty.detach()} | ({"rate": sum(rates)} if rates else {})

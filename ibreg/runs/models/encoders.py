@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from ibreg.runs.accelerator import EpochSampler, seed_all
 from ibreg.runs.data import streams as continual_data
 from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, per_channel
 from ibreg.runs.data.rows import loader
 from ibreg.runs.dispatch import choose
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.models.features import cached, digest
+from ibreg.runs.seeding import EpochSampler, seed_all
 
 
 def build(name: str, *, input_shape: Sequence[int], root: Path, cache: Path, **options) -> nn.Module:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.runs.accelerator import EpochSampler, seed_all
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.models.freezing import head_of
+from ibreg.runs.seeding import EpochSampler, seed_all
 
 
 def pretrain(model: nn.Module, rows: Rows, *, epochs: int, batch_size: int, lr: float, seed: int) -> dict[str, Tensor]:

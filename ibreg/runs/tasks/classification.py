@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import MixUp
 
 from ibreg.evaluation.classification.metrics import classification_metrics, information_bound
-from ibreg.runs.accelerator import evaluate
 from ibreg.runs.methods import is_stochastic
+from ibreg.runs.tasks.evaluation import evaluate
 
 
 class Classified(NamedTuple):

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from ibreg.evaluation import corruptions
-from ibreg.runs.accelerator import seed_all
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.few_shot import corrupted, of_classes, spread
@@ -24,6 +23,7 @@ from ibreg.runs.methods import build_bottleneck
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.models.freezing import MODES, freeze, head_of
 from ibreg.runs.models.pretraining import pretrain
+from ibreg.runs.seeding import seed_all
 from ibreg.runs.tasks.classification import Classified, classify
 
 INTEGERS = {"steps": 0, "pretraining.epochs": 1, "test_rows": 0, "corrupted.rows": 0, "shifted.rows": 0}

@@ -14,7 +14,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import RandomSampler, Subset
 
-from ibreg.runs.accelerator import seed_all
 from ibreg.runs.data import classification as data
 from ibreg.runs.data import concepts as concept_data
 from ibreg.runs.data import regression as regression_data
@@ -22,6 +21,7 @@ from ibreg.runs.data import streams as continual_data
 from ibreg.runs.data.classification import load, names
 from ibreg.runs.data.images import crop_and_flip
 from ibreg.runs.data.rows import Rows, loader
+from ibreg.runs.seeding import seed_all
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "data"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")

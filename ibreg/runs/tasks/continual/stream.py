@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ibreg.layers.key_value.codebooks import MovingCodebooks
-from ibreg.runs.accelerator import EpochSampler, Lines, seed_all
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.config.composition import build_bottleneck
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.data.streams import rows_of
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
+from ibreg.runs.progress import EpochProgress as Lines
+from ibreg.runs.seeding import EpochSampler, seed_all
 from ibreg.runs.tasks.continual import learners
 from ibreg.runs.tasks.continual.bottlenecked import Bottlenecked
 from ibreg.runs.tasks.continual.learners import Learner

@@ -17,10 +17,10 @@ from ibreg.functional import cs_qmi
 from ibreg.modes import captured, evaluating
 from ibreg.prediction import predict
 from ibreg.regularized import unwrap
-from ibreg.runs.accelerator import evaluate
 from ibreg.runs.data.regression import RegressionData
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.methods import is_stochastic
+from ibreg.runs.tasks.evaluation import evaluate
 from ibreg.runs.tasks.regression import task_losses
 from ibreg.runs.trials import methods
 
