@@ -55,6 +55,7 @@ ROWS = {
         "smaller": {"out_features": 4, "gaussians": 3, "uniform_steps": 0, "temperature": 0.5},
         "identity": {"start": "identity", "uniform_steps": 1},
     },
+    "gaussian_channel": {"default": {}, "learned": {"learned": True, "noise": 0.5}},
     "hsic": {
         "default": {},
         "normalized": {"estimator": "normalized", "bandwidth_t": ("rms", 1.0), "lambda_y": 0.0},
