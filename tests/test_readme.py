@@ -39,22 +39,23 @@ def test_every_loop_of_others_is_shown_in_40_lines():
         assert len([line for line in snippet.splitlines() if line.strip()]) <= 40, package
 
 
-def test_the_own_bottleneck_takes_25_lines_and_bounds_the_information(tmp_path):
-    (snippet,) = (snippet for snippet in SNIPPETS if "class GaussianChannel" in snippet)
+def test_the_own_bottleneck_takes_25_lines_and_has_the_value_of_its_formula(tmp_path):
+    (snippet,) = (snippet for snippet in SNIPPETS if "class SmallCodeBottleneck" in snippet)
     body = snippet[snippet.index("@ibreg.register") : snippet.index("print(")]
     assert len([line for line in body.splitlines() if line.strip()]) <= 25
     script = tmp_path / "own.py"
-    # One Gaussian unit of standard deviation 3 in noise 1: I(X; Z) = log(1 + 9) / 2. And it is drawn, injected, saved.
+    # Padding is left out, and the layer can be injected, saved and loaded.
     script.write_text(
         snippet
         + """
 from torch import nn
 torch.manual_seed(0)
-measured = GaussianChannel().measure(3 * torch.randn(100_000, 1))
-assert abs(float(measured.penalty) - 0.5 * torch.tensor(10.0).log()) < 0.01
-net = ibreg.inject(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), {"1": ibreg.build("gaussian_channel")})
-output = ibreg.Regularized(net, draws=5)(torch.randn(7, 4))
-assert output.output.shape == (5, 7, 2) and output.penalty.requires_grad
+x, mask = torch.randn(6, 5, 4), torch.rand(6, 5) > 0.5
+measured = SmallCodeBottleneck(power=3).measure(x, mask=mask)
+assert abs(float(measured.penalty) - float(x[mask].abs().pow(3).sum() / 6)) < 1e-4
+net = ibreg.inject(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), {"1": ibreg.build("small_code", power=2)})
+output = ibreg.Regularized(net)(torch.randn(7, 4))
+assert output.output.shape == (7, 2) and output.penalty.requires_grad
 ibreg.save_bottlenecks(net, "own.safetensors")
 x = torch.randn(7, 4)
 before = net.eval()(x)
