@@ -4,15 +4,28 @@ from pathlib import Path
 import pytest
 import torch
 
-# They hold no doctests, and pytest would take them all for one module of that name.
+# conftest files hold no doctests, and pytest would import all of them as one module of that name.
 collect_ignore_glob = ["*conftest.py"]
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start share two cores with the tests themselves
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start share the cores with the tests themselves
+
+_import_or_skip = pytest.importorskip
+
+
+def _import_or_fail(*args, **options):
+    try:
+        return _import_or_skip(*args, **options)
+    except pytest.skip.Exception as skipped:
+        pytest.fail(f"IBREG_ALL=1 says that every extra is installed: {skipped}")
+
+
+if os.environ.get("IBREG_ALL") == "1":  # CI installs the extra `all`: there, a missing package is an error
+    pytest.importorskip = _import_or_fail
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the longest files first, so that no process is left with one of them when the others have done."""
-    items.sort(key=lambda item: item.path.name != "test_contract.py" and item.path.parent.name != "recipes")
+    """Puts the longest files first, so that no process is left with one of them when the others are done."""
+    items.sort(key=lambda item: item.path.parent.name not in ("contract", "recipes"))
 
 
 @pytest.fixture

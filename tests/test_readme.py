@@ -1,6 +1,5 @@
 """The README is run: its Python as a new user would run it, its tables against the committed results."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -24,8 +23,7 @@ def test_a_snippet_runs_in_a_new_process(position, tmp_path):
         re.findall(r"\w+", " ".join(re.findall(r"^(?:import|from) (.*)$", snippet, re.MULTILINE)))
     )
     for package in optional:
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install {package}")
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
     script = tmp_path / "snippet.py"
     script.write_text(snippet)
     warnings = [] if optional else ["-W", "error"]
@@ -72,9 +70,7 @@ def test_tables_are_those_of_the_committed_results():
 
 def test_there_are_two_set_up_commands_and_ci_runs_the_second():
     assert len(COMMANDS) == 2
-    ci = (ROOT / ".ci" / "run").read_text()
-    for part in COMMANDS[1].split(" && "):
-        assert part.replace('test]"', 'test,dev]"') in ci
+    assert set(COMMANDS[1].split(" && ")) < set((ROOT / ".ci" / "run").read_text().splitlines())
 
 
 def test_images_of_the_readme_are_committed():
