@@ -9,6 +9,7 @@ from ibreg.layers.concept.post_hoc_concept import PostHocConceptBottleneck
 from ibreg.layers.concept.probabilistic_concept import ProbabilisticConceptBottleneck
 from ibreg.layers.concept.stochastic_concept import StochasticConceptBottleneck
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
+from ibreg.layers.dropout import DropoutBottleneck
 from ibreg.layers.gaussian_channel import GaussianChannelBottleneck
 from ibreg.layers.kernel.cauchy_schwarz import CauchySchwarzBottleneck
 from ibreg.layers.kernel.hsic import HSICBottleneck
@@ -26,6 +27,7 @@ __all__ = [
     "ConceptEmbeddingBottleneck",
     "ConceptIntervention",
     "DistanceAwareBottleneck",
+    "DropoutBottleneck",
     "GaussianChannelBottleneck",
     "HSICBottleneck",
     "KeyValueBottleneck",
