@@ -1,18 +1,18 @@
-"""Unlearning: the pairs of a key-value bottleneck that a class activates are masked, until that is undone.
+"""Unlearning: masks the pairs of key-value bottlenecks that given data activate, until the mask is undone.
 
 Shah et al. 2023 (arXiv 2311.15268).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from ibreg.distributed import over_ranks, several_ranks
-from ibreg.layers.constraints import OneOf
+from ibreg.layers.constraints import Count, Number, OneOf, Optional
 from ibreg.layers.key_value.key_value import KeyValueBottleneck
 from ibreg.layers.scope import Scope, opened
 from ibreg.modes import evaluating
@@ -20,13 +20,13 @@ from ibreg.regularized import bottlenecks, unwrap
 
 
 class Unlearned(NamedTuple):
-    """What `unlearn` did.
+    """Report of `unlearn`.
 
     Attributes:
-        activated: pairs that the data activated.
+        activated: number of pairs that the data activated, over all layers.
         forgotten: accuracy on the data to forget, before and after; None without labels.
         retained: accuracy on the data to retain, before and after; None without such data or without labels.
-        masked: per layer the pairs that were masked, `(codebooks, pairs)`.
+        masked: the pairs that were masked, `(codebooks, pairs)`, by layer.
     """
 
     activated: int
@@ -36,11 +36,11 @@ class Unlearned(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """How many pairs were masked."""
+        """Number of pairs that were masked, over all layers."""
         return sum(int(masked.sum()) for masked in self.masked.values())
 
     def undo(self) -> None:
-        """Takes the masks away again, these and no others; the model answers as before, bit by bit."""
+        """Removes these masks and no others: the outputs of the model are again those from before, bit by bit."""
         for layer, masked in self.masked.items():
             layer.masked.logical_and_(~masked.to(layer.masked.device))
 
@@ -52,27 +52,33 @@ def unlearn(
     retain: Iterable | None = None,
     *,
     by: str = "activations",
-    pairs: int | float | None = None,
+    pairs: int | None = None,
+    fraction: float | None = None,
 ) -> Unlearned:
-    """Makes a model forget what it knows of some data, by masking the key-value pairs that they activate.
+    """Makes a model forget given data, by masking the key-value pairs that they activate.
 
-    Values and keys stay as they are. A masked pair is never fetched, in training neither; the next nearest is. On
-    several ranks each reads its share of the data, and all of them have to call: pairs and accuracies are those of all.
+    Values and keys are not changed. A masked pair is never fetched, neither in training nor in evaluation; the nearest
+    one that is not masked is. With several processes each reads its own part of the data and all of them have to call;
+    counts and accuracies are global.
 
     Args:
         model: with one or more `KeyValueBottleneck`; it runs in evaluation mode.
-        loader: batches to forget, `x`, `(x,)` or `(x, class indices)`, a list or a DataLoader: it is read three times.
-        retain: batches of what is to stay, read for the report alone.
-        by: "activations": the pairs that the data activate most often; "examples": the pairs of the first examples.
-        pairs: how many pairs of each layer are masked: a number, a share (a float up to 1) of those that the data
-            activate, or None: all of these.
+        loader: batches to forget, `x`, `(x,)` or `(x, class indices)`, in a list or a DataLoader: they are read three
+            times.
+        retain: batches whose accuracy is reported before and after; nothing else depends on them.
+        by: "activations": the pairs that the data activate most often are masked first; "examples": those that the
+            first examples activate are.
+        pairs: number of pairs to mask in each layer, at least 1; None, with `fraction=None`: all that the data
+            activate.
+        fraction: fraction of the activated pairs to mask in each layer, in (0, 1], in place of `pairs`; at least one
+            pair is masked.
 
     Returns:
-        a report, whose `undo()` takes the masks away.
+        a report, whose `undo()` removes the masks.
 
     Raises:
-        ValueError: no key-value bottleneck in the model, an unknown `by`, `pairs` below 1 or no share, no data, a
-            tensor or a generator in place of batches.
+        ValueError: If the model has no key-value bottleneck, `by` is unknown, `pairs` or `fraction` is out of range or
+            both are given, there are no data, or a tensor or a generator is given in place of batches.
 
     Example:
         >>> from ibreg import KeyValueBottleneck
@@ -81,92 +87,115 @@ def unlearn(
         >>> report.pairs, report.undo(), int(model[0].masked.sum())
         (5, None, 0)
     """
-    check_unlearning(by, pairs)
+    check_unlearning(by, pairs, fraction)
     for batches in (loader, retain):
         if isinstance(batches, (Tensor, Iterator)):
-            raise ValueError(f"data are batches that can be read again, a list or a DataLoader, got {type(batches)}")
+            raise ValueError(
+                "data must be batches that can be read several times, a list or a DataLoader, got "
+                f"{type(batches).__name__}"
+            )
     network = unwrap(model)
     layers = [layer for layer in bottlenecks(network).values() if isinstance(layer, KeyValueBottleneck)]
     if not layers:
         raise ValueError("there is no key-value bottleneck in the model, so there are no pairs to mask")
     with evaluating(network):
-        before = _accuracy(network, loader), _accuracy(network, retain)
+        forgotten, retained = _accuracy(network, loader), _accuracy(network, retain)
         masked, activated = {}, 0
-        for layer, order in _ordered(network, loader, layers, ORDERS[by]).items():
-            activated += len(order)
-            share = isinstance(pairs, float)
-            count = len(order) if pairs is None else max(1, round(pairs * len(order))) if share else pairs
+        for layer, ranked in _ranked_pairs(network, loader, layers, ORDERS[by]).items():
+            activated += len(ranked)
             masked[layer] = torch.zeros_like(layer.masked)
-            masked[layer].view(-1)[order[:count]] = True
+            masked[layer].view(-1)[ranked[: _count(len(ranked), pairs, fraction)]] = True
         for layer, chosen in masked.items():
             layer.masked.logical_or_(chosen)
-        after = _accuracy(network, loader), _accuracy(network, retain)
-    forgotten, retained = (None if None in both else both for both in zip(before, after, strict=True))
-    return Unlearned(activated, forgotten, retained, masked)
+        return Unlearned(
+            activated,
+            _before_and_after(forgotten, _accuracy(network, loader)),
+            _before_and_after(retained, _accuracy(network, retain)),
+            masked,
+        )
 
 
-def check_unlearning(by: str, pairs: int | float | None) -> None:
+def check_unlearning(by: str, pairs: int | None, fraction: float | None) -> None:
     """Checks the options of `unlearn`.
 
     Raises:
-        ValueError: an unknown `by`, `pairs` below 1 or no share.
+        ValueError: If `by` is unknown, `pairs` or `fraction` is out of range, or both are given.
     """
     OneOf(ORDERS).check("by", by)
-    fits = 0 < pairs <= 1 if isinstance(pairs, float) else pairs is None or (type(pairs) is int and pairs >= 1)
-    if not fits:
-        raise ValueError(f"pairs is a number of at least 1, a share in (0, 1] as a float, or None, got {pairs!r}")
+    Optional(Count("number of pairs to mask in each layer")).check("pairs", pairs)
+    Optional(Number(above=0, most=1)).check("fraction", fraction)
+    if pairs is not None and fraction is not None:
+        raise ValueError(f"one of pairs and fraction must be None, got pairs={pairs} and fraction={fraction}")
 
 
-def _most_often(ids: Tensor, total: int) -> Tensor:
-    """Returns pairs by how often they are activated, the most active first."""
-    counts = over_ranks(ids.bincount(minlength=total))
+def _count(activated: int, pairs: int | None, fraction: float | None) -> int:
+    """Returns how many of the activated pairs are masked."""
+    if fraction is not None:
+        return max(1, round(fraction * activated))
+    return activated if pairs is None else pairs
+
+
+def _before_and_after(before: float | None, after: float | None) -> tuple[float, float] | None:
+    return None if before is None or after is None else (before, after)
+
+
+def _most_often(activations: Tensor, total: int) -> Tensor:
+    """Returns the activated pairs, the most often activated first, over all processes."""
+    counts = over_ranks(activations.bincount(minlength=total))
     order = counts.argsort(descending=True, stable=True)
     return order[: int((counts > 0).sum())]
 
 
-def _first_met(ids: Tensor, total: int) -> Tensor:
-    """Returns pairs by the example that activates them first, on any rank."""
+def _first_activated(activations: Tensor, total: int) -> Tensor:
+    """Returns the activated pairs in the order of the first example that activates them, over all processes."""
     never = torch.iinfo(torch.int64).max
-    place = torch.full((total,), never, device=ids.device)
-    place = place.scatter_reduce(0, ids, torch.arange(len(ids), device=ids.device), "amin")
+    order = torch.arange(len(activations), device=activations.device)
+    first = torch.full((total,), never, device=activations.device).scatter_reduce(0, activations, order, "amin")
     if several_ranks():
-        distributed.all_reduce(place, op=distributed.ReduceOp.MIN)
-    return place.argsort(stable=True)[: int((place < never).sum())]
+        distributed.all_reduce(first, op=distributed.ReduceOp.MIN)
+    return first.argsort(stable=True)[: int((first < never).sum())]
 
 
-ORDERS = {"activations": _most_often, "examples": _first_met}
+ORDERS = {"activations": _most_often, "examples": _first_activated}
 
 
-def _ordered(network: nn.Module, loader: Iterable, layers: list[KeyValueBottleneck], order) -> dict:
-    """Returns per layer the flat indices of the pairs that data activate, in the order in which they are masked."""
-    ids = {layer: [torch.empty(0, dtype=torch.int64, device=layer.beta.device)] for layer in layers}
+def _ranked_pairs(
+    network: nn.Module,
+    loader: Iterable,
+    layers: list[KeyValueBottleneck],
+    order: Callable[[Tensor, int], Tensor],
+) -> dict[KeyValueBottleneck, Tensor]:
+    """Returns the flat indices of the pairs that data activate, by layer, in the order in which they are masked."""
+    activations = {layer: [torch.empty(0, dtype=torch.int64, device=layer.beta.device)] for layer in layers}
     for x, _ in _batches(network, loader):
         with opened(Scope(inputs=x)) as scope:
             network(x)
-        for record in scope.records:
-            if record.layer in ids:
-                ids[record.layer].append(record.layer.fetched(record.state).flatten())
-    found = {layer: order(torch.cat(those), layer.masked.numel()) for layer, those in ids.items()}
-    if not any(map(len, found.values())):
+        for layer, state, _ in scope.records:
+            if isinstance(layer, KeyValueBottleneck) and layer in activations:
+                activations[layer].append(layer.fetched(state).flatten())
+    ranked = {layer: order(torch.cat(indices), layer.masked.numel()) for layer, indices in activations.items()}
+    if not any(map(len, ranked.values())):
         raise ValueError("there are no data to forget: the loader gave no batch, or no key-value bottleneck was called")
-    return {layer: pairs for layer, pairs in found.items() if len(pairs)}
+    return {layer: pairs for layer, pairs in ranked.items() if len(pairs)}
 
 
 def _accuracy(network: nn.Module, loader: Iterable | None) -> float | None:
+    """Returns the accuracy over all processes; None without data or labels."""
     if loader is None:
         return None
-    right, samples = 0, 0
+    correct, samples = 0, 0
     for x, y in _batches(network, loader):
         if y is not None:
-            right += int((network(x).argmax(1) == y).sum())
+            correct += int((network(x).argmax(1) == y).sum())
             samples += len(y)
     device = next(iter(bottlenecks(network).values())).beta.device
-    right, samples = over_ranks(torch.tensor([right, samples], device=device)).tolist()
-    return right / samples if samples else None
+    correct, samples = over_ranks(torch.tensor([correct, samples], device=device)).tolist()
+    return correct / samples if samples else None
 
 
 def _batches(network: nn.Module, loader: Iterable) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yields inputs and labels, None without labels, on the network's device."""
     device = next(layer.beta.device for layer in bottlenecks(network).values())
     for batch in loader:
-        x, y = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
-        yield x.to(device), None if y is None else y.to(device)
+        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+        yield parts[0].to(device), parts[1].to(device) if len(parts) > 1 and parts[1] is not None else None

@@ -300,7 +300,7 @@ def test_a_class_is_forgotten_and_strange_rows_are_told_apart(launch, cache, tmp
         "bottleneck.key_value.codebooks=64", "bottleneck.key_value.pairs=64", "bottleneck.key_value.key_features=8",
         "initialize.epochs=3",
         "bottlenecks=[key_value,distance_aware]", "+settings.distance_aware=[{lr:0.1,beta:1e-3}]",
-        "bottleneck.distance_aware.out_features=16", "unlearning.classes=[3]", "unlearning.pairs=null",
+        "bottleneck.distance_aware.out_features=16", "unlearning.classes=[3]", "unlearning.fraction=null",
         "ood.name=csv", f"+ood.path={strange}", "+ood.target=kind",
     )  # fmt: skip
     metrics = summary_of(folder)["results"]["key_value"]

@@ -13,7 +13,7 @@ CLASSES, FEATURES = 5, 8
 
 @pytest.fixture(scope="module")
 def trained_once():
-    """A model that tells five classes apart, and the data of each."""
+    """A model trained on five classes, and the data of each."""
     torch.manual_seed(0)
     centers = 4 * torch.randn(CLASSES, FEATURES)
     x, y = torch.randn(500, FEATURES), torch.arange(500) % CLASSES
@@ -37,7 +37,7 @@ def trained(trained_once):
 
 @pytest.mark.parametrize("by", ["activations", "examples"])
 @pytest.mark.parametrize("pairs", [None, 10_000])
-def test_one_class_is_forgotten_the_others_stay_and_it_is_undone_exactly(trained, by, pairs):
+def test_one_class_is_forgotten_the_others_are_not_and_undo_is_exact(trained, by, pairs):
     model, data = trained
     model.train()
     before = [model.eval()(x) for x, _ in data]
@@ -62,7 +62,7 @@ def test_one_class_is_forgotten_the_others_stay_and_it_is_undone_exactly(trained
 
 
 def pairs_of(layer, x):
-    """The used pairs that are nearest, `(rows, codebooks)`, from all distances."""
+    """The nearest of the used pairs, `(rows, codebooks)`, from all distances."""
     distances = torch.cdist(layer.queries_of(x), layer.keys).masked_fill(~layer.usable().unsqueeze(1), torch.inf)
     return (distances.argmin(-1) + layer.pairs * torch.arange(layer.codebooks).unsqueeze(1)).T
 
@@ -70,8 +70,8 @@ def pairs_of(layer, x):
 def test_which_pairs_are_masked(trained):
     model, data = trained
     layer, x = model[0], data[1][0]
-    found = pairs_of(layer, x)
-    counts = found.flatten().bincount(minlength=layer.masked.numel())
+    activated = pairs_of(layer, x)
+    counts = activated.flatten().bincount(minlength=layer.masked.numel())
     report = unlearn(model, [x[:30], x[30:]], pairs=20)
     assert (report.forgotten, report.retained) == (None, None)
     assert report.activated == int((counts > 0).sum())
@@ -79,20 +79,22 @@ def test_which_pairs_are_masked(trained):
     assert masked.sum() == report.pairs == 20
     assert counts[masked].min() >= counts[~masked].max()
     report.undo()
-    report = unlearn(model, [x], pairs=0.25)
+    report = unlearn(model, [x], fraction=0.25)
     assert report.pairs == round(0.25 * int((counts > 0).sum()))
     report.undo()
+    assert unlearn(model, [x], fraction=1).pairs == int((counts > 0).sum())
+    layer.masked.zero_()
 
     report = unlearn(model, [x[:3], x[3:]], by="examples", pairs=16 * 2)
-    first = found.flatten().tolist()
-    expected = set(list(dict.fromkeys(first))[:32])
+    in_order = activated.flatten().tolist()
+    expected = set(list(dict.fromkeys(in_order))[:32])
     assert set(layer.masked.flatten().nonzero().flatten().tolist()) == expected
 
 
 def test_stacked_unlearning_is_undone_in_any_order(trained):
     model, data = trained
     state = model[0].masked.clone()
-    first = unlearn(model, [data[0]], pairs=0.5)
+    first = unlearn(model, [data[0]], fraction=0.5)
     between = model[0].masked.clone()
     second = unlearn(model, [data[1], data[0]])
     assert not (first.masked[model[0]] & second.masked[model[0]]).any()
@@ -121,8 +123,11 @@ def test_bad_requests_change_nothing(trained):
     model, data = trained
     for options, message in (
         ({"by": "gradients"}, "by must be one of 'activations', 'examples', got 'gradients'"),
-        ({"pairs": 0}, "pairs is a number of at least 1, a share"),
-        ({"pairs": 1.5}, "got 1.5"),
+        ({"pairs": 0}, "pairs must be None or an integer of at least 1"),
+        ({"pairs": 0.5}, "pairs must be None or an integer of at least 1 .*, got 0.5"),
+        ({"fraction": 0}, "fraction must be None or a finite number above 0 and at most 1, got 0"),
+        ({"fraction": 1.5}, "got 1.5"),
+        ({"pairs": 3, "fraction": 0.5}, "one of pairs and fraction must be None, got pairs=3 and fraction=0.5"),
     ):
         with pytest.raises(ValueError, match=message):
             unlearn(model, [data[0]], **options)
@@ -133,15 +138,15 @@ def test_bad_requests_change_nothing(trained):
     assert not model[0].masked.any()
 
 
-def test_data_that_cannot_be_read_again_are_refused_and_rows_without_labels_will_do():
+def test_data_that_can_be_read_once_only_are_refused_and_labels_are_optional():
     model = nn.Sequential(KeyValueBottleneck(4, 2, codebooks=3, pairs=8)).eval()
     x = torch.randn(16, 4)
     for data in (x, iter([x])):
         with pytest.raises(ValueError, match="a list or a DataLoader"):
             unlearn(model, data)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=8)
-    report = unlearn(model, loader, pairs=1e-6)
-    assert report.pairs == 1  # a share of some is at least one
+    report = unlearn(model, loader, fraction=1e-6)
+    assert report.pairs == 1  # a fraction of some pairs is at least one pair
     assert report.forgotten is None
-    with pytest.raises(ValueError, match="pairs is a number of at least 1"):
+    with pytest.raises(ValueError, match="pairs must be None or an integer of at least 1"):
         unlearn(model, loader, pairs=True)

@@ -47,7 +47,7 @@ def check_continual(cfg: DictConfig, recipe_yaml: Path) -> None:
     if len(set(classes)) < len(classes) or not all(type(label) is int and label >= 0 for label in classes):
         raise ValueError(f"unlearning.classes are numbers of classes, such as [3], got {cfg.unlearning.classes}")
     try:
-        check_unlearning(cfg.unlearning.by, cfg.unlearning.pairs)
+        check_unlearning(cfg.unlearning.by, cfg.unlearning.pairs, cfg.unlearning.fraction)
     except ValueError as error:
         raise ValueError(f"unlearning: {error}") from error
     if not (cfg.cache and type(cfg.cache) is str):

@@ -80,7 +80,7 @@ def unlearned(learner: Learner, stream: Stream, options: DictConfig, device: tor
     Args:
         learner: with a key-value bottleneck.
         stream: the rows.
-        options: `classes` to forget; `by` and `pairs` as of `ibreg.unlearn`.
+        options: `classes` to forget; `by`, `pairs` and `fraction` as of `ibreg.unlearn`.
         device: of the learner.
 
     Returns:
@@ -91,7 +91,8 @@ def unlearned(learner: Learner, stream: Stream, options: DictConfig, device: tor
     classes = tuple(options.classes)
     others = tuple(sorted({label for split in stream.splits for label in split} - set(classes)))
     before = predicted_classes(learner, stream.test, device)
-    report = unlearn(learner.network, loader(rows_of(stream.train, classes), 512), by=options.by, pairs=options.pairs)
+    batches = loader(rows_of(stream.train, classes), 512)
+    report = unlearn(learner.network, batches, by=options.by, pairs=options.pairs, fraction=options.fraction)
     after = predicted_classes(learner, stream.test, device)
     report.undo()
     found = {}
