@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 
 def build(*betas):
-    """A network of linear layers, each with a bottleneck behind it: names are '0.bottleneck', '1.bottleneck', ..."""
+    """A network of linear layers, each with a bottleneck after it: names are '0.bottleneck', '1.bottleneck', ..."""
     net = nn.Sequential(*(nn.Linear(4, 4) for _ in betas))
     return ibreg.inject(net, {str(index): VariationalBottleneck(4, beta=beta) for index, beta in enumerate(betas)})
 
@@ -55,7 +55,7 @@ def test_beta_follows_the_formula_at_every_step(name):
 
 @pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("model_first", [True, False])
-def test_a_restored_schedule_goes_on_identically(name, model_first):
+def test_a_restored_schedule_continues_identically(name, model_first):
     make, _ = FORMULAS[name]
     net = build(0.5)
     schedule = make(net)
@@ -78,7 +78,7 @@ def test_a_restored_schedule_goes_on_identically(name, model_first):
     assert restored.state_dict() == schedule.state_dict()
 
 
-def test_chosen_layers_move_and_others_stay():
+def test_chosen_layers_change_and_others_do_not():
     net = build(0.5, 0.5)
     LinearWarmup(net, 4, layers=["1.bottleneck"]).step()
     assert betas(net) == [0.5, 0.125]
@@ -118,13 +118,16 @@ def test_unknown_layers_and_models_without_bottleneck(kind):
     ("make", "message"),
     [
         (lambda net: LinearWarmup(net, 0), "at least 1, got 0"),
-        (lambda net: LinearWarmup(net, 5, start=1.5), r"in \[0, 1\], got 1.5"),
+        (
+            lambda net: LinearWarmup(net, 5, start=1.5),
+            "start must be a finite number of at least 0 and at most 1, got 1.5",
+        ),
         (lambda net: Cosine(net, -3), "at least 1, got -3"),
-        (lambda net: Cosine(net, 5, end=-1.0), "at least 0, got 1.0 and -1.0"),
-        (lambda net: TargetRate(net, 0.0), "a finite number of nats greater than 0"),
-        (lambda net: TargetRate(net, math.nan), "a finite number of nats greater than 0"),
-        (lambda net: TargetRate(net, 1.0, step_size=0.0), "step_size > 0"),
-        (lambda net: TargetRate(net, 1.0, damping=-1.0), "damping >= 0"),
+        (lambda net: Cosine(net, 5, end=-1.0), "end must be a finite number of at least 0, got -1.0"),
+        (lambda net: TargetRate(net, 0.0), "rate must be a finite number of nats above 0"),
+        (lambda net: TargetRate(net, math.nan), "rate must be a finite number of nats above 0"),
+        (lambda net: TargetRate(net, 1.0, step_size=0.0), "step_size must be a finite number above 0, got 0.0"),
+        (lambda net: TargetRate(net, 1.0, damping=-1.0), "damping must be a finite number of at least 0, got -1.0"),
         (lambda net: TargetRate(net, 1.0, bounds=(1.0, 0.1)), r"bounds\[0\] < bounds\[1\]"),
         (lambda net: TargetRate(net, {"0.bottleneck": 1.0, "zero": 1.0}), "no bottleneck is called 'zero'"),
         (lambda net: TargetRate(net, {"0.bottleneck": 1.0}, layers=["1.bottleneck"]), "rate names 0.bottleneck, but"),
@@ -139,7 +142,7 @@ def test_options_out_of_range(make, message):
     assert betas(net) == [0.5, 0.5]
 
 
-def test_the_base_class_says_nothing_about_beta():
+def test_the_base_class_defines_no_step():
     with pytest.raises(NotImplementedError):
         Schedule(build(0.5)).step()
 
@@ -160,7 +163,7 @@ def test_target_rate_follows_the_formula():
         assert betas(net) == pytest.approx([math.exp(log_beta)], rel=1e-5)
 
 
-def test_layers_have_targets_of_their_own():
+def test_each_layer_can_have_its_own_target():
     net = build(0.5, 0.5, 0.5)
     schedule = TargetRate(net, {"0.bottleneck": 2.0, "2.bottleneck": 20.0})
     schedule.step(reported(_0=10.0, _1=10.0, _2=10.0))
@@ -170,17 +173,17 @@ def test_layers_have_targets_of_their_own():
     assert third < 0.5
 
 
-def test_a_rate_that_pairs_of_a_batch_cannot_reach_is_refused():
+def test_a_target_above_the_log_of_the_batch_size_is_refused():
     net = ibreg.inject(nn.Sequential(nn.Linear(6, 5)), {"0": ibreg.build("nonlinear", beta=0.5)}, torch.randn(2, 6))
     output = ibreg.Regularized(net)(torch.randn(16, 6))
-    with pytest.raises(ValueError, match=r"cannot hold 3 nats in bottleneck 0.bottleneck: .* at most log.*here 2.77"):
+    with pytest.raises(ValueError, match=r"cannot hold 3 nats in bottleneck 0.bottleneck: .* at most log.* = 2.77"):
         TargetRate(net, 3.0).step(output)
     assert betas(net) == [0.5]
     TargetRate(net, 2.5).step(output)
     assert betas(net) != [0.5]
 
 
-def test_a_missing_rate_moves_nothing():
+def test_a_missing_rate_is_an_error_and_changes_no_beta():
     net = build(0.5, 0.5)
     schedule = TargetRate(net, 2.0)
     for output in (None, reported(_0=5.0)):
@@ -212,7 +215,7 @@ def test_a_rate_that_is_not_finite_does_not_poison_beta():
     assert betas(fresh) > before
 
 
-def test_beta_stays_within_its_bounds_and_comes_back():
+def test_beta_stays_within_its_bounds_and_leaves_them_again():
     net = build(0.5)
     schedule = TargetRate(net, 2.0, step_size=1.0, damping=0.0, bounds=(1e-3, 10.0))
     for _ in range(20):
@@ -235,7 +238,7 @@ def test_target_rate_starts_from_a_beta_of_0():
     assert betas(net)[0] > 1e-7
 
 
-def test_a_restored_target_rate_goes_on_identically():
+def test_a_restored_target_rate_continues_identically():
     net = build(0.5, 0.1)
     schedule = TargetRate(net, 3.0)
     for rate in (30.0, 20.0, 10.0):
@@ -268,12 +271,12 @@ def digits():
 
 
 # The betas that hold these rates over 4,000 steps of this training are 0.11 and 0.015.
-@pytest.mark.parametrize(("target", "right_beta"), [(5.0, 0.11), (10.0, 0.015)])
-@pytest.mark.parametrize("wrong_by", [1 / 100, 100])
-def test_target_rate_is_reached_and_held_on_digits(digits, target, right_beta, wrong_by):
+@pytest.mark.parametrize(("target", "holding_beta"), [(5.0, 0.11), (10.0, 0.015)])
+@pytest.mark.parametrize("off_by", [1 / 100, 100])
+def test_target_rate_is_reached_and_held_on_digits(digits, target, holding_beta, off_by):
     torch.manual_seed(0)
     x, y = digits
-    bottleneck = VariationalBottleneck(128, 32, beta=right_beta * wrong_by)
+    bottleneck = VariationalBottleneck(128, 32, beta=holding_beta * off_by)
     model = ibreg.Regularized(nn.Sequential(nn.Linear(64, 128), nn.ReLU(), bottleneck, nn.Linear(32, 10)))
     criterion = ibreg.Penalized(nn.CrossEntropyLoss())
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -315,7 +318,7 @@ def test_the_threshold_is_relative_to_the_best_loss():
         assert betas(net) == [0.5 * improves]
 
 
-def test_losses_that_are_not_finite_are_no_improvement_and_no_end():
+def test_losses_that_are_not_finite_are_no_improvement():
     net = build(0.5)
     gate = PatienceGate(net, patience=2)
     for loss, is_open in ((math.nan, 1), (math.inf, 0), (3.0, 1), (math.nan, 1), (math.nan, 0), (2.0, 1)):
@@ -323,7 +326,7 @@ def test_losses_that_are_not_finite_are_no_improvement_and_no_end():
         assert betas(net) == [0.5 * is_open], loss
 
 
-def test_a_restored_gate_goes_on_identically():
+def test_a_restored_gate_continues_identically():
     net = build(0.5)
     gate = PatienceGate(net, patience=2)
     for loss in (1.0, 1.0, 1.0):
