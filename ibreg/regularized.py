@@ -1,4 +1,4 @@
-"""Around a model: `Regularized` collects penalties, `Penalized` adds them to a task loss, `unwrap` finds the model."""
+"""Wrappers of model and loss: `Regularized` collects penalties, `Penalized` adds them, `unwrap` finds the model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ibreg.layers.base import Bottleneck
 from ibreg.layers.scope import Record, Scope, run, unfold
 
+# Wrappers that hold a model as their `module`, and the segments that others insert into dotted names.
+WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+INSERTED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # by compile, checkpointing, sharding
+LIGHTNING = ("lightning.", "pytorch_lightning.")
+NO_BOTTLENECK = (
+    "there is no bottleneck in the model: put one in, ibreg.inject(model, {'name.of.a.module': "
+    "ibreg.VariationalBottleneck()}, example=x), where ibreg.candidates(model, x) lists the places"
+)
+
 
 class RegularizedOutput(NamedTuple):
-    """What `Regularized` returns, in training and in evaluation.
+    """Output, penalty and logs of a model, in training and in evaluation.
 
     Attributes:
         output: the model's own output.
@@ -33,21 +42,21 @@ class RegularizedOutput(NamedTuple):
 
 
 class DrawnOutput(RegularizedOutput):
-    """A `RegularizedOutput` of several draws: tensors of `output` are `(draws, batch, ...)`."""
+    """A `RegularizedOutput` of several samples: tensors of `output` are `(draws, batch, ...)`."""
 
 
 class Regularized(nn.Module):
     """Runs a model and returns its output together with the penalty of the bottlenecks in it.
 
     Args:
-        model: any module with at least one bottleneck inside, injected or written into it.
-        draws: how many codes the first stochastic bottleneck draws of each sample in training. What stands before it
-            runs once; what stands behind it sees a batch `draws` times as long, and the output is unfolded to
+        model: any module with at least one bottleneck inside, injected or part of its own code.
+        draws: number of Monte Carlo samples that the first stochastic bottleneck takes of each row in training. Modules
+            before it run once; modules after it see a batch `draws` times as long, and the output is unfolded to
             `(draws, batch, ...)`. The batch is the first axis.
 
     Raises:
-        ValueError: no bottleneck in the model, a `Regularized` inside the model, draws below 1 or without a stochastic
-            bottleneck.
+        ValueError: If the model has no bottleneck or a `Regularized` inside, or if draws is below 1, or above 1 without
+            a stochastic bottleneck.
 
     Under DDP: wrap the `Regularized`. Under `torch.compile`: compile the `Regularized`.
 
@@ -62,7 +71,7 @@ class Regularized(nn.Module):
     def __init__(self, model: nn.Module, draws: int = 1):
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"Regularized goes around a torch.nn.Module, got {model!r}")
+            raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
         if any(isinstance(module, Regularized) for module in model.modules()):
             raise ValueError(
                 "the model is, or holds, a Regularized already: one around the whole model collects all penalties"
@@ -71,7 +80,7 @@ class Regularized(nn.Module):
         if not layers:
             raise ValueError(NO_BOTTLENECK)
         if not isinstance(draws, int) or draws < 1:
-            raise ValueError(f"draws is an integer of at least 1, got {draws!r}")
+            raise ValueError(f"draws must be an integer of at least 1, got {draws!r}")
         if draws > 1 and not any(layer.stochastic for layer in layers):
             raise ValueError(
                 f"draws={draws} needs a stochastic bottleneck, the model has {', '.join(map(repr, layers))}"
@@ -85,16 +94,16 @@ class Regularized(nn.Module):
         """Runs the model.
 
         Args:
-            *args: go to the model.
+            *args: passed to the model.
             target: labels, for bottlenecks that need them.
             concepts: concept labels, for bottlenecks that need them.
-            inputs: what kernel bottlenecks compare the code with; None: the first positional tensor.
-            mask: `(batch, tokens)`, True (or 1) where a token counts, False on padding; penalties leave those out.
-            **kwargs: go to the model. `target`, `concepts`, `inputs` and `mask` go to it too where its `forward`
-                declares them.
+            inputs: inputs that kernel bottlenecks compare the code with; None: the first positional tensor.
+            mask: `(batch, tokens)`, True (or 1) where a token counts, False on padding, which penalties leave out.
+            **kwargs: passed to the model. So are `target`, `concepts`, `inputs` and `mask` where its `forward` declares
+                them.
 
         Raises:
-            ValueError: something that a bottleneck needs in training is missing.
+            ValueError: If a side input that a bottleneck needs in training is missing.
         """
         layers = named_bottlenecks(self.model)
         if not layers:
@@ -104,7 +113,7 @@ class Regularized(nn.Module):
                 kwargs[name] = value
         if inputs is None:
             inputs = next((arg for arg in args if isinstance(arg, Tensor)), None)
-        # net.eval() is enough for an evaluation, although the wrapper does not hear of it.
+        # net.eval() is enough for an evaluation, although it does not reach this wrapper.
         training = self.training and self.model.training
         draws = self.draws if training else 1
         scope = Scope(inputs=inputs, target=target, concepts=concepts, mask=mask, draws=draws, names=layers)
@@ -135,7 +144,7 @@ class Regularized(nn.Module):
                     "equal network without bottleneck may have run"
                 )
             elif not layer.training:
-                problem = "is in eval mode while the model trains, so it charges nothing: call train() on it"
+                problem = "is in eval mode while the model trains, so its penalty is 0: call train() on it"
             else:
                 continue
             self._warned.add(name)
@@ -146,8 +155,8 @@ class Penalized(nn.Module):
     """Task loss plus penalty, for the output of `Regularized`; a bare tensor gets the task loss alone.
 
     Args:
-        task_loss: `task_loss(output, target) -> Tensor`. Of several draws it takes the mean. One that has a true
-            attribute `needs_inputs` is called with `inputs=` too.
+        task_loss: `task_loss(output, target) -> Tensor`; averaged over several samples of the output. Where its
+            attribute `needs_inputs` is true it is called with `inputs=` too.
 
     Example:
         >>> criterion = Penalized(nn.CrossEntropyLoss())
@@ -164,22 +173,24 @@ class Penalized(nn.Module):
         """Returns the loss to call `backward` on.
 
         Args:
-            output: what the model returned.
-            target: as the task loss wants it.
+            output: output of the model.
+            target: target of the task loss.
             inputs: the model's input, for task losses that need it.
 
         Raises:
-            ValueError: the task loss needs inputs and there are none.
+            ValueError: If the task loss needs inputs and there are none.
         """
         further = {}
         if getattr(self.task_loss, "needs_inputs", False):
             if inputs is None:
-                raise ValueError(f"{self.task_loss} compares with the inputs: call criterion(output, target, inputs)")
+                raise ValueError(f"{self.task_loss} needs the inputs: call criterion(output, target, inputs)")
             further["inputs"] = inputs
         if isinstance(output, DrawnOutput):
             draws = next(len(leaf) for leaf in tree_leaves(output.output) if isinstance(leaf, Tensor))
-            each = (tree_map_only(Tensor, operator.itemgetter(n), output.output) for n in range(draws))
-            return torch.stack([self.task_loss(draw, target, **further) for draw in each]).mean(0) + output.penalty
+            outputs = (tree_map_only(Tensor, operator.itemgetter(n), output.output) for n in range(draws))
+            return (
+                torch.stack([self.task_loss(sample, target, **further) for sample in outputs]).mean(0) + output.penalty
+            )
         if isinstance(output, RegularizedOutput):
             return self.task_loss(output.output, target, **further) + output.penalty
         return self.task_loss(output, target, **further)
@@ -214,15 +225,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def network_to_run(model: nn.Module) -> nn.Module:
-    """Returns the model inside, for whoever runs it in place of the whole.
+    """Returns the model inside wrappers, to be run in their place.
 
     Raises:
-        ValueError: a module with a forward of its own holds a `Regularized`, and what it does before and after (a
-            normalization, say) would be left out.
+        ValueError: If a module with a forward of its own holds a `Regularized`, so that its operations before and after
+            (a normalization, for example) would be left out.
     """
     network, outside = unwrap(model), without_wrappers(model)
     forward = type(outside).forward
-    # A LightningModule without a forward of its own has one that only refuses.
+    # The forward of a LightningModule that defines none only raises an error.
     if outside is not network and forward is not nn.Module.forward and not forward.__module__.startswith(LIGHTNING):
         raise ValueError(
             f"{type(outside).__name__} holds a Regularized and has a forward of its own, which would be left out: give "
@@ -231,13 +242,8 @@ def network_to_run(model: nn.Module) -> nn.Module:
     return network
 
 
-# Wrappers that hold a model as their `module`, and the segments that others insert into dotted names.
-WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
-INSERTED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # by compile, checkpointing, sharding
-
-
 def without_wrappers(model: nn.Module) -> nn.Module:
-    """Returns the module inside wrappers that stand outermost."""
+    """Returns the module inside the outermost wrappers."""
     while True:
         if isinstance(model, Regularized):
             model = model.model
@@ -254,29 +260,23 @@ def name_without_wrappers(name: str) -> str:
     return ".".join(segment for segment in name.split(".") if segment not in INSERTED)
 
 
-LIGHTNING = ("lightning.", "pytorch_lightning.")
-NO_BOTTLENECK = (
-    "there is no bottleneck in the model: put one in, ibreg.inject(model, {'name.of.a.module': "
-    "ibreg.VariationalBottleneck()}, example=x), where ibreg.candidates(model, x) lists the places"
-)
-
-
 def _collect(scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-    charges, calls = [], {}
+    """Returns the sum of beta * penalty over the calls, and the logs, averaged over the calls of each layer."""
+    penalties, calls = [], {}
     for layer, state, repeats in scope.records:
-        penalty, logs = layer.charge(state, scope.repeated(repeats))
+        penalty, logs = layer.penalize(state, scope.repeated(repeats))
         # A copy, because schedules fill beta, maybe before the backward pass.
-        charges.append(layer.beta.clone() * penalty)
+        penalties.append(layer.beta.clone() * penalty)
         for quantity, value in logs.items():
             calls.setdefault(f"{scope.name_of(layer)}/{quantity}", []).append(value)
-    total = functools.reduce(operator.add, charges) if charges else next(iter(scope.names)).beta.new_zeros(())
+    total = functools.reduce(operator.add, penalties) if penalties else next(iter(scope.names)).beta.new_zeros(())
     logs = {name: values[0] if len(values) == 1 else sum(values) / len(values) for name, values in calls.items()}
     return total, logs
 
 
 def _scope_keywords(model: nn.Module) -> frozenset[str]:
-    """Names the scope's keywords that a model's forward declares itself."""
+    """Returns the side inputs that a model's forward declares as parameters of its own."""
     declared = set(inspect.signature(unwrap(model).forward).parameters)
     if "src_key_padding_mask" in declared:
-        declared -= {"mask"}  # torch's encoder calls its attention mask so: a padding mask there would be another thing
+        declared -= {"mask"}  # torch's encoder calls its attention mask so, which is no padding mask
     return frozenset(declared & {"target", "concepts", "inputs", "mask"})

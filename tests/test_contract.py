@@ -545,7 +545,7 @@ def test_non_reentrant_checkpoint_is_bit_equal(name, options):
     net = network(layer)
     plain, thrifty = ibreg.Regularized(net), ibreg.Regularized(Checkpointed(copy.deepcopy(net), use_reentrant=False))
     if layer.reads_scope:
-        with pytest.raises(RuntimeError, match="leave it outside of the checkpointed part"):
+        with pytest.raises(RuntimeError, match="leave it out of the checkpointed part"):
             thrifty(x, **needed(layer))
         return
     left, right = step(plain, x, needed(layer)), step(thrifty, x, needed(layer))

@@ -67,7 +67,7 @@ def test_keywords_reach_a_model_that_was_compiled_first():
 
 def test_a_mask_that_is_neither_0_nor_1_is_refused():
     additive = torch.tensor([[0.0, -1e4], [0.0, 0.0]])
-    with pytest.raises(RuntimeError, match="a mask is 1 where a position counts"):
+    with pytest.raises(RuntimeError, match="a mask must be 1 where a position counts"):
         VariationalBottleneck(4).measure(torch.randn(2, 2, 4), mask=additive)
 
 

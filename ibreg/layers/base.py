@@ -1,8 +1,9 @@
-"""What every bottleneck is, and how its penalty leaves it.
+"""Base class of the bottlenecks, and how a penalty leaves a layer.
 
-A layer cannot return its penalty (it could not stand in an `nn.Sequential`) nor keep it (wrong under checkpointing,
-copies and several calls). So it leaves itself and what the penalty needs in the `Scope` that `Regularized` opens around
-the model's forward; the penalties are computed after that forward, outside of any activation checkpoint.
+A layer cannot return its penalty (it could not stand in an `nn.Sequential`) nor store it (wrong under checkpointing,
+copies and several calls). It therefore records itself and the state that the penalty reads in the `Scope` that
+`Regularized` opens around the model's forward pass. The penalties are computed after that pass, outside of any
+activation checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ibreg.tracing import assert_finite, can_assert, inside_checkpoint
 
 
 class BottleneckOutput(NamedTuple):
-    """What `Bottleneck.measure` returns.
+    """Code, penalty and logs of one call, as `Bottleneck.measure` returns them.
 
     Attributes:
         z: the code.
@@ -37,27 +38,27 @@ class BottleneckOutput(NamedTuple):
 class Bottleneck(nn.Module):
     """Base class of all bottlenecks: `z = layer(x)`, and a penalty that `Regularized` collects.
 
-    A subclass writes `transform` (the code, and whatever the penalty needs) and `penalty`; with parameters also
-    `create_parameters` and `reset_parameters`. It keeps every constructor argument as an attribute of the same name, so
-    that `config` can read it back.
+    A subclass defines `transform` (code and state) and `penalty`; with parameters also `create_parameters` and
+    `reset_parameters`. It declares the `constraints` of its options and stores every constructor argument as an
+    attribute of the same name (`keep` does both), which `config` reads.
 
     Args:
-        in_features: size of the feature axis; None where the layer does not care, or until `materialize` or `inject`
-            finds it.
+        in_features: size of the feature axis; None where no parameter depends on it, or until `materialize` or `inject`
+            sets it.
         beta: weight of the penalty in the loss, at least 0; kept in a 0-dim float32 buffer that schedules fill.
         dim: feature axis; None: the last of vectors and tokens (rank 2 and 3), the channel (1) of maps (rank 4 and up).
         device: device of beta and of the parameters.
 
     Raises:
-        ValueError: an argument out of range, or an input that does not fit.
+        ValueError: If an option is not valid, or an input does not fit.
     """
 
     registry_name: ClassVar[str]
-    stochastic: ClassVar[bool] = False  # draws noise in training
+    stochastic: ClassVar[bool] = False  # samples its code in training
     reads_scope: ClassVar[bool] = False  # `transform` reads the scope: activation checkpointing is refused
     sized: ClassVar[bool] = True  # has parameters whose shape depends on in_features
-    undecayed: ClassVar[tuple[str, ...]] = ()  # parameters of two axes that `parameter_groups` exempts as well
-    constraints: ClassVar[dict[str, Constraint]] = {  # of each option; those of a subclass are added to its bases'
+    undecayed: ClassVar[tuple[str, ...]] = ()  # further parameters without weight decay, see `parameter_groups`
+    constraints: ClassVar[dict[str, Constraint]] = {  # of the options; merged with those of the base classes
         "in_features": Optional(Count("size of the feature axis")),
         "beta": AtLeast(0),
         "dim": Optional(Axis()),
@@ -77,10 +78,10 @@ class Bottleneck(nn.Module):
         self._warned = False
 
     def keep(self, **options: Any) -> None:
-        """Checks options by the class's `constraints` and keeps them as attributes, where `config` finds them.
+        """Checks options against the class's `constraints` and stores them as attributes.
 
         Raises:
-            ValueError: an option that its constraint does not allow.
+            ValueError: If a constraint does not allow an option's value.
         """
         for option, value in options.items():
             setattr(self, option, self.constraints[option].check(option, value))
@@ -107,9 +108,9 @@ class Bottleneck(nn.Module):
         return None
 
     def materialize(self, in_features: int | None, *, device=None, dtype=None) -> None:
-        """Creates the parameters for a feature size; does nothing while that is None.
+        """Creates and initializes the parameters for a feature size; does nothing where it is None.
 
-        A subclass calls it last in its `__init__`; `inject` calls it for layers that were built without `in_features`.
+        A subclass calls it at the end of its `__init__`; `inject` calls it for layers built without `in_features`.
         """
         if in_features is None:
             return
@@ -118,29 +119,30 @@ class Bottleneck(nn.Module):
         self.reset_parameters()
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
-        """Registers the parameters; `in_features` is known by now."""
+        """Registers the parameters; `in_features` is set."""
 
     def reset_parameters(self) -> None:
-        """Sets the parameters and beta to their start."""
+        """Initializes the parameters and beta."""
         self.beta.fill_(self.initial_beta)
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Any]:
-        """Returns the code and the state that `penalty` reads: the same operations with or without a scope.
+        """Returns the code and the state that `penalty` reads, by the same operations with and without a scope.
 
-        The state is a tensor, or a tuple or dict of tensors. Parameters that the penalty needs belong in it.
+        The state is a tensor, or a tuple or dict of tensors. Parameters that the penalty needs belong in it, as copies:
+        FSDP2 has resharded them when the penalty is computed.
         """
         raise NotImplementedError
 
     def penalty(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the penalty (batch mean per sample, 0-dim, not weighted by beta) and what to log.
+        """Returns the penalty (batch mean per sample, 0-dim, not weighted by beta) and the quantities to log.
 
-        Half-precision tensors of the state arrive as float32, with autocast off. The only place where buffers move, and
-        only in training.
+        Half-precision tensors of the state arrive as float32, with autocast off. Buffers change here alone, and only in
+        training.
         """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the code of `x`; inside `Regularized` it leaves behind what its penalty needs."""
+        """Returns the code of `x`; inside `Regularized` the call is recorded for the penalty."""
         scope = current_scope()
         self._check(x, scope)
         if scope is None:
@@ -148,21 +150,21 @@ class Bottleneck(nn.Module):
             return _laid_out_as(x, self.transform(x)[0])
         if self.training and scope.grad_enabled and not torch.is_grad_enabled():
             raise RuntimeError(
-                f"bottleneck {scope.name_of(self)} runs without gradients inside a pass that wants them. If the model "
+                f"bottleneck {scope.name_of(self)} runs without gradients inside a forward pass with gradients. If the model "
                 "uses torch.utils.checkpoint, pass use_reentrant=False; if this part is frozen, put it in eval()"
             )
         if self.reads_scope and self.training and inside_checkpoint():
             raise RuntimeError(
                 f"bottleneck {scope.name_of(self)} reads targets or concepts in its forward, which the recomputation "
-                "of an activation checkpoint does not have: leave it outside of the checkpointed part"
+                "of an activation checkpoint does not have: leave it out of the checkpointed part"
             )
         repeats = scope.repeats
         z, state = self.transform(x, scope)
         scope.records.append(Record(self, state, repeats))
         return _laid_out_as(x, z)
 
-    def charge(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the penalty as it enters a loss, before beta: float32, 0 outside training; and the logs, detached."""
+    def penalize(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the penalty as a loss takes it, before beta (float32, 0 outside training), and the detached logs."""
         missing = [need for need in self.needs if getattr(scope, need) is None]
         if missing:
             if self.training and scope.grad_enabled:
@@ -170,18 +172,19 @@ class Bottleneck(nn.Module):
                 raise ValueError(
                     f"bottleneck {scope.name_of(self)} needs {' and '.join(missing)}: call model(x, {call})"
                 )
-            return self._nothing(), {}
+            return self._zero(), {}
         if scope.mask is not None and scope.mask.is_floating_point() and can_assert(scope.mask):
             torch._assert_async(
-                ((scope.mask == 0) | (scope.mask == 1)).all(), "a mask is 1 where a position counts and 0 elsewhere"
+                ((scope.mask == 0) | (scope.mask == 1)).all(),
+                "a mask must be 1 where a position counts and 0 elsewhere",
             )
         with full_precision(self.beta), torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             penalty, logs = self.penalty(tree_at_least_float32(state), scope)
         logs = {name: value.detach().float() for name, value in logs.items()}
-        return (penalty.float() if self.training else self._nothing()), logs
+        return (penalty.float() if self.training else self._zero()), logs
 
     def measure(self, x: Tensor, *, inputs=None, target=None, concepts=None, mask=None) -> BottleneckOutput:
-        """Runs the layer alone and returns code, penalty and logs together, for tests and for looking.
+        """Runs the layer by itself and returns code, penalty and logs, for tests and inspection.
 
         Args:
             x: `(batch, ...)`.
@@ -194,7 +197,7 @@ class Bottleneck(nn.Module):
         with opened(scope):
             z = self(x)
         (record,) = scope.records
-        penalty, logs = self.charge(record.state, scope)
+        penalty, logs = self.penalize(record.state, scope)
         return BottleneckOutput(z, penalty, logs)
 
     def feature_axis(self, x: Tensor) -> int:
@@ -209,12 +212,12 @@ class Bottleneck(nn.Module):
         return x if axis in (-1, x.dim() - 1) else x.movedim(axis, -1)
 
     def features_back(self, z: Tensor) -> Tensor:
-        """Returns a view with the last axis where `features_last` took it from."""
+        """Returns a view with the features on their axis again, the inverse of `features_last`."""
         axis = self.feature_axis(z)
         return z if axis in (-1, z.dim() - 1) else z.movedim(-1, axis)
 
     def config(self) -> dict[str, Any]:
-        """Returns the constructor arguments that build this layer again, without device and dtype."""
+        """Returns the constructor arguments that rebuild this layer, without device and dtype."""
         return {name: self._beta_value() if name == "beta" else getattr(self, name) for name in self.defaults()}
 
     def extra_repr(self) -> str:
@@ -226,7 +229,7 @@ class Bottleneck(nn.Module):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
 
-    def _nothing(self) -> Tensor:
+    def _zero(self) -> Tensor:
         return torch.zeros((), dtype=torch.float32, device=self.beta.device)
 
     def _beta_value(self) -> float:
@@ -287,13 +290,13 @@ class Bottleneck(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        # Weights saved before the injection know nothing of this layer: it keeps its start, as a strict load of the
-        # rest of the model should not fail on it. Loaded alone (no prefix), a missing key stays an error.
+        # Weights saved before the injection do not have this layer: it keeps its own, so that a strict load of the rest
+        # of the model succeeds. Loaded by itself (no prefix), a missing key stays an error.
         if prefix and not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({prefix + key: value for key, value in self.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:
-    """Returns a code that is contiguous where the input was, as a `view` behind the layer may count on it."""
+    """Returns a code that is contiguous where the input was, as a `view` after the layer may rely on it."""
     return z.contiguous() if x.is_contiguous() else z

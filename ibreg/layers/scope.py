@@ -1,4 +1,4 @@
-"""What one forward pass knows beside its input, and the calls that its bottlenecks leave in it."""
+"""Side inputs and bottleneck records of one forward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _open = threading.local()
 
 
 class Record(NamedTuple):
-    """One call of a bottleneck inside a scope."""
+    """One call of a bottleneck inside a scope: the layer, the state its penalty reads, how often the batch is repeated."""
 
     layer: nn.Module
     state: Any
@@ -28,14 +28,14 @@ class Record(NamedTuple):
 
 
 class Scope:
-    """What one forward pass knows beside its input, and the calls that its bottlenecks left.
+    """Side inputs and bottleneck records of one forward pass.
 
     Attributes:
-        inputs, target, concepts, mask: what the caller handed over; penalties read them.
-        draws: how many codes the first stochastic layer draws of each sample.
-        repeats: how often the batch stands in what now runs: 1 up to that layer, `draws` behind it.
+        inputs, target, concepts, mask: side inputs, which penalties read.
+        draws: number of Monte Carlo samples that the first stochastic layer takes of each row.
+        repeats: how often the batch is repeated at this point of the pass: 1 up to that layer, `draws` after it.
         records: the calls so far.
-        shared: what `once` made.
+        shared: results of `once`, by key.
     """
 
     def __init__(self, *, inputs=None, target=None, concepts=None, mask=None, draws: int = 1, names=None):
@@ -59,33 +59,33 @@ class Scope:
         return self.mask if features.dim() > 2 else None
 
     def claim_draws(self, layer: nn.Module) -> int:
-        """Returns how many codes a stochastic layer has to draw: `draws` for the first of a pass, 1 for the others."""
+        """Returns the number of samples a stochastic layer takes: `draws` for the first of a pass, 1 for the others."""
         if self.draws == 1 or self.repeats > 1:
             return 1
         if inside_checkpoint():
             raise RuntimeError(
-                f"bottleneck {self.name_of(layer)} draws {self.draws} codes of each sample inside an activation "
-                "checkpoint, whose recomputation would draw one: checkpoint the parts before and behind it, or use "
+                f"bottleneck {self.name_of(layer)} takes {self.draws} samples of each row inside an activation "
+                "checkpoint, whose recomputation would take one: checkpoint the parts before and after it, or use "
                 "draws=1"
             )
         self.repeats = self.draws
         return self.draws
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Returns what `make` returns, made when first asked for: Gram matrices of the batch, say, for several layers.
+        """Returns the result of `make`, computed once a pass: kernels of the inputs, for example, for several layers.
 
         Args:
-            key: says what is made, with all that it depends on beside this scope.
-            make: takes nothing.
+            key: identifies the result, with everything it depends on other than this scope.
+            make: takes no arguments.
         """
         if key not in self.shared:
-            # Whoever asks first may be a layer in eval, that wants no gradient; the next one may.
+            # The first layer that asks may be in evaluation mode, without gradients; the next one may need them.
             with torch.set_grad_enabled(self.grad_enabled):
                 self.shared[key] = make()
         return self.shared[key]
 
     def repeated(self, repeats: int) -> Scope:
-        """Returns this scope with its tensors repeated along the batch, as a layer behind the draws sees it."""
+        """Returns this scope with its tensors repeated along the batch, as layers after the sampling see them."""
         return self if repeats == 1 else self.once(("repeated", repeats), lambda: self._repeated(repeats))
 
     def _repeated(self, repeats: int) -> Scope:
@@ -105,7 +105,7 @@ class Scope:
 
 @contextmanager
 def opened(scope: Scope) -> Iterator[Scope]:
-    """Makes a scope the one that bottlenecks of this thread find, and takes it away again whatever happens."""
+    """Opens a scope for the bottlenecks of this thread, and closes it whatever happens."""
     if not hasattr(_open, "scopes"):
         _open.scopes = []
     _open.scopes.append(scope)
@@ -122,7 +122,7 @@ def current_scope() -> Scope | None:
 
 
 def run(model: nn.Module, scope: Scope, *args, **kwargs) -> Any:
-    """Runs a model in a scope; an error behind several draws says what it may come from."""
+    """Runs a model in a scope; an error after several samples gets a note on its likely cause."""
     with opened(scope):
         if scope.draws == 1 or torch.compiler.is_compiling():
             return model(*args, **kwargs)
@@ -131,13 +131,13 @@ def run(model: nn.Module, scope: Scope, *args, **kwargs) -> Any:
         except RuntimeError as error:
             error.add_note(
                 f"The first stochastic bottleneck makes the batch {scope.draws} times as long (draws={scope.draws}): "
-                "it has to stand on the main path, not in a residual branch, and what follows has to take any batch"
+                "it must be on the main path, not in a residual branch, and what follows must take any batch size"
             )
             raise
 
 
 def unfold(output: Any, draws: int, batch: int) -> Any:
-    """Gives the tensors that grew with the batch a leading axis of draws; others (states, losses) stay as they are."""
+    """Gives tensors that grew with the batch a leading axis of samples; others (states, losses) stay as they are."""
 
     def unfolded(tensor: Tensor) -> Tensor:
         grown = tensor.dim() > 0 and tensor.shape[0] == draws * batch

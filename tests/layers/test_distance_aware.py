@@ -133,7 +133,9 @@ def test_far_samples_are_the_uncertain_ones():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"gaussians must be an integer of at least 1 [(]number of Gaussians[)], got 0"):
+    with pytest.raises(
+        ValueError, match=r"gaussians must be an integer of at least 1 [(]number of Gaussians[)], got 0"
+    ):
         DistanceAwareBottleneck(4, gaussians=0)
     with pytest.raises(ValueError, match="temperature must be a finite number of at least 0, got -1"):
         DistanceAwareBottleneck(4, temperature=-1)

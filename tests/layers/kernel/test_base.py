@@ -146,7 +146,7 @@ def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(name):
 def test_a_mask_that_is_added_to_attention_is_refused(name):
     layer, mask = ibreg.build(name, in_features=FEATURES), torch.zeros(BATCH, 3)
     mask[:, 2] = -torch.inf
-    with pytest.raises(RuntimeError, match="a mask is 1 where a position counts and 0 elsewhere"):
+    with pytest.raises(RuntimeError, match="a mask must be 1 where a position counts and 0 elsewhere"):
         layer.measure(torch.randn(BATCH, 3, FEATURES), target=torch.arange(BATCH) % 3, mask=mask)
 
 
