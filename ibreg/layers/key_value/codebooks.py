@@ -1,7 +1,7 @@
-"""Keys that are means: sums over counts of the rows that came to them, over all ranks.
+"""Codebooks whose keys are means: the sum of the rows assigned to a key, over their number, over all processes.
 
-The keys are never written but as the quotient of the two, so what is done to one of them (a start, a moving average, a
-key that is put elsewhere) is done to its statistics.
+The keys are only ever set as the quotient of the two, so that every change of a key (initialization, moving average,
+replacement) is a change of its statistics.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ SMOOTHING = 1e-5
 
 
 class MovingCodebooks(WideBuffers):
-    r"""Codebooks of keys, or of sub-keys whose pairs are the keys, with the sums and counts that they are made of.
+    r"""Codebooks of keys, or of sub-keys whose pairs are the keys, with the sums and counts that define them.
 
     .. math:: n_j \leftarrow \gamma n_j + (1 - \gamma) b_j, \quad s_j \leftarrow \gamma s_j + (1 - \gamma) \sum_i u_i,
         \quad k_j = s_j / n_j
 
-    with the b_j rows u_i of the batch that are nearest to key j. Counts are smoothed (Laplace): each key gets a row of
-    weight 1e-5 where it stands, so that a key that nothing comes to neither moves nor is divided by 0.
+    with the b_j rows u_i of the batch whose nearest key is j. Counts have Laplace smoothing: each key gets a row of
+    weight 1e-5 equal to itself, so that a key to which no row is assigned stays, and is not divided by 0.
 
     Args:
-        codebooks: how many.
-        pairs: keys in each.
+        codebooks: number of codebooks.
+        pairs: number of keys in each.
         features: size of a key.
-        halves: 1; 2: each half of a key is one of sqrt(pairs) sub-keys, so that there are 2 * codebooks books of those.
+        halves: 1, or 2: each half of a key is one of sqrt(pairs) sub-keys, so that there are 2 * codebooks books of
+            sub-keys.
         device: of the buffers.
         dtype: of the buffers, at least float32.
 
     Attributes:
-        keys: `(codebooks * halves, size, features / halves)`, the (sub-)keys.
-        sums: as keys.
-        counts: `(codebooks * halves, size)`.
+        keys: the (sub-)keys, `(codebooks * halves, size, features / halves)`.
+        sums: of the assigned rows, as keys.
+        counts: of the assigned rows, `(codebooks * halves, size)`.
     """
 
     keys: Tensor
@@ -59,7 +60,7 @@ class MovingCodebooks(WideBuffers):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws keys from N(0, I), each with a count of 1."""
+        """Samples keys from N(0, I), each with a count of 1."""
         self.sums.normal_()
         self.assign(self.sums, torch.ones_like(self.counts))
 
@@ -70,24 +71,24 @@ class MovingCodebooks(WideBuffers):
         self.keys.copy_(self.sums / self.counts.unsqueeze(-1))
 
     def pairs(self) -> Tensor:
-        """Returns the keys of all pairs, `(codebooks, pairs, features)`."""
+        """Returns the keys, `(codebooks, pairs, features)`; with halves they are all pairs of sub-keys."""
         if self.halves == 1:
             return self.keys
         first, second = self.keys.unflatten(0, (-1, 2)).unbind(1)
-        both = (
+        halves = (
             first.unsqueeze(2).expand(-1, -1, self.size, -1),
             second.unsqueeze(1).expand(-1, self.size, -1, -1),
         )
-        return torch.cat(both, -1).flatten(1, 2)
+        return torch.cat(halves, -1).flatten(1, 2)
 
     def find(self, queries: Tensor, count: int = 1, usable: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns squared distances and indices of the nearest pairs of queries, as `functional.nearest` does."""
+        """Returns squared distances and indices of the keys nearest to queries, see `functional.nearest`."""
         if self.halves == 1:
             return nearest(queries, self.keys, top_k=count, usable=usable)
         return product_nearest(queries, self.keys.unflatten(0, (-1, 2)), top_k=count, usable=usable)
 
     def distances_to(self, queries: Tensor, indices: Tensor) -> Tensor:
-        """Returns squared distances of queries to pairs `(codebooks, rows, count)`, with gradient to the queries."""
+        """Returns squared distances of queries to keys `(codebooks, rows, count)`, with gradient to the queries."""
         if self.halves == 1:
             return squared_distances_to(queries, self.keys, indices)
         halves = queries.unflatten(-1, (2, -1)).unbind(-2), self.keys.unflatten(0, (-1, 2)).unbind(1)
@@ -95,22 +96,24 @@ class MovingCodebooks(WideBuffers):
         return first + second
 
     def halved(self, queries: Tensor) -> Tensor:
-        """Returns queries `(codebooks, rows, features)` as what is compared with (sub-)keys, in each of the books."""
+        """Returns queries `(codebooks, rows, features)` as `(codebooks * halves, rows, features / halves)`."""
         return queries.unflatten(-1, (self.halves, -1)).movedim(2, 1).flatten(0, 1)
 
     def halved_indices(self, indices: Tensor) -> Tensor:
-        """Returns the (sub-)keys of pairs `(codebooks, ...)` in each of the books."""
+        """Returns the indices of the (sub-)keys of keys `(codebooks, ...)`: `(codebooks * halves, ...)`."""
         if self.halves == 1:
             return indices
         return torch.stack([indices // self.size, indices % self.size], 1).flatten(0, 1)
 
     def statistics(self, queries: Tensor, indices: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns what came to each (sub-)key in a batch of all ranks: sums and counts; every rank has to call it.
+        """Returns sums and counts of the rows assigned to each (sub-)key, over the global batch.
+
+        All processes must call it.
 
         Args:
-            queries: `(codebooks, rows, features)`, none on a rank that has none.
-            indices: `(codebooks, rows)`, of the pairs that they came to.
-            weights: as indices, 0 for rows that do not count; None: all do.
+            queries: `(codebooks, rows, features)`; a process may have no rows.
+            indices: of the key that each query is assigned to, `(codebooks, rows)`.
+            weights: as indices, 0 for rows that do not count; None: all count.
         """
         rows, indices = self.halved(queries).to(self.sums.dtype), self.halved_indices(indices)
         ones = rows.new_ones(indices.shape)
@@ -126,13 +129,18 @@ class MovingCodebooks(WideBuffers):
     def follow(
         self, queries: Tensor, indices: Tensor, weights: Tensor | None = None, moving: Tensor | bool = True
     ) -> Tensor:
-        """Moves the keys by a batch of all ranks, and returns what came to each; every rank has to call it.
+        """Updates the moving averages by the global batch.
+
+        All processes must call it.
 
         Args:
-            queries: as for `statistics`.
-            indices: as for `statistics`.
-            weights: as for `statistics`.
-            moving: whether they move; else everything stays as it is, bit by bit. It does too where no rank has rows.
+            queries: see `statistics`.
+            indices: see `statistics`.
+            weights: see `statistics`.
+            moving: False leaves keys and statistics unchanged, bit by bit, as does a global batch without rows.
+
+        Returns:
+            the counts of the batch, as `counts`.
         """
         batch_sums, batch_counts = self.statistics(queries, indices, weights)
         moved = ((batch_counts.sum() > 0) & moving).to(self.sums.dtype)

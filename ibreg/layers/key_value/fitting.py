@@ -1,38 +1,41 @@
-"""Fits keys to data without labels: moving averages with dead keys put elsewhere, or k-means.
+"""Fitting of keys to unlabeled data: moving averages with replacement of dead keys, or k-means.
 
-Data are read batch by batch, several times, and never kept. Ranks go through their batches in step; one that has none
-left goes on with empty ones.
+Data are read batch by batch, in several passes, and never kept. All processes run the same number of batches in each
+pass; one whose data have ended continues with empty batches.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, distributed, nn
 
 from ibreg.distributed import gather_rows, over_ranks, several_ranks
-from ibreg.functional.lookup.nearest import picked
+from ibreg.functional.lookup.nearest import pick_rows
 from ibreg.layers.constraints import Count, OneOf
 from ibreg.layers.key_value.codebooks import MovingCodebooks
 from ibreg.modes import captured, evaluating
 
-SAMPLES_AT_ONCE = 256  # where the data are one tensor
-DEAD = 0.1  # a key with less than this part of its share of a batch is put elsewhere
+if TYPE_CHECKING:
+    from ibreg.layers.key_value.key_value import KeyValueBottleneck
+
+SAMPLES_AT_ONCE = 256  # of data that are one tensor
+DEAD = 0.1  # a key with less than this fraction of its share of a batch is dead, and replaced
 
 Queries = Callable[[Tensor], Tensor]  # from rows `(rows, in_features)` to `(codebooks, rows, key_features)`
 
 
-class KeyStart(NamedTuple):
-    """What `KeyValueBottleneck.initialize` did.
+class KeyInitialization(NamedTuple):
+    """Report of `KeyValueBottleneck.initialize`.
 
     Attributes:
-        samples: rows (one for each position of a sample) that each reading used, over all ranks.
-        skipped: rows left out for NaN or infinite values.
-        replaced: how many keys were put on another row, after the start.
-        used: share of the keys that were nearest to a row in the last reading.
+        samples: number of rows (one for each position of a sample) that each pass used, over all processes.
+        skipped: number of rows that were skipped for NaN or infinite values.
+        replaced: number of keys that were replaced by a row, after the start.
+        used: fraction of the keys that were nearest to a row in the last pass.
     """
 
     samples: int
@@ -43,44 +46,52 @@ class KeyStart(NamedTuple):
 
 @torch.no_grad()
 def fit_keys(
-    layer: nn.Module, data: Tensor | Iterable[Any], method: str, epochs: int, model: nn.Module | None, seed: int
-) -> KeyStart:
-    """Fits the keys of a `KeyValueBottleneck`, see its `initialize`; a reading that fails leaves them as they were."""
+    layer: KeyValueBottleneck,
+    data: Tensor | Iterable[Any],
+    method: str,
+    epochs: int,
+    model: nn.Module | None,
+    seed: int,
+) -> KeyInitialization:
+    """Fits the keys of a layer, see `KeyValueBottleneck.initialize`; if a pass fails, the keys are unchanged."""
     OneOf(METHODS).check("method", method)
-    Count("number of readings of the data").check("epochs", epochs)
-    readings = Readings(data, layer, model)
-    sample = draw_sample(readings, layer.books.size, seed)
+    Count("number of passes over the data").check("epochs", epochs)
+    batches = RowBatches(data, layer, model)
+    start = sample_rows(batches, layer.books.size, seed)
     if several_ranks():
         for tensor in (*layer.parameters(), *layer.buffers()):
             distributed.broadcast(tensor.detach(), 0)  # ranks may have drawn their projections with other seeds
     books = copy.deepcopy(layer.books)
     generator = torch.Generator().manual_seed(seed)
-    replaced, hit = METHODS[method](books, readings, layer.queries_of, sample, epochs, generator)
+    replaced, hits = METHODS[method](books, batches, layer.queries_of, start, epochs, generator)
     layer.books.load_state_dict(books.state_dict())
-    return KeyStart(sample.samples, sample.skipped, replaced, float((hit > 0).float().mean()))
+    return KeyInitialization(start.samples, start.skipped, replaced, float((hits > 0).float().mean()))
 
 
-class Readings:
-    """Data that can be read several times, as batches of finite rows.
+class RowBatches:
+    """Batches of finite rows that enter a layer; an iterable for several passes.
 
     Args:
-        data: a tensor of inputs, or an iterable of such, alone or first in a tuple.
-        layer: a bottleneck; its inputs are wanted.
-        model: makes them of the data; None: they are the data.
+        data: a tensor of inputs, or an iterable of batches of inputs, alone or first in a tuple.
+        layer: its inputs are the rows.
+        model: maps the data to the inputs of the layer; None: the data are these inputs.
+
+    Attributes:
+        skipped: number of rows that were not finite in the latest pass.
     """
 
-    def __init__(self, data: Tensor | Iterable[Any], layer: nn.Module, model: nn.Module | None):
+    def __init__(self, data: Tensor | Iterable[Any], layer: KeyValueBottleneck, model: nn.Module | None):
         self.data = data.split(SAMPLES_AT_ONCE) if isinstance(data, Tensor) else data
         self.layer = layer
         self.model = model
         self.skipped = 0
-        self.batches: int | None = None  # of this rank, once they were read
+        self.count: int | None = None  # of the batches of this process, known after the first pass
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Reads the data once: `(rows, in_features)`, on all ranks as many batches.
+        """Yields rows `(rows, in_features)`, equally many batches on all processes.
 
         Raises:
-            ValueError: data that have fewer batches than when they were read before, such as a generator.
+            ValueError: If there are fewer batches than in an earlier pass, as from a generator.
         """
         self.skipped, count = 0, 0
         batches = iter(self.data)
@@ -90,33 +101,35 @@ class Readings:
             if not over_ranks(torch.tensor(int(batch is not None), device=device)):
                 break
             if batch is None:
-                yield torch.zeros(0, self.layer.in_features, device=device)
+                yield torch.zeros(0, cast(int, self.layer.in_features), device=device)
                 continue
             count += 1
-            x = (batch[0] if isinstance(batch, (tuple, list)) else batch).to(device)
-            rows = torch.cat([self._rows(each) for each in ([x] if self.model is None else self._inputs(x))])
+            rows = self._rows((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
             finite = rows.isfinite().all(1)
             self.skipped += int((~finite).sum())
             yield rows[finite]
-        fewer = self.batches is not None and count < self.batches
+        fewer = self.count is not None and count < self.count
         if over_ranks(torch.tensor(int(fewer), device=device)):
             raise ValueError(
-                f"the data had {self.batches} batches at first and {count} when they were read again: they are read "
+                f"the data had {self.count} batches in the first pass and {count} in a later one: they are read "
                 "several times, so pass a tensor, a list or a DataLoader, not a generator"
             )
-        self.batches = count
+        self.count = count
 
     def _rows(self, x: Tensor) -> Tensor:
-        self.layer.check_shape(x, f"{type(self.layer).__name__}.initialize")
-        return self.layer.features_last(x).flatten(0, -2)
+        """Returns the rows of the layer's inputs that a batch of the data gives."""
+        inputs = [x] if self.model is None else self._inputs(self.model, x)
+        for features in inputs:
+            self.layer.check_shape(features, f"{type(self.layer).__name__}.initialize")
+        return torch.cat([self.layer.features_last(features).flatten(0, -2) for features in inputs])
 
-    def _inputs(self, x: Tensor) -> list[Tensor]:
+    def _inputs(self, model: nn.Module, x: Tensor) -> list[Tensor]:
         """Returns the inputs of the layer's calls, when the model runs on x in evaluation mode."""
-        # After `captured`: the pass goes on where a layer would refuse the input.
-        with captured(self.layer) as inputs, evaluating(self.model):
+        with captured(self.layer) as inputs, evaluating(model):
+            # Registered after the capturing hook: it sees the input as it is, the layer one that it does not refuse.
             finite = self.layer.register_forward_pre_hook(lambda layer, args: args[0].nan_to_num(0, 0, 0))
             try:
-                self.model(x)
+                model(x)
             finally:
                 finite.remove()
         if not inputs:
@@ -124,8 +137,15 @@ class Readings:
         return inputs
 
 
-class Sample(NamedTuple):
-    """What a first reading found: as many random rows as there are keys, and how many rows and batches there are."""
+class RowSample(NamedTuple):
+    """Random rows for the start of the keys, and the size of the data.
+
+    Attributes:
+        rows: as many as a codebook has (sub-)keys, `(size, in_features)`.
+        samples: number of finite rows in the data, over all processes.
+        skipped: number of other rows.
+        batches: number of batches in a pass.
+    """
 
     rows: Tensor
     samples: int
@@ -133,22 +153,22 @@ class Sample(NamedTuple):
     batches: int
 
 
-def draw_sample(data: Readings, size: int, seed: int) -> Sample:
-    """Reads the data once and draws rows, the same ones on every rank.
+def sample_rows(batches: RowBatches, size: int, seed: int) -> RowSample:
+    """Reads the data once and samples rows, the same ones on every process.
 
     Raises:
-        ValueError: fewer rows than keys.
+        ValueError: If there are fewer rows than keys.
     """
-    own = torch.Generator().manual_seed(seed + (distributed.get_rank() if several_ranks() else 0))
-    kept, priorities, samples, batches = torch.empty(0), torch.empty(0), 0, 0
-    for rows in data:
-        samples, batches = samples + len(rows), batches + 1
+    generator = torch.Generator().manual_seed(seed + (distributed.get_rank() if several_ranks() else 0))
+    kept, priorities, samples, count = torch.empty(0), torch.empty(0), 0, 0
+    for rows in batches:
+        samples, count = samples + len(rows), count + 1
         # The rows of highest priority are a random sample of all.
-        priorities = torch.cat([priorities, torch.rand(len(rows), generator=own)])
+        priorities = torch.cat([priorities, torch.rand(len(rows), generator=generator)])
         priorities, best = priorities.topk(min(size, len(priorities)))
         kept = (torch.cat([kept, rows]) if len(kept) else rows)[best.to(rows.device)]
-    device = data.layer.beta.device
-    samples, skipped = over_ranks(torch.tensor([samples, data.skipped], device=device)).tolist()
+    device = batches.layer.beta.device
+    samples, skipped = over_ranks(torch.tensor([samples, batches.skipped], device=device)).tolist()
     if samples < size:
         raise ValueError(
             f"{samples} usable rows are too few for {size} keys in each codebook: pass more data, or take fewer pairs"
@@ -157,62 +177,87 @@ def draw_sample(data: Readings, size: int, seed: int) -> Sample:
         kept = gather_rows(kept)[0]
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
         kept = kept[order[:size].to(device)]
-    return Sample(kept, samples, skipped, batches)
+    return RowSample(kept, samples, skipped, count)
 
 
 def moving_average(
-    books: MovingCodebooks, data: Readings, queries: Queries, sample: Sample, epochs: int, generator: torch.Generator
+    books: MovingCodebooks,
+    batches: RowBatches,
+    queries_of: Queries,
+    start: RowSample,
+    epochs: int,
+    generator: torch.Generator,
 ) -> tuple[int, Tensor]:
-    """Moves keys by the batches of all readings, dead ones on random rows; returns how many were, and which are hit."""
-    replaced, hit = 0, torch.zeros_like(books.counts)
-    share = sample.samples / sample.batches / books.size
-    books.assign(books.halved(queries(sample.rows)) * share, torch.full_like(books.counts, share))
+    """Moves keys by all batches of all passes, and replaces dead ones by random rows.
+
+    Returns:
+        how many keys were replaced, and how many rows each (sub-)key got in the last pass, `(books, size)`.
+    """
+    replaced, hits = 0, torch.zeros_like(books.counts)
+    share = start.samples / start.batches / books.size
+    books.assign(books.halved(queries_of(start.rows)) * share, torch.full_like(books.counts, share))
     for _ in range(epochs):
-        hit.zero_()
-        for rows in data:
-            found = queries(rows)
-            batch_counts = books.follow(found, books.find(found)[1].squeeze(-1))
-            hit += batch_counts
+        hits.zero_()
+        for rows in batches:
+            queries = queries_of(rows)
+            batch_counts = books.follow(queries, books.find(queries)[1].squeeze(-1))
+            hits += batch_counts
             share = batch_counts[0].sum() / books.size
             dead = books.counts < DEAD * share
             if dead.any():
-                candidates = books.halved(queries(_shared(rows, books.size)))
-                replaced += put_elsewhere(books, dead, candidates, share, generator)
-    return replaced, hit
+                candidates = books.halved(queries_of(_of_all_ranks(rows, books.size)))
+                replaced += replace_keys(books, dead, candidates, share, generator)
+    return replaced, hits
 
 
 def k_means(
-    books: MovingCodebooks, data: Readings, queries: Queries, sample: Sample, epochs: int, generator: torch.Generator
+    books: MovingCodebooks,
+    batches: RowBatches,
+    queries_of: Queries,
+    start: RowSample,
+    epochs: int,
+    generator: torch.Generator,
 ) -> tuple[int, Tensor]:
-    """Puts keys on the means of the rows nearest to them, over and over; returns as `moving_average` does."""
+    """Sets keys to the means of the rows nearest to them, in each pass (Lloyd's algorithm); see `moving_average`."""
     replaced, counts = 0, torch.ones_like(books.counts)
-    start = books.halved(queries(sample.rows))
-    books.assign(start, counts)
+    candidates = books.halved(queries_of(start.rows))
+    books.assign(candidates, counts)
     for _ in range(epochs):
         sums, counts = torch.zeros_like(books.sums), torch.zeros_like(books.counts)
-        for rows in data:
-            found = queries(rows)
-            batch_sums, batch_counts = books.statistics(found, books.find(found)[1].squeeze(-1))
+        for rows in batches:
+            queries = queries_of(rows)
+            batch_sums, batch_counts = books.statistics(queries, books.find(queries)[1].squeeze(-1))
             sums += batch_sums
             counts += batch_counts
         books.assign(sums, counts.clamp(min=1))
-        replaced += put_elsewhere(books, counts == 0, start, 1.0, generator)
+        replaced += replace_keys(books, counts == 0, candidates, 1.0, generator)
     return replaced, counts
 
 
 METHODS = {"ema": moving_average, "k_means": k_means}
 
 
-def put_elsewhere(
-    books: MovingCodebooks, which: Tensor, rows: Tensor, count: Tensor | float, generator: torch.Generator
+def replace_keys(
+    books: MovingCodebooks, which: Tensor, candidates: Tensor, count: Tensor | float, generator: torch.Generator
 ) -> int:
-    """Puts some (sub-)keys `(books, size)` on random rows `(books, n, features)` with a count; returns how many."""
-    drawn = torch.randint(rows.shape[1], which.shape, generator=generator).to(rows.device)
-    sums = torch.where(which.unsqueeze(-1), picked(rows, drawn).to(books.sums.dtype) * count, books.sums)
+    """Replaces (sub-)keys by random candidates.
+
+    Args:
+        books: the codebooks.
+        which: True for the keys to replace, `(books, size)`.
+        candidates: `(books, n, features)`.
+        count: of each new key in the statistics.
+        generator: of the choice.
+
+    Returns:
+        how many keys were replaced.
+    """
+    chosen = torch.randint(candidates.shape[1], which.shape, generator=generator).to(candidates.device)
+    sums = torch.where(which.unsqueeze(-1), pick_rows(candidates, chosen).to(books.sums.dtype) * count, books.sums)
     books.assign(sums, torch.where(which, count, books.counts))
     return int(which.sum())
 
 
-def _shared(rows: Tensor, size: int) -> Tensor:
-    """Returns rows of all ranks to put keys on, at most one for each key from a rank."""
+def _of_all_ranks(rows: Tensor, size: int) -> Tensor:
+    """Returns the rows of all processes, at most `size` of each."""
     return gather_rows(rows[:size])[0] if several_ranks() else rows

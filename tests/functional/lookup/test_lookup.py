@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibreg.functional import nearest, product_nearest
-from ibreg.functional.lookup import nearest as chunked
+from ibreg.functional.lookup import nearest as lookup
 
 SIZES = st.integers(1, 6)
 
@@ -38,8 +38,8 @@ def integers(shape, seed, high=4):
     return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-def assert_found(measured, wanted):
-    values, indices = wanted
+def assert_nearest(measured, reference):
+    values, indices = reference
     torch.testing.assert_close(measured[0].double(), values, rtol=1e-5, atol=1e-6)
     finite = values < torch.inf
     assert torch.equal(measured[1][finite], indices[finite])
@@ -53,12 +53,12 @@ def assert_found(measured, wanted):
 def test_nearest_with_ties_to_the_lowest_index(codebooks, rows, keys, dim, seed):
     queries, points = integers((codebooks, rows, dim), seed), integers((codebooks, keys, dim), seed + 1)
     for top_k in {1, min(3, keys), keys}:
-        assert_found(nearest(queries, points, top_k=top_k), expected(queries, points, top_k))
+        assert_nearest(nearest(queries, points, top_k=top_k), expected(queries, points, top_k))
 
 
 @given(rows=st.integers(1, 9), keys=st.integers(1, 30), dim=st.integers(1, 20), seed=st.integers(0, 9999))
 @settings(max_examples=30, deadline=None)
-def test_equal_keys_are_ties_whatever_their_place(rows, keys, dim, seed):
+def test_equal_keys_are_ties_whatever_their_index(rows, keys, dim, seed):
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(2, keys, dim, generator=generator).repeat(1, 3, 1)
     _, indices = nearest(torch.randn(2, rows, dim, generator=generator), points)
@@ -71,19 +71,19 @@ def test_unusable_keys_are_never_found(share, top_k, seed):
     queries, points = integers((3, 7, 4), seed), integers((3, 20, 4), seed + 1)
     usable = torch.rand(3, 20, generator=torch.Generator().manual_seed(seed)) < share
     measured = nearest(queries, points, top_k=top_k, usable=usable)
-    assert_found(measured, expected(queries, points, top_k, usable))
-    found = measured[0] < torch.inf
-    assert usable.unsqueeze(1).expand(-1, 7, -1).gather(2, measured[1])[found].all()
-    assert torch.equal(found.sum(-1), usable.sum(1, keepdim=True).clamp(max=top_k).expand(-1, 7))
+    assert_nearest(measured, expected(queries, points, top_k, usable))
+    finite = measured[0] < torch.inf
+    assert usable.unsqueeze(1).expand(-1, 7, -1).gather(2, measured[1])[finite].all()
+    assert torch.equal(finite.sum(-1), usable.sum(1, keepdim=True).clamp(max=top_k).expand(-1, 7))
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 10])
 def test_many_chunks_blocks_and_codebooks(monkeypatch, top_k):
     queries, points = torch.randn(5, 37, 6), torch.randn(5, 70, 6)
-    monkeypatch.setattr(chunked, "KEYS_AT_ONCE", 16)
-    monkeypatch.setattr(chunked, "ROWS_AT_ONCE", 8)
-    monkeypatch.setattr(chunked, "TILE", 256)
-    assert_found(nearest(queries, points, top_k=top_k), expected(queries, points, top_k))
+    monkeypatch.setattr(lookup, "KEYS_AT_ONCE", 16)
+    monkeypatch.setattr(lookup, "ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(lookup, "TILE", 256)
+    assert_nearest(nearest(queries, points, top_k=top_k), expected(queries, points, top_k))
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
@@ -104,10 +104,10 @@ def test_precision_of_the_result(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         measured = nearest(queries, points)
     assert measured[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert_found(measured, expected(queries, points, 1))
+    assert_nearest(measured, expected(queries, points, 1))
 
 
-def test_no_gradient_and_no_change_of_what_was_handed_over():
+def test_no_gradient_and_no_change_of_the_arguments():
     queries = torch.randn(2, 3, 4, requires_grad=True)
     usable = torch.ones(2, 5, dtype=torch.bool)
     distances, _ = nearest(queries, torch.randn(2, 5, 4, requires_grad=True), top_k=2, usable=usable)
@@ -115,13 +115,13 @@ def test_no_gradient_and_no_change_of_what_was_handed_over():
     assert usable.all()
 
 
-def test_gradient_of_the_distances_to_what_was_found():
+def test_gradient_of_the_distances_to_chosen_keys():
     keys, indices = torch.randn(2, 5, 3, dtype=torch.float64), torch.tensor([[[0, 3]], [[4, 4]]])
     queries = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
-    measured = chunked.squared_distances_to(queries, keys, indices)
+    measured = lookup.squared_distances_to(queries, keys, indices)
     values = all_distances(queries.detach(), keys)
     np.testing.assert_allclose(measured.detach(), np.take_along_axis(values, indices.numpy(), -1), rtol=1e-12)
-    assert torch.autograd.gradcheck(lambda u: chunked.squared_distances_to(u, keys, indices), (queries,))
+    assert torch.autograd.gradcheck(lambda u: lookup.squared_distances_to(u, keys, indices), (queries,))
 
 
 # ---- product search
@@ -142,12 +142,12 @@ def test_product_search_is_exact_search_over_all_pairs(size, dim, top_k, share, 
     if share is not None:
         usable = torch.rand(3, size**2, generator=torch.Generator().manual_seed(seed)) < share
     measured = product_nearest(queries, sub_keys, top_k=top_k, usable=usable)
-    assert_found(measured, expected(queries, pairs_of(sub_keys), top_k, usable))
+    assert_nearest(measured, expected(queries, pairs_of(sub_keys), top_k, usable))
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
 @pytest.mark.parametrize("share", [0.9, 0.05, 0.004])
-def test_product_search_widens_until_a_pair_is_free(top_k, share):
+def test_product_search_widens_until_a_pair_is_usable(top_k, share):
     queries, sub_keys = torch.randn(2, 300, 6), torch.randn(2, 2, 40, 3)
     usable = torch.rand(2, 1600) < share
     usable[:, 5] = True
@@ -166,7 +166,7 @@ def test_compiled_search_finds_the_same(find):
     torch.testing.assert_close(compiled, find(queries, keys, top_k=2, usable=usable))
 
 
-# ---- what it refuses
+# ---- errors
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_compiled_search_finds_the_same(find):
     [
         ((2, 3, 4), (2, 5, 3), {}, r"got \(2, 3, 4\) and \(2, 5, 3\)"),
         ((3, 3, 4), (2, 5, 4), {}, r"got \(3, 3, 4\) and \(2, 5, 4\)"),
-        ((3, 4), (2, 5, 4), {}, "queries are"),
+        ((3, 4), (2, 5, 4), {}, "queries must be"),
         ((2, 3, 4), (2, 5, 4), {"top_k": 6}, "from 1 to the 5 keys of a codebook, got 6"),
         ((2, 3, 4), (2, 5, 4), {"top_k": 0}, "got 0"),
-        ((2, 3, 4), (2, 5, 4), {"usable": torch.ones(2, 4).bool()}, r"usable is \(codebooks, keys\) \(2, 5\)"),
+        ((2, 3, 4), (2, 5, 4), {"usable": torch.ones(2, 4).bool()}, r"usable must be \(codebooks, keys\) \(2, 5\)"),
         ((2, 3, 4), (2, 2, 5, 3), {}, r"dim / 2\), got \(2, 3, 4\) and \(2, 2, 5, 3\)"),
         ((2, 3, 4), (2, 3, 5, 2), {}, "sub-keys"),
         ((2, 3, 4), (2, 2, 5, 2), {"top_k": 26}, "from 1 to the 25 pairs of sub-keys"),
@@ -202,5 +202,5 @@ def test_product_search_among_few_usable_pairs_is_exact(share, top_k):
     expected, order = expected.sort(-1)
     distances, indices = product_nearest(queries, sub_keys, top_k=top_k, usable=usable)
     torch.testing.assert_close(distances, expected[..., :top_k].float(), rtol=1e-4, atol=1e-5)
-    found = distances < torch.inf
-    assert torch.equal(indices[found], order[..., :top_k][found])
+    finite = distances < torch.inf
+    assert torch.equal(indices[finite], order[..., :top_k][finite])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import ibreg
 from ibreg import KeyValueBottleneck, Regularized
 from ibreg.layers.key_value.codebooks import DECAY, SMOOTHING
-from ibreg.layers.key_value.fitting import put_elsewhere
+from ibreg.layers.key_value.fitting import replace_keys
 
 FEATURES, CLASSES = 6, 3
 SMALL = {"codebooks": 4, "pairs": 16, "key_features": 4}
@@ -96,13 +96,13 @@ def test_tokens_and_maps_are_rows():
     assert torch.equal(layer(maps), code.reshape(4, 2, 3, CLASSES).movedim(-1, 1))
 
 
-def test_values_start_at_zero_where_their_mean_is_the_code():
+def test_values_start_at_zero_with_the_mean_decoder():
     assert not build().values.any()
     assert not build().measure(data()).z.any()
     assert build(decoder="linear").values.std() > 0.5
 
 
-def test_only_fetched_values_get_a_gradient_and_it_is_sparse_where_wanted():
+def test_only_fetched_values_get_a_gradient_and_it_can_be_sparse():
     dense, x = build(), data(3)
     sparse = KeyValueBottleneck(FEATURES, CLASSES, sparse_gradients=True, **SMALL)
     sparse.load_state_dict(dense.state_dict())
@@ -117,7 +117,7 @@ def test_only_fetched_values_get_a_gradient_and_it_is_sparse_where_wanted():
     torch.optim.SGD(sparse.parameters(), lr=0.3).step()
 
 
-def test_learning_one_class_leaves_what_others_fetch():
+def test_training_on_some_classes_does_not_change_the_predictions_of_others():
     torch.manual_seed(0)
     centers = 6 * torch.randn(4, FEATURES)
     x, y = centers.repeat_interleave(50, 0) + 0.1 * torch.randn(200, FEATURES), torch.arange(4).repeat_interleave(50)
@@ -134,14 +134,12 @@ def test_learning_one_class_leaves_what_others_fetch():
     assert (layer.eval()(x).argmax(1) == y).all()
 
 
-# ---- gradients to what stands before
+# ---- gradients to the input
 
 
-def test_behind_a_trainable_encoder_it_says_to_freeze():
+def test_after_a_trainable_encoder_the_error_says_to_freeze_it():
     model = Regularized(nn.Sequential(nn.Linear(FEATURES, FEATURES), build()))
-    with pytest.raises(
-        ValueError, match=r"bottleneck 1 lets no gradient through .*requires_grad_\(False\).*straight_th"
-    ):
+    with pytest.raises(ValueError, match=r"bottleneck 1 passes no gradient .*requires_grad_\(False\).*straight_th"):
         model(data())
     model.model[0].requires_grad_(False)
     assert model(data()).penalty == 0
@@ -281,11 +279,11 @@ def test_training_batches_move_keys_only_between_initialize_and_freeze_keys(sear
     loaded = build(search=search)
     loaded.load_state_dict(frozen)
     copied = copy.deepcopy(loaded)
-    for each in (layer, loaded, copied):
+    for twin in (layer, loaded, copied):
         for seed in range(3):
-            each.train().measure(data(seed=seed))
-            each.train().measure(data(48, seed=seed).reshape(8, 6, FEATURES))
-        assert_same_keys(frozen, each)
+            twin.train().measure(data(seed=seed))
+            twin.train().measure(data(48, seed=seed).reshape(8, 6, FEATURES))
+        assert_same_keys(frozen, twin)
 
 
 def test_frozen_keys_stay_in_compiled_training_and_moving_ones_move_as_in_eager():
@@ -362,21 +360,21 @@ def test_k_means_survives_the_moving_average(search):
     assert min(used) >= 0.9 * (64 if search == "exact" else size)
 
 
-def test_a_dead_key_is_put_on_a_row_and_stays_there():
+def test_a_dead_key_is_replaced_by_a_row_and_stays_there():
     layer, x = build(), data(64)
     layer.initialize(x)
     books = layer.books
     sums, counts = books.sums.clone(), books.counts.clone()
-    counts[:, 3] = 1e-4  # nothing came to it for long
+    counts[:, 3] = 1e-4  # no row was assigned to it for a long time
     sums[:, 3] = 1e-4 * 1e3
     books.assign(sums, counts)
     dead = books.counts < 0.1 * 64 / 16
     rows = layer.queries_of(x)
-    assert put_elsewhere(books, dead, rows, 64 / 16, torch.Generator().manual_seed(0)) == int(dead.sum()) >= 4
+    assert replace_keys(books, dead, rows, 64 / 16, torch.Generator().manual_seed(0)) == int(dead.sum()) >= 4
     revived = books.keys[dead]
     on_rows = (books.keys.unsqueeze(2) == rows.unsqueeze(1)).all(-1).any(-1)
     assert on_rows[dead].all()
-    far = 100 + 0 * x  # goes to other keys, mostly
+    far = 100 + 0 * x  # mostly assigned to other keys
     layer.measure(far)
     untouched = books.counts[dead] < 64 / 16
     assert untouched.any()
@@ -445,7 +443,7 @@ def test_a_failed_initialize_changes_nothing():
             layer.initialize(bad)
     with pytest.raises(ValueError, match="method must be one of 'ema', 'k_means', got 'kmeans'"):
         layer.initialize(data(), method="kmeans")
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="epochs must be an integer of at least 1 .*, got 0"):
         layer.initialize(data(), epochs=0)
     with pytest.raises(ValueError, match="did not call this layer"):
         layer.initialize(data(), model=nn.Linear(FEATURES, 2))
@@ -462,9 +460,9 @@ def test_usage_counts_and_pairs_that_are_never_fetched():
     layer, x = with_values(build(pairs=64, top_k=2)), data(10)
     assert layer.usable().all()
     layer.measure(x)
-    found = torch.cdist(layer.queries_of(x), layer.keys).topk(2, largest=False).indices
+    nearest = torch.cdist(layer.queries_of(x), layer.keys).topk(2, largest=False).indices
     expected = torch.zeros(4, 64, dtype=torch.int64)
-    for book, pairs in enumerate(found):
+    for book, pairs in enumerate(nearest):
         expected[book] = torch.bincount(pairs.flatten(), minlength=64)
     assert torch.equal(layer.usage, expected)
     assert torch.equal(layer.usable(), expected > 0)
@@ -475,7 +473,7 @@ def test_usage_counts_and_pairs_that_are_never_fetched():
     assert torch.equal(layer.usage, expected)
 
 
-def test_padding_counts_for_nothing():
+def test_padding_is_ignored():
     x = data(12).reshape(2, 6, FEATURES)
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
     padded = build(straight_through=True)
@@ -487,7 +485,7 @@ def test_padding_counts_for_nothing():
     torch.testing.assert_close(2 * left.penalty, 4 * right.penalty)  # a sum over positions, a mean over samples
 
 
-def test_masked_pairs_are_not_fetched_in_any_mode_and_none_left_is_a_zero():
+def test_masked_pairs_are_not_fetched_in_any_mode_and_without_others_the_code_is_zero():
     layer, x = with_values(build()), data(50)
     layer.masked[:, :15] = True
     expected = pair_values(layer)[:, 15].mean(0).expand(50, -1)
@@ -501,7 +499,7 @@ def test_masked_pairs_are_not_fetched_in_any_mode_and_none_left_is_a_zero():
     assert layer.usage.sum() == layer.usage[:, 15].sum()
 
 
-def test_statistics_stay_outside_of_function_transformations():
+def test_function_transformations_do_not_change_statistics():
     layer, x = build(), data(5)
     layer.initialize(data(), epochs=1)
     before = state(layer)
@@ -520,24 +518,30 @@ def test_statistics_stay_outside_of_function_transformations():
         assert torch.equal(value, layer.state_dict()[key])
 
 
-# ---- what it refuses, export
+# ---- errors, export
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codebooks": 4, "splitter": "chunk", "key_features": None}, "cuts 6 features into 4 equal parts.*divides 6"),
-        ({"codebooks": 3, "splitter": "chunk", "key_features": 3}, "of key_features=3"),
-        ({"top_k": 17}, "top_k is at most the 16 pairs of a codebook, got 17"),
+        (
+            {"codebooks": 4, "splitter": "chunk", "key_features": None},
+            "splits 6 features into 4 equal chunks.*divides 6",
+        ),
+        ({"codebooks": 3, "splitter": "chunk", "key_features": 3}, "got key_features=3"),
+        ({"top_k": 17}, "top_k must be at most the 16 pairs of a codebook, got 17"),
         ({"top_k": 0}, "got 0"),
-        ({"search": "product", "pairs": 15}, "square number of pairs, got 15: take 9 or 16"),
-        ({"search": "product", "key_features": 3}, "key_features is even, got 3"),
+        (
+            {"search": "product", "pairs": 15},
+            "pairs must be a square number with search='product', got 15: take 9 or 16",
+        ),
+        ({"search": "product", "key_features": 3}, "key_features must be even with .*, got 3"),
         ({"search": "tree"}, "search must be one of 'exact', 'product', got 'tree'"),
         ({"splitter": "linear"}, "splitter must be one of 'random_projection', 'chunk', 'learned', got 'linear'"),
         ({"decoder": "vote"}, "decoder must be one of 'mean', 'linear', got 'vote'"),
         ({"codebooks": 0}, "codebooks must be an integer of at least 1 [(]number of codebooks[)], got 0"),
-        ({"pairs": 2.5}, "pairs is the number .*, got 2.5"),
-        ({"value_features": 4}, "needs decoder='linear'"),
+        ({"pairs": 2.5}, "pairs must be an integer of at least 1 .*, got 2.5"),
+        ({"value_features": 4}, "value_features must be None with .*, got 4: take decoder='linear'"),
     ],
 )
 def test_bad_options_are_errors(options, message):
@@ -572,7 +576,7 @@ def test_onnx_gives_the_same(search):
 
 
 @pytest.mark.parametrize("method", ["ema", "k_means"])
-def test_data_that_can_be_read_once_only_are_refused(method):
+def test_data_that_can_be_read_only_once_are_refused(method):
     layer = build()
     before = state(layer)
     with pytest.raises(ValueError, match="a list or a DataLoader, not a generator"):
@@ -581,7 +585,7 @@ def test_data_that_can_be_read_once_only_are_refused(method):
 
 
 @pytest.mark.parametrize("method", ["ema", "k_means"])
-def test_features_in_float64_are_followed_in_float32(method):
+def test_keys_are_fitted_in_float32_to_features_in_float64(method):
     layer, x = build(), data()
     layer.initialize(x.double(), method=method)
     other = build()
