@@ -1,4 +1,4 @@
-"""Modules that a bottleneck can stand behind, hosts: their names, why one cannot be a host, and what they return."""
+"""Hosts, the modules whose output a bottleneck can take: names and patterns, refusals, and the code in an output."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ from torch.nn.utils.rnn import PackedSequence
 from ibreg.layers.base import Bottleneck
 from ibreg.modes import captured, evaluating
 
-CHILD = "bottleneck"  # the name that a bottleneck has in its host
-CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # which never run
+CHILD = "bottleneck"  # name of a bottleneck in its host
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # they are never called
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns the modules by every name that they have, without those inside a bottleneck."""
+    """Returns the modules of a model by all of their names, without bottlenecks and the modules inside them."""
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = tuple(f"{name}." for name, module in modules.items() if isinstance(module, Bottleneck))
     return {name: module for name, module in modules.items() if not f"{name}.".startswith(layers)}
 
 
 def names_matching(pattern: str, hosts: dict[str, nn.Module]) -> list[str]:
-    """Returns the names that a pattern with `*` and `**` stands for, or the one name that it is."""
+    """Returns the names that match a pattern with `*` or `**`; without these the pattern is a name itself.
+
+    Raises:
+        TypeError: If the pattern is not a string.
+        ValueError: If no module matches; the closest names are listed.
+    """
     if not isinstance(pattern, str):
-        raise TypeError(f"a module is named by a string such as '0' or 'layer3.*', got {pattern!r}")
+        raise TypeError(f"the name of a module must be a string such as '0' or 'layer3.*', got {pattern!r}")
     if "*" not in pattern:
         if pattern not in hosts:
             close = difflib.get_close_matches(pattern, hosts, n=3, cutoff=0.5)
@@ -39,7 +44,7 @@ def names_matching(pattern: str, hosts: dict[str, nn.Module]) -> list[str]:
         return [pattern]
     meaning = {"**.": r"(?:.*\.)?", "**": ".*", "*": "[^.]*"}
     expression = "".join(meaning.get(part, re.escape(part)) for part in re.split(r"(\*\*\.|\*\*|\*)", pattern))
-    # A module with several names is matched by its first; containers that never run are passed over.
+    # A module with several names is matched by its first; containers are skipped, as they are never called.
     first = {id(module): name for name, module in reversed(hosts.items())}
     matched = [
         name
@@ -54,12 +59,12 @@ def names_matching(pattern: str, hosts: dict[str, nn.Module]) -> list[str]:
 
 
 def refusal_of(name: str, hosts: dict[str, nn.Module]) -> str | None:
-    """Returns why a module cannot be a host, or None."""
+    """Returns why a module cannot be a host; None if it can."""
     host = hosts[name]
     if isinstance(host, CONTAINERS) or (isinstance(host, nn.Sequential) and not runs_its_children(host)):
         return f"{name!r} is a {type(host).__name__} that runs its elements itself: name one of its elements"
     if is_host(host):
-        return f"{name!r} has a bottleneck already: eject(model) takes it out"
+        return f"{name!r} has a bottleneck already: eject(model) removes it"
     if hasattr(host, CHILD):
         return f"{name!r} ({type(host).__name__}) has an attribute {CHILD!r} of its own: choose another module"
     if not _sequence_first(host):
@@ -74,42 +79,44 @@ def refusal_of(name: str, hosts: dict[str, nn.Module]) -> str | None:
 
 def is_host(module: nn.Module) -> bool:
     """Whether a bottleneck was injected into a module."""
-    # A user's own Sequential may have an element of that name too: that one is not ours to take out.
+    # A Sequential of the user may have an element of that name too, which must not be ejected.
     return getattr(getattr(module, CHILD, None), "_injected", False)
 
 
 def runs_its_children(host: nn.Module) -> bool:
-    """Whether a new child runs as the last one, without a hook."""
+    """Whether a module calls all of its children, so that a new child runs last without a hook."""
     return isinstance(host, nn.Sequential) and type(host).forward is nn.Sequential.forward
 
 
 def code_of(host: nn.Module, output: Any) -> Tensor | None:
-    """Returns the tensor of a host's output that goes through a bottleneck, batch first; None where there is none."""
-    first = first_of(output)
+    """Returns the tensor in a host's output that a bottleneck takes, batch first; None if there is none."""
+    first = first_element(output)
     if isinstance(first, Tensor) and first.is_floating_point() and not first.is_nested:
         return batch_first(host, first)
     return None
 
 
-def first_of(output: Any) -> Any:
-    """Returns what stands first in a tuple, anything else as it is."""
-    # A PackedSequence is a tuple as well, but what stands first in it has no batch axis.
+def first_element(output: Any) -> Any:
+    """Returns the first element of a tuple; any other output as it is."""
+    # A PackedSequence is a tuple as well, but its first element has no batch axis.
     return output[0] if isinstance(output, tuple) and output and not isinstance(output, PackedSequence) else output
 
 
-def cannot_take(name: str, host: nn.Module, output: Any) -> str:
-    """Says why a bottleneck cannot take what a host returns."""
-    first = first_of(output)
+def output_refusal(name: str, host: nn.Module, output: Any) -> str:
+    """Returns why a bottleneck cannot take the output of a host, as a message."""
+    first = first_element(output)
     if isinstance(first, Tensor) and first.is_nested:
         return f"{name} returns a nested tensor: build the nn.TransformerEncoder with enable_nested_tensor=False"
     got = f"a {first.dtype} tensor" if isinstance(first, Tensor) else type(first).__name__
     where = " first in a tuple" if first is not output else ""
-    wanted = "a bottleneck takes a floating-point tensor: choose another module"
-    return f"{name} ({type(host).__name__}) returns {got}{where}, {wanted}"
+    return (
+        f"{name} ({type(host).__name__}) returns {got}{where}, a bottleneck takes a floating-point tensor: "
+        "choose another module"
+    )
 
 
 def batch_first(host: nn.Module, code: Tensor) -> Tensor:
-    """Swaps (sequence, batch, features) of torch's sequence modules with (batch, sequence, features), and back."""
+    """Transposes (sequence, batch, features) of torch's sequence-first modules to batch first, or back."""
     return code.transpose(0, 1) if _sequence_first(host) and code.dim() == 3 else code
 
 
@@ -122,7 +129,7 @@ def _sequence_first(module: nn.Module) -> bool:
 
 
 def outputs_of(model: nn.Module, hosts: dict[str, nn.Module], example: Any) -> dict[str, list[Any]]:
-    """Runs the example and returns what each host gave, call by call; hosts that were not called are left out."""
+    """Runs the example in evaluation mode and returns the outputs of each host that was called, call by call."""
     with ExitStack() as stack, torch.no_grad():
         outputs = {name: stack.enter_context(captured(host, "output")) for name, host in hosts.items()}
         stack.enter_context(evaluating(model))
@@ -132,14 +139,14 @@ def outputs_of(model: nn.Module, hosts: dict[str, nn.Module], example: Any) -> d
             else:
                 model(*example) if isinstance(example, tuple) else model(example)
         except Exception:
-            # What stands after the hosts may be built for the size of the code already: only what they gave counts.
+            # Modules after the hosts may be built for the size of the code, and fail on that of the features.
             if not all(outputs.values()):
                 raise
     return {name: calls for name, calls in outputs.items() if calls}
 
 
 def device_and_dtype(model: nn.Module, name: str) -> tuple[torch.device, torch.dtype]:
-    """Returns those of the host's first floating-point parameter or buffer, or of the nearest module around it."""
+    """Returns device and dtype of a host's first floating-point parameter or buffer, or of its nearest ancestor's."""
     segments = name.split(".")
     for length in range(len(segments), -1, -1):
         module = model.get_submodule(".".join(segments[:length]))

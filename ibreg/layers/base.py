@@ -65,6 +65,7 @@ class Bottleneck(nn.Module):
     }
 
     beta: Tensor
+    _injected: bool = False  # whether `inject` added the layer to its host
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)

@@ -1,1 +1,1 @@
-"""Changes models: puts bottlenecks in, takes them out, makes keys forget."""
+"""Surgery: changes of an existing model, such as injection, ejection and unlearning."""

@@ -1,7 +1,7 @@
-"""Puts bottlenecks into a model that exists, by the names of its modules, and takes them out again.
+"""Injection of bottlenecks into an existing model, after modules that are chosen by name; and ejection.
 
-A host keeps its name and its keys: the bottleneck becomes its child `bottleneck`, and a hook sends the host's output
-through it. A plain `nn.Sequential` calls its children itself, so there the child is simply the last element.
+A host keeps its name and its state-dict keys: the bottleneck becomes its child `bottleneck`, and a forward hook passes
+the host's output through it. A plain `nn.Sequential` calls its children itself: there the child is the last element.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from ibreg.hosts import (
     CHILD,
     batch_first,
-    cannot_take,
     code_of,
     device_and_dtype,
-    first_of,
+    first_element,
     is_host,
     modules_by_name,
     names_matching,
+    output_refusal,
     outputs_of,
     refusal_of,
     runs_its_children,
@@ -50,29 +50,29 @@ class Candidate(NamedTuple):
 
 
 def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -> nn.Module:
-    """Puts bottlenecks behind modules of a model, in place; everything is checked before anything is changed.
+    """Injects bottlenecks after modules of a model, in place; everything is checked before anything is changed.
 
     Args:
-        model: any module. Its state-dict keys stay; weights saved before still load afterwards.
-        layers: dotted module name to bottleneck. In a name `*` stands for one segment or a part of one, `**` for any
-            number of segments (the model itself is ""); each module that such a pattern matches gets its own copy,
-            started anew. Instead of a bottleneck, a callable `(name, module) -> bottleneck` builds one where widths
-            differ.
-        example: an input of the model (a tensor, a tuple of positional or a dict of keyword arguments): finds
+        model: any module. Its state-dict keys do not change, and weights saved before can be loaded afterwards.
+        layers: dotted module name to bottleneck. In a name `*` matches within one segment and `**` across segments (the
+            model itself is ""); each module that such a pattern matches gets its own copy, re-initialized. Instead of a
+            bottleneck, a callable `(name, module) -> bottleneck` builds one, for hosts of different sizes.
+        example: an input of the model (a tensor, a tuple of positional or a dict of keyword arguments): sets
             `in_features` where a layer has none, and checks sizes. The model runs once on it, in evaluation mode. Maps
-            with the channels last (Swin) need a layer with `dim=-1`.
+            with channels last (Swin) need a layer with `dim=-1`.
 
     Returns:
-        the model, in the `Regularized` that it was given in.
+        the model, with its `Regularized` if it was wrapped in one.
 
-    Of a host that returns a tuple with a float tensor first (LSTM, attention), that tensor goes through; states and
-    attention weights pass by. The outputs of torch's recurrent and attention modules built with `batch_first=False` are
-    turned batch first for the bottleneck.
+    If a host returns a tuple whose first element is a floating-point tensor (LSTM, attention), the bottleneck takes
+    that tensor; states and attention weights are unchanged. The outputs of torch's recurrent and attention modules with
+    `batch_first=False` are transposed to batch first for the bottleneck.
 
     Raises:
-        ValueError: a name or pattern that matches nothing (the closest names are listed), a place that is taken, a
-            container that never runs, one layer for two places, sizes that do not fit the example.
-        TypeError: a value that is no bottleneck, a host that returns something else.
+        ValueError: If a name or pattern matches nothing (the closest names are listed), a host has a bottleneck
+            already, is a container that is never called or is given twice, one layer is given for two hosts, or sizes
+            do not fit the example.
+        TypeError: If a value is not a bottleneck, or a host returns no floating-point tensor.
 
     Example:
         >>> import ibreg
@@ -84,43 +84,27 @@ def inject(model: nn.Module, layers: Mapping[str, Layer], example: Any = None) -
     """
     _refuse_wrapped(model)
     network = unwrap(model)
-    hosts = modules_by_name(network)
-    places: dict[str, Bottleneck] = {}
-    for pattern, layer in layers.items():
-        for name in names_matching(pattern, hosts):
-            if name in places:
-                raise ValueError(f"{name!r} is named twice, the second time by {pattern!r}")
-            places[name] = _layer_for(name, hosts[name], layer, copied="*" in pattern)
-    _check_hosts(hosts, places)
-    _check_layers(network, places)
-    outputs = outputs_of(network, {name: hosts[name] for name in places}, example) if example is not None else {}
+    modules = modules_by_name(network)
+    chosen = _layers_by_host(layers, modules)
+    _check_hosts(modules, chosen)
+    _check_layers(network, chosen)
+    outputs = outputs_of(network, {name: modules[name] for name in chosen}, example) if example is not None else {}
     for name, calls in outputs.items():
         for output in calls:
-            _check_fit(name, hosts[name], places[name], output)
-    sizes: dict[str, int] = {}
-    for name, layer in places.items():
-        if layer.sized and layer.in_features is None:
-            if name not in outputs:
-                advice = "pass them, or inject(..., example=x) to find them"
-                reason = advice if example is None else "the example did not call it"
-                raise ValueError(f"the layer for {name!r} has no in_features: {reason}")
-            sizes[name] = _features(name, hosts[name], layer, outputs[name])
-            copy.deepcopy(layer).materialize(sizes[name], device="meta")  # what it refuses, it refuses here
-        weightless = any(tensor.is_meta for tensor in layer.state_dict().values())
-        if weightless and device_and_dtype(network, name)[0].type != "meta":
-            raise ValueError(
-                f"the layer for {name!r} is on the meta device, where it has no weights to move to its host"
-            )
+            _check_fit(name, modules[name], chosen[name], output)
+    sizes = {
+        name: _size_of(name, modules[name], layer, outputs.get(name), has_example=example is not None)
+        for name, layer in chosen.items()
+        if layer.sized and layer.in_features is None
+    }
+    for name, layer in chosen.items():
+        _check_weights(network, name, layer, sizes.get(name))
 
-    for name, layer in places.items():
-        host = hosts[name]
+    for name, layer in chosen.items():
         layer.materialize(sizes.get(name))
         device, dtype = device_and_dtype(network, name)
-        layer.to(device=device, dtype=dtype).train(host.training)
-        layer._injected = True
-        host.add_module(CHILD, layer)
-        if not runs_its_children(host):
-            host.register_forward_hook(_through_bottleneck)
+        layer.to(device=device, dtype=dtype)
+        _attach(modules[name], layer)
     return model
 
 
@@ -139,25 +123,27 @@ def candidates(model: nn.Module, example: Any) -> list[Candidate]:
     modules = modules_by_name(model)
     hosts = {name: module for name, module in modules.items() if name and refusal_of(name, modules) is None}
     rule = Bottleneck()
-    found = []
+    listed = []
     for name, calls in outputs_of(model, hosts, example).items():
-        codes = [code_of(hosts[name], output) for output in calls]
-        if any(code is None or code.dim() < 2 for code in codes):
+        codes = [code for code in (code_of(hosts[name], output) for output in calls) if code is not None]
+        if len(codes) < len(calls) or any(code.dim() < 2 for code in codes):
             continue
         features = {code.shape[rule.feature_axis(code)] for code in codes}
         if len(features) == 1:
-            found.append(Candidate(name, type(hosts[name]).__name__, tuple(codes[0].shape), *features))
-    return found
+            listed.append(Candidate(name, type(hosts[name]).__name__, tuple(codes[0].shape), *features))
+    return listed
 
 
 def eject(model: nn.Module) -> nn.Module:
-    """Takes the injected bottlenecks out again, in place: behavior and keys are those before the injection.
+    """Removes the injected bottlenecks, in place: behavior and state-dict keys are those before the injection.
+
+    Bottlenecks of the model's own code are not removed.
 
     Returns:
-        the model, without a `Regularized` around it. Bottlenecks that are written into the model stay.
+        the model, without its `Regularized` if it was wrapped in one.
 
     Raises:
-        ValueError: there is nothing to take out.
+        ValueError: If no bottleneck was injected.
     """
     model = unwrap(model)
     hosts = [module for module in model.modules() if is_host(module)]
@@ -172,18 +158,38 @@ def eject(model: nn.Module) -> nn.Module:
     return model
 
 
+def _attach(host: nn.Module, layer: Bottleneck) -> None:
+    """Adds a layer to its host, in the host's mode."""
+    layer.train(host.training)
+    layer._injected = True
+    host.add_module(CHILD, layer)
+    if not runs_its_children(host):
+        host.register_forward_hook(_through_bottleneck)
+
+
 def _through_bottleneck(host: nn.Module, args: tuple, output: Any) -> Any:
-    """The hook of every host: a function of the module, so that copies and pickles of the host work on themselves."""
+    """Forward hook of a host; it reaches the bottleneck through the host, so that copies and pickles have their own."""
     code = code_of(host, output)
     if code is None:
-        raise TypeError(cannot_take(type(host).__name__, host, output))
-    laid_out = first_of(output).is_contiguous()
-    code = batch_first(host, host.bottleneck(code))
-    code = code.contiguous() if laid_out else code  # a `view` behind the host may count on it
+        raise TypeError(output_refusal(type(host).__name__, host, output))
+    contiguous = first_element(output).is_contiguous()
+    code = batch_first(host, getattr(host, CHILD)(code))
+    code = code.contiguous() if contiguous else code  # modules after the host may call `view`
     if isinstance(output, Tensor):
         return code
     rest = output[1:]
     return type(output)(code, *rest) if hasattr(output, "_fields") else (code, *rest)
+
+
+def _layers_by_host(layers: Mapping[str, Layer], modules: dict[str, nn.Module]) -> dict[str, Bottleneck]:
+    """Returns the layer of each host by name, for names and patterns."""
+    chosen: dict[str, Bottleneck] = {}
+    for pattern, layer in layers.items():
+        for name in names_matching(pattern, modules):
+            if name in chosen:
+                raise ValueError(f"{name!r} is given twice, the second time by {pattern!r}")
+            chosen[name] = _layer_for(name, modules[name], layer, copied="*" in pattern)
+    return chosen
 
 
 def _layer_for(name: str, host: nn.Module, layer: Layer, *, copied: bool) -> Bottleneck:
@@ -195,62 +201,76 @@ def _layer_for(name: str, host: nn.Module, layer: Layer, *, copied: bool) -> Bot
             layer.reset_parameters()
         return layer
     if isinstance(layer, (nn.Module, type)) or not callable(layer):
-        raise TypeError(f"{name!r} wants a bottleneck, such as ibreg.VariationalBottleneck(), got {layer!r}")
+        raise TypeError(
+            f"the value for {name!r} must be a bottleneck such as ibreg.VariationalBottleneck(), got {layer!r}"
+        )
     built = layer(name, host)
     if not isinstance(built, Bottleneck):
-        raise TypeError(f"the callable for {name!r} returned {built!r}, not a bottleneck")
+        raise TypeError(f"the callable for {name!r} must return a bottleneck, got {built!r}")
     return built
 
 
-def _check_hosts(hosts: dict[str, nn.Module], places: dict[str, Bottleneck]) -> None:
-    names_of: dict[int, str] = {}
-    for name in places:
-        host = hosts[name]
-        refusal = refusal_of(name, hosts)
+def _check_hosts(modules: dict[str, nn.Module], chosen: dict[str, Bottleneck]) -> None:
+    names: dict[int, str] = {}
+    for name in chosen:
+        host = modules[name]
+        refusal = refusal_of(name, modules)
         if refusal is not None:
             raise ValueError(refusal)
-        if id(host) in names_of:
-            raise ValueError(f"{names_of[id(host)]!r} and {name!r} are one module: name it once")
-        names_of[id(host)] = name
+        if id(host) in names:
+            raise ValueError(f"{names[id(host)]!r} and {name!r} are one module: give one of the names")
+        names[id(host)] = name
 
 
-def _check_layers(model: nn.Module, places: dict[str, Bottleneck]) -> None:
-    names_of = {id(layer): name for name, layer in bottlenecks(model).items()}
-    for name, layer in places.items():
-        if id(layer) in names_of:
+def _check_layers(model: nn.Module, chosen: dict[str, Bottleneck]) -> None:
+    names = {id(layer): name for name, layer in bottlenecks(model).items()}
+    for name, layer in chosen.items():
+        if id(layer) in names:
             raise ValueError(
-                f"one layer for {names_of[id(layer)]!r} and {name!r}: build one for each place, "
-                "or use a pattern with '*'"
+                f"one layer for {names[id(layer)]!r} and {name!r}: build one for each host, or use a pattern with '*'"
             )
-        names_of[id(layer)] = name
+        names[id(layer)] = name
 
 
 def _check_fit(name: str, host: nn.Module, layer: Bottleneck, output: Any) -> None:
     code = code_of(host, output)
     if code is None:
-        raise TypeError(cannot_take(repr(name), host, output))
-    if layer.in_features is None:
-        layer = copy.copy(layer)
-        layer.sized = False  # any size fits, but rank and axis have to be right
-    layer.check_shape(code, repr(name))
+        raise TypeError(output_refusal(repr(name), host, output))
+    layer.check_shape(code, repr(name), any_size=True)
     channels = next(
         (getattr(host, key) for key in ("out_channels", "num_channels", "num_features") if hasattr(host, key)), None
     )
     if layer.dim is None and code.dim() == 3 and code.shape[-1] != channels == code.shape[1]:
         raise ValueError(
-            f"{name!r} has its {channels} channels on axis 1 of {tuple(code.shape)}, but the last of three axes is "
-            "taken for the features: pass dim=1"
+            f"{name!r} has its {channels} channels on axis 1 of {tuple(code.shape)}, but by default the features are "
+            "on the last of three axes: pass dim=1"
         )
 
 
-def _features(name: str, host: nn.Module, layer: Bottleneck, calls: list[Any]) -> int:
-    codes = [code_of(host, output) for output in calls]
-    features = {code.shape[layer.feature_axis(code)] for code in codes}
-    if len(features) > 1:
+def _size_of(name: str, host: nn.Module, layer: Bottleneck, calls: list[Any] | None, *, has_example: bool) -> int:
+    """Returns the size of the feature axis of a host's outputs, which have passed `_check_fit`."""
+    if calls is None:
+        reason = "the example did not call it" if has_example else "pass them, or inject(..., example=x) to set them"
+        raise ValueError(f"the layer for {name!r} has no in_features: {reason}")
+    codes = [code for code in (code_of(host, output) for output in calls) if code is not None]
+    sizes = {code.shape[layer.feature_axis(code)] for code in codes}
+    if len(sizes) > 1:
         raise ValueError(
-            f"{name!r} is called with {', '.join(map(str, sorted(features)))} features: choose another module"
+            f"{name!r} is called with {', '.join(map(str, sorted(sizes)))} features: choose another module"
         )
-    return features.pop()
+    return sizes.pop()
+
+
+def _check_weights(network: nn.Module, name: str, layer: Bottleneck, size: int | None) -> None:
+    """Checks that a layer can get its parameters, and that they can be moved to the device of the host."""
+    if size is not None:
+        copy.deepcopy(layer).materialize(size, device="meta")  # raises the layer's own errors before any change
+    weightless = any(tensor.is_meta for tensor in layer.state_dict().values())
+    if weightless and device_and_dtype(network, name)[0].type != "meta":
+        raise ValueError(
+            f"the layer for {name!r} is on the meta device, where it has no weights to move to its host: build it on "
+            "another device"
+        )
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Injection on the architectures that people bring, every rule about names, and every refusal."""
+"""Injection on common architectures, the rules for names and patterns, and all errors."""
 
 import copy
 import io
@@ -62,7 +62,7 @@ def counted(model):
 
 
 def snapshot(model):
-    """What a refused injection must leave as it was, by module: children, hooks, modes; and the weights."""
+    """What a refused injection must not change: children, hooks and modes by module, and the weights."""
     modules = {
         name: (type(module), list(module._modules), dict(module._forward_hooks), module.training)
         for name, module in model.named_modules(remove_duplicate=False)
@@ -199,7 +199,7 @@ def test_recurrent_networks_give_both_layouts_the_same_penalty(module, bidirecti
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_an_axis_of_a_recurrent_network_is_counted_batch_first_in_both_layouts(batch_first):
+def test_dim_counts_axes_batch_first_in_both_layouts_of_a_recurrent_network(batch_first):
     x = torch.randn(5, 7, 4)
     given = x if batch_first else x.transpose(0, 1)
     net = ibreg.inject(nn.LSTM(4, 6, batch_first=batch_first), {"": VariationalBottleneck(dim=1)}, example=given)
@@ -219,7 +219,7 @@ def test_padding_mask_of_a_recurrent_network_is_batch_first_in_both_layouts():
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_attention_weights_pass_by(batch_first):
+def test_attention_weights_are_unchanged(batch_first):
     torch.manual_seed(0)
     net = nn.MultiheadAttention(8, 2, batch_first=batch_first)
     x = torch.randn(3, 5, 8)
@@ -231,10 +231,10 @@ def test_attention_weights_pass_by(batch_first):
     assert torch.equal(weights, weights_after)
 
 
-PLACES = ["layers.0", "layers.0.linear1", "layers.0.norm2", "layers.0.self_attn", "layers.1", ""]
+HOSTS = ["layers.0", "layers.0.linear1", "layers.0.norm2", "layers.0.self_attn", "layers.1", ""]
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_transformer_encoder_with_padding_never_skips_the_bottleneck(name, norm_first):
     torch.manual_seed(0)
@@ -256,7 +256,7 @@ def test_transformer_encoder_with_padding_never_skips_the_bottleneck(name, norm_
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", HOSTS)
 def test_transformer_encoder_with_nested_tensors_runs_the_bottleneck_or_says_what_to_change(name):
     torch.manual_seed(0)
     net = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2).eval()
@@ -283,7 +283,7 @@ def test_transformer_encoder_with_nested_tensors_runs_the_bottleneck_or_says_wha
     assert sum(calls.values()) == called + 2
 
 
-def test_sequence_first_transformers_charge_per_sample():
+def test_sequence_first_transformers_have_the_same_penalty_per_sample():
     x = torch.randn(5, 7, 8)
     for name in ("layers.0", "layers.0.self_attn", ""):
         penalties = []
@@ -316,7 +316,7 @@ def test_parts_of_a_sequence_first_transformer_are_refused():
     with pytest.raises(ValueError, match=r"'layers.0.linear1' is inside .*batch_first=True"):
         ibreg.inject(net, {"layers.0.linear1": VariationalBottleneck(16)})
     assert_unchanged(net, before)
-    assert "layers.0.linear1" not in {place.name for place in ibreg.candidates(net, torch.randn(7, 5, 8))}
+    assert "layers.0.linear1" not in {candidate.name for candidate in ibreg.candidates(net, torch.randn(7, 5, 8))}
 
 
 # Containers and shared modules
@@ -392,7 +392,7 @@ def test_a_shared_module_can_be_named_by_its_second_name():
 # Names and patterns
 
 
-def test_star_stays_within_a_segment_and_two_stars_cross():
+def test_star_matches_within_a_segment_and_two_stars_across():
     net = nn.ModuleDict({"a1": mlp(), "a2": nn.ModuleDict({"b": mlp()}), "c": mlp()})
 
     def hosts(pattern):
@@ -415,7 +415,7 @@ def test_a_dot_in_a_pattern_is_a_dot():
     assert list(ibreg.bottlenecks(net)) == ["ab.c.bottleneck"]
 
 
-def test_each_match_gets_its_own_copy_started_anew():
+def test_each_match_gets_its_own_re_initialized_copy():
     torch.manual_seed(0)
     prototype = VariationalBottleneck(4, beta=0.5)
     prototype.beta.fill_(7.0)
@@ -438,7 +438,7 @@ def test_a_pattern_sizes_its_copies_by_the_example():
     assert prototype.in_features is None
 
 
-def test_a_callable_builds_what_each_host_needs():
+def test_a_callable_builds_a_layer_for_each_host():
     seen = []
 
     def build(name, module):
@@ -501,7 +501,7 @@ def test_a_host_whose_calls_differ_in_size_takes_no_bottleneck():
     """The ReLU of torchvision's bottleneck blocks runs on 64, 64 and 256 channels."""
     net = torchvision.models.resnet50(weights=None)
     x = torch.randn(1, 3, 32, 32)
-    assert "layer1.0.relu" not in {place.name for place in ibreg.candidates(net, x)}
+    assert "layer1.0.relu" not in {candidate.name for candidate in ibreg.candidates(net, x)}
     before = snapshot(net)
     with pytest.raises(ValueError, match=r"'layer1.0.relu' is called with 64, 256 features"):
         ibreg.inject(net, {"layer1.0.relu": VariationalBottleneck()}, example=x)
@@ -512,7 +512,7 @@ def test_a_host_whose_calls_differ_in_size_takes_no_bottleneck():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float16])
 @pytest.mark.parametrize("name", ["stem", "relu", ""])
-def test_the_layer_follows_the_dtype_of_its_host(dtype, name):
+def test_the_layer_has_the_dtype_of_its_host(dtype, name):
     net = ibreg.inject(mlp(dtype), {name: VariationalBottleneck(3 if name == "" else 8, beta=1e-8)})
     (layer,) = ibreg.bottlenecks(net).values()
     assert layer.encoder.weight.dtype == dtype
@@ -523,7 +523,7 @@ def test_the_layer_follows_the_dtype_of_its_host(dtype, name):
     assert penalty.dtype == torch.float32
 
 
-def test_the_layer_follows_its_host_to_the_meta_device():
+def test_the_layer_is_on_the_meta_device_if_its_host_is():
     net = ibreg.inject(mlp(device="meta"), {"relu": VariationalBottleneck(8)})
     assert all(tensor.is_meta for tensor in net.state_dict().values())
     net.to_empty(device="cpu")
@@ -535,12 +535,12 @@ def test_the_layer_follows_its_host_to_the_meta_device():
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_the_layer_takes_the_mode_of_its_host(mode):
+def test_the_layer_has_the_mode_of_its_host(mode):
     net = mlp().train(mode)
     assert ibreg.inject(net, {"relu": VariationalBottleneck(8)}).relu.bottleneck.training is mode
 
 
-# Refusals: a clear error, nothing changed
+# Errors, which change nothing
 
 
 class TakenByName(nn.Module):
@@ -591,7 +591,7 @@ REFUSALS = {
         "'nope'",
     ),
     "named twice": (mlp, {"stem": VariationalBottleneck(8), "s*": VariationalBottleneck(8)}, None, ValueError, "twice"),
-    "one layer, two places": (
+    "one layer, two hosts": (
         mlp,
         double(VariationalBottleneck(8)),
         None,
@@ -710,17 +710,29 @@ REFUSALS = {
         TypeError,
         "returns PackedSequence",
     ),
-    "class": (mlp, {"stem": VariationalBottleneck}, None, TypeError, "'stem' wants a bottleneck, such as"),
+    "class": (
+        mlp,
+        {"stem": VariationalBottleneck},
+        None,
+        TypeError,
+        "the value for 'stem' must be a bottleneck such as",
+    ),
     "number for a name": (
         mlp,
         {0: VariationalBottleneck(8)},
         None,
         TypeError,
-        "named by a string such as '0' or 'layer3",
+        "the name of a module must be a string such as '0' or 'layer3",
     ),
     "string": (mlp, {"stem": "variational"}, None, TypeError, "got 'variational'"),
     "another module": (mlp, {"stem": nn.Linear(8, 8)}, None, TypeError, r"got Linear\(in_features=8"),
-    "callable without layer": (mlp, {"stem": lambda name, module: None}, None, TypeError, "returned None"),
+    "callable without layer": (
+        mlp,
+        {"stem": lambda name, module: None},
+        None,
+        TypeError,
+        "must return a bottleneck, got None",
+    ),
     "layer on meta": (
         mlp,
         {"relu": VariationalBottleneck(8), "stem": VariationalBottleneck(8, device="meta")},
@@ -744,7 +756,7 @@ def test_a_refused_injection_changes_nothing(case):
     assert [getattr(layer, "in_features", None) for layer in layers.values()] == sizes
 
 
-def test_injecting_twice_in_one_place_is_refused():
+def test_injecting_twice_after_one_host_is_refused():
     for model in (mlp(), nn.Sequential(OrderedDict(stem=nn.Sequential(nn.Linear(4, 8))))):
         ibreg.inject(model, {"stem": VariationalBottleneck(8)})
         before = snapshot(model)
@@ -770,7 +782,7 @@ def test_a_layer_of_the_model_is_not_injected_again():
         lambda module, x: None,
     ],
 )
-def test_what_the_example_would_have_shown_is_an_error_at_the_call(function):
+def test_without_an_example_a_wrong_output_is_an_error_at_the_call(function):
     net = ibreg.inject(Wrap(function), {"": VariationalBottleneck(4)})
     with pytest.raises(TypeError, match=r"Wrap.* returns .*choose another module"):
         net(X)
@@ -833,9 +845,9 @@ def test_wrapped_models_are_refused(wrapper):
         with pytest.raises(ValueError, match="inject first, then"):
             ibreg.inject(model, {"relu": VariationalBottleneck(8)})
         assert_unchanged(model, before)
-    # Reading and running are no injection.
+    # Reading and running are not refused.
     assert list(ibreg.bottlenecks(wrap(regularized))) == ["stem.bottleneck"]
-    assert [place.name for place in ibreg.candidates(wrap(mlp()), X)] == ["stem", "relu", "head"]
+    assert [candidate.name for candidate in ibreg.candidates(wrap(mlp()), X)] == ["stem", "relu", "head"]
 
 
 def test_a_model_compiled_in_place_is_refused():
@@ -853,7 +865,7 @@ def test_torchscript_is_refused():
             ibreg.inject(model, {"": VariationalBottleneck(3)})
 
 
-def test_a_compiled_model_notices_that_its_bottleneck_is_gone():
+def test_a_compiled_model_runs_without_its_ejected_bottleneck():
     net = mlp()
     plain = outputs(net, X + 1)
     compiled = torch.compile(ibreg.inject(net, {"stem": VariationalBottleneck(8)}), backend="eager")
@@ -916,7 +928,7 @@ def saved(model):
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled, saved])
-def test_copies_use_their_own_bottleneck(duplicate):
+def test_copies_have_their_own_bottleneck(duplicate):
     net = ibreg.inject(torchvision.models.resnet18(num_classes=5), {"layer3": VariationalBottleneck(256)})
     ibreg.inject(net, {"avgpool": VariationalBottleneck(512)})
     x = torch.randn(1, 3, 32, 32)
@@ -932,7 +944,7 @@ def test_copies_use_their_own_bottleneck(duplicate):
     assert torch.equal(outputs(net, x), before)
 
 
-def test_ejection_leaves_what_the_user_wrote():
+def test_ejection_does_not_remove_bottlenecks_of_the_models_own_code():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -982,35 +994,37 @@ def test_ejection_gives_the_same_bits_and_keys():
 
 
 def test_candidates_of_resnet18():
-    found = {place.name: place for place in ibreg.candidates(torchvision.models.resnet18(weights=None), IMAGE)}
-    assert found["avgpool"] == ("avgpool", "AdaptiveAvgPool2d", (2, 512, 1, 1), 512)
-    assert found["layer3"] == ("layer3", "Sequential", (2, 256, 4, 4), 256)
-    assert found["fc"] == ("fc", "Linear", (2, 1000), 1000)
-    assert "" not in found
+    by_name = {
+        candidate.name: candidate for candidate in ibreg.candidates(torchvision.models.resnet18(weights=None), IMAGE)
+    }
+    assert by_name["avgpool"] == ("avgpool", "AdaptiveAvgPool2d", (2, 512, 1, 1), 512)
+    assert by_name["layer3"] == ("layer3", "Sequential", (2, 256, 4, 4), 256)
+    assert by_name["fc"] == ("fc", "Linear", (2, 1000), 1000)
+    assert "" not in by_name
 
 
 @pytest.mark.parametrize("build", [torchvision.models.resnet18, torchvision.models.mobilenet_v3_small])
 def test_every_candidate_takes_a_bottleneck_of_its_size(build):
     net = build(weights=None, num_classes=4)
     x = torch.randn(1, 3, 32, 32)
-    places = ibreg.candidates(net, x)
-    assert len(places) > 40
-    for place in places:
-        layer = VariationalBottleneck(place.features, 1 if place.features > 64 else None)
+    candidates = ibreg.candidates(net, x)
+    assert len(candidates) > 40
+    for candidate in candidates:
+        layer = VariationalBottleneck(candidate.features, 1 if candidate.features > 64 else None)
         if layer.out_features == layer.in_features or layer.in_features <= 64:
-            ibreg.inject(net, {place.name: layer})
+            ibreg.inject(net, {candidate.name: layer})
             calls = counted(net)
             outputs(net, x)
-            assert calls[f"{place.name}.bottleneck"] >= 1, place
+            assert calls[f"{candidate.name}.bottleneck"] >= 1, candidate
             ibreg.eject(net)
-        else:  # a wide one: the sizes alone
-            ibreg.inject(net, {place.name: VariationalBottleneck(place.features)}, example=x)
+        else:  # a large one: only the sizes are checked
+            ibreg.inject(net, {candidate.name: VariationalBottleneck(candidate.features)}, example=x)
             ibreg.eject(net)
 
 
-def test_what_has_a_bottleneck_is_no_candidate():
+def test_a_host_is_no_candidate():
     net = ibreg.inject(mlp(), {"stem": VariationalBottleneck(8)})
-    assert [place.name for place in ibreg.candidates(net, X)] == ["relu", "head"]
+    assert [candidate.name for candidate in ibreg.candidates(net, X)] == ["relu", "head"]
 
 
 # Training
@@ -1022,7 +1036,7 @@ def digits():
     return torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
 
 
-def test_identity_start_leaves_a_trained_network_as_it_was(digits):
+def test_identity_start_preserves_the_accuracy_of_a_trained_network(digits):
     torch.manual_seed(0)
     x, y = digits
     train, test = slice(0, 1200), slice(1200, None)
@@ -1146,7 +1160,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch():
 @pytest.mark.parametrize(
     "host", [nn.Conv1d(3, 6, 3), nn.BatchNorm1d(3), nn.GroupNorm(3, 3)], ids=lambda h: type(h).__name__
 )
-def test_channels_of_a_sequence_are_not_taken_for_its_length(host):
+def test_channels_of_a_sequence_are_not_confused_with_its_length(host):
     model, example = nn.Sequential(host, nn.ReLU()), torch.randn(4, 3, 10)
     with pytest.raises(ValueError, match=r"has its . channels on axis 1 .* pass dim=1"):
         ibreg.inject(model, {"0": VariationalBottleneck()}, example=example)
