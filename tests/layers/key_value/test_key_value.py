@@ -443,7 +443,7 @@ def test_a_failed_initialize_changes_nothing():
             layer.initialize(bad)
     with pytest.raises(ValueError, match="method must be one of 'ema', 'k_means', got 'kmeans'"):
         layer.initialize(data(), method="kmeans")
-    with pytest.raises(ValueError, match="epochs must be an integer of at least 1 .*, got 0"):
+    with pytest.raises(ValueError, match=r"epochs must be an integer of at least 1 .*, got 0"):
         layer.initialize(data(), epochs=0)
     with pytest.raises(ValueError, match="did not call this layer"):
         layer.initialize(data(), model=nn.Linear(FEATURES, 2))
