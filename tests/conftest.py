@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 # conftest files hold no doctests, and pytest would import all of them as one module of that name.
 collect_ignore_glob = ["*conftest.py"]
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start share the cores with the tests themselves
+# Processes that tests start share the cores with the tests themselves, and talk to each other on this machine alone.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 
 _import_or_skip = pytest.importorskip
 

@@ -42,7 +42,8 @@ def two_processes(command, tmp_path):
     """Runs the recipe in two processes on the CPU; the output folder is `tmp_path / "two"`."""
 
     def call(*overrides):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+        torchrun += ["--nproc-per-node", "2"]
         script = command(*overrides, f"output_dir={tmp_path / 'two'}")[3:]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         result = subprocess.run([*torchrun, *script], env=environment, capture_output=True, text=True, timeout=300)

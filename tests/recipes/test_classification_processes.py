@@ -27,6 +27,7 @@ MULTI_GPU = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes
 MULTI_GPU += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(launch, tmp_path):
     options = [*HSIC, "control=true", "accumulate=2"]
     one = launch(*options).rename(tmp_path / "one")
@@ -48,6 +49,7 @@ def test_two_processes_give_the_metrics_of_one(launch, tmp_path):
         assert summary_of(two)["results"]["none"][metric]["values"] == pytest.approx(entry["values"], abs=1e-5), metric
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_in_bfloat16(launch, two_processes):
     # bfloat16 has 8 bits, and a process rounds the gradient of its own rows.
     options = [*HSIC, "precision=bf16"]
@@ -84,12 +86,14 @@ def begun(tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_one(launch, begun, tmp_path):
     whole = launch(*HSIC).rename(tmp_path / "whole")
     assert "sharded: False" in begun(TORCHRUN, *HSIC)
     assert_same_results(whole, launch(*HSIC, "resume=true"), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_with_shards_of_a_model_equal_one_and_go_on_as_two_or_one(launch, begun, tmp_path):
     whole = launch(*HSIC).rename(tmp_path / "whole")
     assert "sharded: True" in begun(FSDP2, *HSIC)

@@ -79,6 +79,7 @@ def test_the_selected_epoch_is_the_best_on_validation(finished):
             assert int(best["epoch"]) == epoch
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_let_alone_and_one_killed_by_the_system_resumes_bit_identically(
     run, command, finished, tmp_path
 ):
@@ -333,6 +334,7 @@ def test_control_and_bottleneck_see_the_same_augmented_images(launch, augmented,
     assert not any(torch.equal(one, other) for one, other in zip(control[:4], control[4:], strict=True))
 
 
+@pytest.mark.slow
 def test_an_augmented_run_resumes_bit_identically(launch, kill, augmented, tmp_path):
     whole = launch(*augmented).rename(tmp_path / "whole")
     kill(*augmented, checkpoint=2)  # in the second epoch of the first model
@@ -350,7 +352,9 @@ def test_every_option_of_the_loop_runs(launch):
     assert results["variational"]["test/rate"]["mean"] > 0
 
 
-@pytest.mark.parametrize("model", ["lenet", "resnet20", "torchvision"])
+@pytest.mark.parametrize(
+    "model", ["lenet", *(pytest.param(model, marks=pytest.mark.slow) for model in ("resnet20", "torchvision"))]
+)
 def test_every_model_runs(launch, model):
     options = ["model.architecture=mobilenet_v3_small"] if model == "torchvision" else []
     short = ["data.limit=200", "batch_size=50", "seeds=[0]", "epochs=1", "sweep.betas=[]", "control=false"]

@@ -156,6 +156,7 @@ def test_resuming_a_finished_run_shows_its_table(run, finished):
     assert "finished before" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_within_a_split(recipe, launch, cache, tmp_path, monkeypatch):
     """Stopped after each epoch in turn, which no line of the log tells."""
     overrides = [*SMALL, "epochs=2", "learners=[replay,ewc]", "control=false", "momentum=0.9", cache]
@@ -181,6 +182,7 @@ def test_a_run_goes_on_within_a_split(recipe, launch, cache, tmp_path, monkeypat
     assert_equal_runs(whole, launch(*launch_again))
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(run, two_processes, tmp_path):
     options = [*SMALL, "seeds=[1]", "learners=[ewc,joint]", "device=cpu", "batch_size=16"]
     single = run(*options, "output_dir=one", "cache=one_cache", cwd=tmp_path)
@@ -263,6 +265,7 @@ def test_wrong_input_is_refused_before_anything_is_written(launch, cache, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_every_learner_learns_digits_from_an_encoder_trained_here(launch, cache, tmp_path):
     """All methods, from images: keys from other images, and classes one by one to a joint bound that is near 1."""
     folder = launch(

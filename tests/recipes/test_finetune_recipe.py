@@ -125,6 +125,7 @@ def test_a_killed_run_resumes_bit_identically(launch, kill, finished):
         assert all(torch.equal(one[name][key], other[name][key]) for name in one for key in one[name])
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(launch, two_processes):
     options = [
         *SHORT, "bottlenecks=[hsic]", "bottleneck.hsic.gather=true", "dropout=0", "corrupted.rows=20",

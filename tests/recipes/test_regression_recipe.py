@@ -144,6 +144,7 @@ def test_resuming_a_finished_run_shows_its_table(run, finished):
     assert "finished before" in again.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(launch, two_processes):
     options = [
         "bottlenecks=[hsic,cauchy_schwarz]", "bottleneck.hsic.gather=true", "bottleneck.cauchy_schwarz.gather=true",

@@ -34,7 +34,13 @@ def few_images(data_root, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:ema=.* are those of the first step")  # after three steps
-@pytest.mark.parametrize("experiment", experiments_of("robustness"))
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(experiment, marks=() if experiment == "hbar_mnist" else pytest.mark.slow)
+        for experiment in experiments_of("robustness")
+    ],
+)
 def test_an_experiment_trains_a_step_and_is_measured(launch, few_images, experiment, tmp_path):
     overrides = [f"experiment={experiment}", *SHORT]
     if "cifar" in experiment:

@@ -227,6 +227,7 @@ def test_painted_digits_are_measured_by_group(launch, data_root, tmp_path):
     assert control["small digit, green"] + control["large digit, red"] < 0.5
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(launch, two_processes):
     options = [
         *SMALL, "bottlenecks=[hsic]", "bottleneck.hsic.gather=true", "seeds=[0]", "epochs=2", "decayed_control=0",
