@@ -108,6 +108,16 @@ class Bottleneck(nn.Module):
         """What the logged `rate` bounds from above; None where none is logged."""
         return None
 
+    def sample_rate(self, state: Any) -> Tensor | None:
+        """Returns the rate of each sample in nats, `(batch,)`, without labels: a score of out-of-distribution inputs.
+
+        None where a sample has no rate by itself, as where the rate compares the samples of a batch.
+
+        Args:
+            state: of `transform`.
+        """
+        return None
+
     def materialize(self, in_features: int | None, *, device=None, dtype=None) -> None:
         """Creates and initializes the parameters for a feature size; does nothing where it is None.
 

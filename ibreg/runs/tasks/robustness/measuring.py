@@ -21,7 +21,7 @@ from ibreg.evaluation.attacks.objective import cross_entropy, margin
 from ibreg.evaluation.attacks.sanity import sanity_checks
 from ibreg.evaluation.classification.calibration import calibration_metrics
 from ibreg.evaluation.classification.groups import group_accuracies
-from ibreg.evaluation.out_of_distribution import detection_metrics, outlier_scores
+from ibreg.evaluation.out_of_distribution import detection_metrics, ood_scores
 from ibreg.prediction import predict
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
@@ -69,7 +69,7 @@ def measure_robustness(
     scores = {}
     if (outside := load_outside(cfg, data, x)) is not None:
         inside = x[: cfg.outliers.rows]
-        both = [outlier_scores(subject.model, part, draws=subject.draws) for part in (inside, outside.to(device))]
+        both = [ood_scores(subject.model, part, draws=subject.draws) for part in (inside, outside.to(device))]
         scores = {name: tuple(score[name].cpu() for score in both) for name in both[0]}
         for name, (own, other) in scores.items():
             metrics |= {f"{figure}_{name}": value for figure, value in detection_metrics(own, other).items()}
