@@ -7,7 +7,7 @@ import inspect
 import operator
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -244,15 +244,16 @@ def network_to_run(model: nn.Module) -> nn.Module:
 
 def without_wrappers(model: nn.Module) -> nn.Module:
     """Returns the module inside the outermost wrappers."""
+    inner: Any = model
     while True:
-        if isinstance(model, Regularized):
-            model = model.model
-        elif isinstance(model, WRAPPERS):
-            model = model.module
-        elif "_orig_mod" in model._modules:  # torch.compile; its class lives in a package that is slow to import
-            model = model._orig_mod
+        if isinstance(inner, Regularized):
+            inner = inner.model
+        elif isinstance(inner, WRAPPERS):
+            inner = inner.module
+        elif "_orig_mod" in inner._modules:  # torch.compile; its class lives in a package that is slow to import
+            inner = inner._orig_mod
         else:
-            return model
+            return inner
 
 
 def name_without_wrappers(name: str) -> str:
@@ -262,16 +263,19 @@ def name_without_wrappers(name: str) -> str:
 
 def _collect(scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the sum of beta * penalty over the calls, and the logs, averaged over the calls of each layer."""
-    penalties, calls = [], {}
-    for layer, state, repeats in scope.records:
+    penalties: list[Tensor] = []
+    calls: dict[str, list[Tensor]] = {}
+    for record in scope.records:
+        layer, state, repeats = cast(Bottleneck, record.layer), record.state, record.repeats
         penalty, logs = layer.penalize(state, scope.repeated(repeats))
         # A copy, because schedules fill beta, maybe before the backward pass.
         penalties.append(layer.beta.clone() * penalty)
         for quantity, value in logs.items():
             calls.setdefault(f"{scope.name_of(layer)}/{quantity}", []).append(value)
     total = functools.reduce(operator.add, penalties) if penalties else next(iter(scope.names)).beta.new_zeros(())
-    logs = {name: values[0] if len(values) == 1 else sum(values) / len(values) for name, values in calls.items()}
-    return total, logs
+    return total, {
+        name: values[0] if len(values) == 1 else torch.stack(values).mean() for name, values in calls.items()
+    }
 
 
 def _scope_keywords(model: nn.Module) -> frozenset[str]:

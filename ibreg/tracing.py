@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
 
 from ibreg.precision import at_least_float32
 
@@ -11,15 +13,15 @@ from ibreg.precision import at_least_float32
 def inside_transformation(x: Tensor) -> bool:
     """Whether a tensor is inside a torch.func transformation, which must not change tensors outside of it."""
     if torch.compiler.is_compiling():
-        return torch._C._functorch.is_batchedtensor(x)
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+        return is_batchedtensor(x)
+    return is_functorch_wrapped_tensor(x)
 
 
 def inside_checkpoint() -> bool:
     """Whether this code runs in the forward pass of a non-reentrant activation checkpoint."""
     if torch.compiler.is_compiling():  # a compiled checkpoint recomputes the graph that was traced, scope included
         return False
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    hooks = _top_saved_tensors_default_hooks(False)
     return hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", "")
 
 

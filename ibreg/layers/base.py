@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +67,14 @@ class Bottleneck(nn.Module):
     beta: Tensor
     _injected: bool = False  # whether `inject` added the layer to its host
 
+    if TYPE_CHECKING:  # options are set by `keep`, which checks them
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        cls.constraints = super(cls, cls).constraints | vars(cls).get("constraints", {})
+        inherited: Any = super(cls, cls)
+        cls.constraints = inherited.constraints | vars(cls).get("constraints", {})
 
     def __init__(self, in_features: int | None = None, *, beta: float = 1.0, dim: int | None = None, device=None):
         super().__init__()
@@ -300,12 +305,12 @@ class Bottleneck(nn.Module):
             self.beta = beta.to(self.beta.device)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # Weights saved before the injection do not have this layer: it keeps its own, so that a strict load of the rest
         # of the model succeeds. Loaded by itself (no prefix), a missing key stays an error.
         if prefix and not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({prefix + key: value for key, value in self.state_dict().items()})
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class Number(Constraint):
         """Whether a value is a finite number within the limits; a boolean is none."""
         if not isinstance(value, Real) or isinstance(value, bool):
             return False
-        return math.isfinite(value) and self.least <= value <= self.most and value > self.above
+        number = float(value)
+        return math.isfinite(number) and self.least <= number <= self.most and number > self.above
 
     def plain(self, value: Any) -> int | float:
         """Returns a Python number."""
@@ -99,7 +100,7 @@ class Count(Constraint):
 
     def allows(self, value: Any) -> bool:
         """Whether a value is an integer that is large enough; a boolean is none."""
-        return isinstance(value, Integral) and not isinstance(value, bool) and value >= self.least
+        return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= self.least
 
     def plain(self, value: Any) -> int:
         """Returns a Python integer."""

@@ -88,7 +88,7 @@ class GaussianChannelBottleneck(Bottleneck):
         self.materialize(in_features, device=device, dtype=dtype)
 
     @property
-    def sized(self) -> bool:
+    def sized(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether there is a noise level for each feature."""
         return self.learned
 
