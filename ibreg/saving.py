@@ -1,7 +1,7 @@
-"""Saves the bottlenecks of a model without the model: one safetensors file with weights and configuration.
+"""Saving and loading the bottlenecks of a model without the model, in one safetensors file.
 
-Beside them the file names the backbone by the keys and shapes of its state dict and by their hash, so that loading it
-into another one is an error that says what differs.
+The file has their weights and configurations, and identifies the backbone by the keys and shapes of its state dict and
+their hash: loading it into another backbone is an error that names the differences.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ibreg.regularized import bottlenecks, name_without_wrappers, unwrap
 from ibreg.surgery.injection import inject
 
 METADATA = "ibreg"
-FORMAT = 1  # of the metadata; a file of another one is refused
-SHOWN = 3  # keys of a backbone that a message names
+FORMAT = 1  # of the metadata; files of another format are refused
+SHOWN = 3  # number of keys of a backbone that a message lists
 
 
 def save_bottlenecks(model: nn.Module, path: str | os.PathLike) -> None:
@@ -32,38 +32,23 @@ def save_bottlenecks(model: nn.Module, path: str | os.PathLike) -> None:
 
     Args:
         model: with bottlenecks; wrapped in `Regularized`, DDP or `torch.compile` or not.
-        path: of the file, usually `*.safetensors`; it is replaced in one step.
+        path: of the file, usually `*.safetensors`; an existing file is replaced atomically.
 
     Raises:
-        ValueError: no bottleneck in the model, or one whose class is not registered.
-        FileNotFoundError: no such folder.
+        ValueError: If the model has no bottleneck, or one whose class is not registered.
+        FileNotFoundError: If the folder does not exist.
     """
     from safetensors.torch import save_file
 
     layers = bottlenecks(model)
     if not layers:
         raise ValueError("there is no bottleneck in the model, so there is nothing to save")
-    for name, layer in layers.items():
-        if getattr(layer, "registry_name", None) is None:
-            raise ValueError(
-                f"{name!r} is a {type(layer).__name__}, which has no name to load it by: "
-                "decorate it with @ibreg.register"
-            )
-    described = {
-        name: {
-            "class": layer.registry_name,
-            # The tensor holds today's beta; schedules of the loaded model start from the first one.
-            "config": layer.config() | {"beta": layer.initial_beta},
-            "injected": getattr(layer, "_injected", False),
-        }
-        for name, layer in layers.items()
-    }
     shapes = backbone_shapes(model)
     content = {
         "format": FORMAT,
         "ibreg": ibreg.__version__,
         "backbone": {"hash": backbone_hash(shapes), "shapes": shapes},
-        "bottlenecks": described,
+        "bottlenecks": {name: _described(name, layer) for name, layer in layers.items()},
     }
     tensors = {
         f"{name}/{key}": tensor.detach().cpu().contiguous().clone()
@@ -82,27 +67,28 @@ def save_bottlenecks(model: nn.Module, path: str | os.PathLike) -> None:
 
 
 def load_bottlenecks(model: nn.Module, path: str | os.PathLike) -> nn.Module:
-    """Builds the saved bottlenecks again and injects them; where the model has one of that name, it gets the weights.
+    """Rebuilds the saved bottlenecks and injects them; a bottleneck that the model has already gets the saved weights.
 
     Args:
-        model: the same network as at saving, with its own weights loaded: the keys and shapes of its state dict are
-            those of then. Everything is checked before it is changed.
-        path: a file of `save_bottlenecks`.
+        model: the network of the saved bottlenecks, with its own weights loaded; keys and shapes of its state dict must
+            be the same. Everything is checked before anything is changed.
+        path: a file that `save_bottlenecks` wrote.
 
     Returns:
         the model.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, or one of another format; a class that is not registered; another backbone (the
-            first keys that are missing, further or of another shape are named), or one whose modules do not fit.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not of `save_bottlenecks` or has another format, a class is not registered, the
+            backbone is another one (the first keys that are missing, unexpected or of another shape are listed), or a
+            module cannot take its bottleneck.
     """
     layers, backbone = _read(Path(path))
     present = bottlenecks(model)
     for name in layers.keys() & present.keys():
-        saved, own = _objective(layers[name]), _objective(present[name])
-        if saved != own:
-            different = [key for key in saved if saved[key] != own.get(key)]
+        saved, current = _objective(layers[name]), _objective(present[name])
+        if saved != current:
+            different = [key for key in saved if saved[key] != current.get(key)]
             raise ValueError(
                 f"{name!r} is {present[name]!r} in the model, but {layers[name]!r} was saved ({', '.join(different)} "
                 "differ): eject it first"
@@ -111,7 +97,7 @@ def load_bottlenecks(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     for name, layer in missing.items():
         if not layer._injected:
             raise ValueError(
-                f"the saved bottleneck {name!r} was part of the model's own code, and this model has none there"
+                f"the saved bottleneck {name!r} was part of the model's own code, and this model has none of that name"
             )
     _check_backbone(backbone, backbone_shapes(model), path)
     if missing:
@@ -123,7 +109,7 @@ def load_bottlenecks(model: nn.Module, path: str | os.PathLike) -> nn.Module:
 
 
 def backbone_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """Returns the keys of a model's state dict with the shapes of their tensors, without those of its bottlenecks.
+    """Returns the shapes of the tensors in a model's state dict by key, without its bottlenecks.
 
     Args:
         model: wrapped in `Regularized`, DDP or `torch.compile` or not.
@@ -142,34 +128,47 @@ def backbone_shapes(model: nn.Module) -> dict[str, list[int]]:
 
 
 def backbone_hash(shapes: Mapping[str, list[int]]) -> str:
-    """Returns the SHA-256 of keys and shapes, whatever their order: equal for backbones that can exchange weights."""
+    """Returns the SHA-256 of keys and shapes in sorted order: equal for backbones that can exchange weights."""
     return hashlib.sha256(json.dumps(sorted(shapes.items())).encode()).hexdigest()
 
 
-def _check_backbone(saved: Mapping[str, Any], own: Mapping[str, list[int]], path: str | os.PathLike) -> None:
-    if saved["hash"] == backbone_hash(own):
+def _described(name: str, layer: Bottleneck) -> dict[str, Any]:
+    """Returns what rebuilds a layer, as JSON."""
+    if getattr(layer, "registry_name", None) is None:
+        raise ValueError(
+            f"{name!r} is a {type(layer).__name__}, which has no name to load it by: decorate it with @ibreg.register"
+        )
+    # The tensor holds the current beta; schedules of the loaded model start from the initial one.
+    config = layer.config() | {"beta": layer.initial_beta}
+    return {"class": layer.registry_name, "config": config, "injected": layer._injected}
+
+
+def _check_backbone(saved: Mapping[str, Any], shapes: Mapping[str, list[int]], path: str | os.PathLike) -> None:
+    if saved["hash"] == backbone_hash(shapes):
         return
     before = saved["shapes"]
     differences = {
-        "missing here": [key for key in before if key not in own],
-        "further here": [key for key in own if key not in before],
+        "missing": [key for key in before if key not in shapes],
+        "unexpected": [key for key in shapes if key not in before],
         "of another shape": [
-            f"{key} {own[key]} instead of {before[key]}" for key in before if key in own and own[key] != before[key]
+            f"{key} {shapes[key]} instead of {before[key]}"
+            for key in before
+            if key in shapes and shapes[key] != before[key]
         ],
     }
-    said = "; ".join(
+    listed = "; ".join(
         f"{len(keys)} {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
         for kind, keys in differences.items()
         if keys
     )
     raise ValueError(
-        f"{path} was saved from another backbone. Of the keys in its state dict, {said}. Build the network as it was "
-        "then, and load its own weights first"
+        f"{path} was saved from another backbone. Of the keys in the model's state dict, {listed}. Build the network "
+        "as it was when saved, and load its own weights first"
     )
 
 
 def _read(path: Path) -> tuple[dict[str, Bottleneck], dict[str, Any]]:
-    """Returns the saved bottlenecks by name, and what the file says of their backbone."""
+    """Returns the saved bottlenecks by name, and the hash and shapes of their backbone."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -179,20 +178,20 @@ def _read(path: Path) -> tuple[dict[str, Bottleneck], dict[str, Any]]:
             content = json.loads((file.metadata() or {}).get(METADATA, "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or was cut short: {error}") from error
+        raise ValueError(f"{path} is not a safetensors file, or is truncated: {error}") from error
     if content is None:
-        raise ValueError(f"{path} was not written by ibreg.save_bottlenecks: it names no bottleneck")
+        raise ValueError(f"{path} was not written by ibreg.save_bottlenecks: it has no metadata of bottlenecks")
     if content.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {content.get('format')}, written by ibreg {content.get('ibreg')}; this is ibreg "
-            f"{ibreg.__version__}, which reads format {FORMAT}: use that version, or save the bottlenecks anew"
+            f"{ibreg.__version__}, which reads format {FORMAT}: use that version, or save the bottlenecks again"
         )
     layers = {}
     for name, entry in content["bottlenecks"].items():
         layer = build(entry["class"], **entry["config"])
-        own = {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+        state = {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
         try:
-            layer.load_state_dict(own, assign=True)
+            layer.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise ValueError(
                 f"{path}, written by ibreg {content['ibreg']}, does not fit this version of {entry['class']!r}: {error}"
@@ -202,7 +201,7 @@ def _read(path: Path) -> tuple[dict[str, Bottleneck], dict[str, Any]]:
     return layers, content["backbone"]
 
 
-def _objective(layer: Bottleneck) -> dict:
-    """Returns what makes a layer that layer: its class and options, without what may differ."""
-    unimportant = {"beta"} if layer.sized else {"beta", "in_features"}  # which a layer without parameters only checks
-    return {"class": type(layer)} | {key: value for key, value in layer.config().items() if key not in unimportant}
+def _objective(layer: Bottleneck) -> dict[str, Any]:
+    """Returns the class and the options of a layer, without those that may differ between saving and loading."""
+    ignored = {"beta"} if layer.sized else {"beta", "in_features"}  # a layer without parameters only checks the latter
+    return {"class": type(layer)} | {key: value for key, value in layer.config().items() if key not in ignored}

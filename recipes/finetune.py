@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ibreg.optimization import learning_rate_groups
 from ibreg.plots.classification import learning_curves, reliability_diagram
 from ibreg.plots.few_shot import images_curve
 from ibreg.runs.accelerator import build_accelerator
@@ -35,7 +36,6 @@ from ibreg.runs.data.few_shot import few_shot
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_method
-from ibreg.runs.models.freezing import learning_rate_groups
 from ibreg.runs.tasks.classification import Classified, classify, mixup
 from ibreg.runs.tasks.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
 from ibreg.runs.training import Task, Trained, rehearse, train_all

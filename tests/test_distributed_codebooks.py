@@ -1,4 +1,4 @@
-"""Two gloo processes keep equal codebooks, bit by bit, and they are those of one process on the whole batch."""
+"""Codebooks on two gloo processes are bit-equal, and those of one process on the global batch."""
 
 import gc
 import os
@@ -29,7 +29,7 @@ def assert_equal_on_all_ranks(layer):
 
 
 def check_twenty_steps(rank, layer, parallel):
-    """The ranks drew other projections and keys, before there was a process group; batches are uneven, once empty."""
+    """The ranks start from different projections and keys; batches are uneven, and every fifth is empty on rank 1."""
     assert layer.books.keys.isfinite().all()
     layer.initialize(data(60 + 20 * rank, seed=rank).split(20), epochs=2)
     assert_equal_on_all_ranks(layer)
@@ -83,7 +83,7 @@ def check_as_one_process(rank):
         torch.testing.assert_close(layer.books.keys.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def check_k_means_and_loaders_of_other_lengths(rank):
+def check_k_means_and_loaders_of_different_lengths(rank):
     torch.manual_seed(rank)
     layer = KeyValueBottleneck(FEATURES, CLASSES, **OPTIONS)
     own = data(30 if rank == 0 else 90, seed=rank)
@@ -98,8 +98,8 @@ def check_k_means_and_loaders_of_other_lengths(rank):
     assert_equal_on_all_ranks(layer)
 
 
-def check_unlearning_is_of_all_ranks(rank):
-    """Each rank has other rows to forget, one of them none; the masks and the accuracies are those of all of them."""
+def check_unlearning_is_global(rank):
+    """Each rank forgets its own rows, or one rank all of them; masks and accuracies are global."""
     torch.manual_seed(0)
     layer = KeyValueBottleneck(FEATURES, CLASSES, **OPTIONS)
     layer.freeze_keys()
@@ -108,16 +108,16 @@ def check_unlearning_is_of_all_ranks(rank):
     for by in ("activations", "examples"):
         for shares in ([(x[::2], y[::2]), (x[1::2], y[1::2])], [(x, y), None]):
             own = [] if shares[rank] is None else [shares[rank]]
-            here = unlearn(net, own, by=by, pairs=9)
+            report = unlearn(net, own, by=by, pairs=9)
             masks = [torch.zeros_like(layer.masked) for _ in range(2)]
             distributed.all_gather(masks, layer.masked)
             assert torch.equal(*masks)
-            assert here.pairs == 9
-            accuracies = torch.tensor(here.forgotten)
+            assert report.pairs == 9
+            accuracies = torch.tensor(report.forgotten)
             both = [torch.zeros_like(accuracies) for _ in range(2)]
             distributed.all_gather(both, accuracies)
             assert torch.equal(*both)
-            here.undo()
+            report.undo()
 
 
 def worker(rank, port):
@@ -134,8 +134,8 @@ def worker(rank, port):
     checks = (
         check_no_rank_has_rows,
         check_as_one_process,
-        check_k_means_and_loaders_of_other_lengths,
-        check_unlearning_is_of_all_ranks,
+        check_k_means_and_loaders_of_different_lengths,
+        check_unlearning_is_global,
     )
     for check in checks:
         try:

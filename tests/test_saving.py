@@ -1,4 +1,4 @@
-"""Only the added part in a file, and back: the same bits, or an error that changes nothing."""
+"""Saved and loaded bottlenecks are bit-equal, and a file that does not fit is an error that changes nothing."""
 
 import hashlib
 import json
@@ -102,7 +102,7 @@ def test_the_loaded_model_trains_on(tmp_path):
         torch.optim.swa_utils.AveragedModel,
     ],
 )
-def test_wrappers_leave_no_trace(tmp_path, wrap):
+def test_wrappers_do_not_change_the_file(tmp_path, wrap):
     torch.manual_seed(0)
     net = injected()
     ibreg.save_bottlenecks(net, tmp_path / "plain")
@@ -126,7 +126,7 @@ def test_a_model_that_has_the_bottleneck_gets_the_weights(tmp_path):
     assert layer.beta == net[1].bottleneck.beta
 
 
-def test_some_there_and_some_missing(tmp_path):
+def test_a_model_that_has_some_of_the_bottlenecks_gets_the_others(tmp_path):
     net = ibreg.inject(mlp(), {"0": VariationalBottleneck(8), "1": VariationalBottleneck(8)})
     ibreg.save_bottlenecks(net, tmp_path / "b")
     other = injected()
@@ -137,7 +137,7 @@ def test_some_there_and_some_missing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["code", "bottleneck"])
-def test_a_bottleneck_of_the_users_code(tmp_path, name):
+def test_a_bottleneck_of_the_models_own_code(tmp_path, name):
     def build(layer):
         net = nn.Sequential(nn.Linear(4, 8))
         net.add_module(name, layer)
@@ -155,7 +155,7 @@ def test_a_bottleneck_of_the_users_code(tmp_path, name):
     assert_unchanged(without, before, kinds)
 
 
-def test_the_beta_of_a_schedule_survives_and_the_first_one_too(tmp_path):
+def test_the_current_and_the_initial_beta_are_saved(tmp_path):
     net = injected(beta=0.3)
     warmup = ibreg.schedules.LinearWarmup(net, 4)
     ibreg.save_bottlenecks(net, tmp_path / "at_0")
@@ -164,14 +164,14 @@ def test_the_beta_of_a_schedule_survives_and_the_first_one_too(tmp_path):
     at_0, at_1 = ibreg.load_bottlenecks(mlp(), tmp_path / "at_0"), ibreg.load_bottlenecks(mlp(), tmp_path / "at_1")
     assert at_0[1].bottleneck.beta == 0
     assert torch.equal(at_1[1].bottleneck.beta, net[1].bottleneck.beta)
-    # A beta of 0 is not the end of all schedules.
+    # Schedules multiply the initial beta, which is not 0.
     again = ibreg.schedules.LinearWarmup(at_0, 1)
     again.step()
     assert at_0[1].bottleneck.beta.item() == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_the_dtype_is_that_of_the_host(tmp_path, dtype):
+def test_loaded_layers_have_the_dtype_of_their_host(tmp_path, dtype):
     net = ibreg.inject(mlp().to(dtype), {"1": VariationalBottleneck(8, beta=1e-8)})
     ibreg.save_bottlenecks(net, tmp_path / "b")
     same, single = mlp().to(dtype), mlp()
@@ -198,12 +198,12 @@ def pickled(path):
     torch.save(mlp().state_dict(), path)
 
 
-def cut_short(path):
+def truncated(path):
     good(path)
     path.write_bytes(path.read_bytes()[:-16])
 
 
-def cut_in_the_header(path):
+def truncated_header(path):
     good(path)
     path.write_bytes(path.read_bytes()[:40])
 
@@ -258,11 +258,11 @@ def another_host_missing(described, tensors):
 BROKEN = {
     "missing": (lambda path: None, FileNotFoundError, "there is no file"),
     "a folder": (lambda path: path.mkdir(), FileNotFoundError, "there is no file"),
-    "empty": (empty, ValueError, "no safetensors file, or was cut short"),
-    "text": (text, ValueError, "no safetensors file, or was cut short"),
-    "pickle": (pickled, ValueError, "no safetensors file, or was cut short"),
-    "cut short": (cut_short, ValueError, "no safetensors file, or was cut short"),
-    "cut in the header": (cut_in_the_header, ValueError, "no safetensors file, or was cut short"),
+    "empty": (empty, ValueError, "not a safetensors file, or is truncated"),
+    "text": (text, ValueError, "not a safetensors file, or is truncated"),
+    "pickle": (pickled, ValueError, "not a safetensors file, or is truncated"),
+    "truncated": (truncated, ValueError, "not a safetensors file, or is truncated"),
+    "truncated header": (truncated_header, ValueError, "not a safetensors file, or is truncated"),
     "of others": (of_others, ValueError, r"was not written by ibreg.save_bottlenecks"),
     "without metadata": (without_metadata, ValueError, r"was not written by ibreg.save_bottlenecks"),
     "unknown class": (rewritten(unknown_class), ValueError, "no bottleneck is called 'telepathic'.*variational"),
@@ -288,7 +288,7 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path, case, build):
 
 
 @pytest.mark.parametrize("options", [{"prior": "learned"}, {"out_features": 4}])
-def test_another_bottleneck_in_that_place(tmp_path, options):
+def test_another_bottleneck_of_that_name_is_an_error(tmp_path, options):
     good(tmp_path / "b")
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
     ibreg.inject(net, {"1": VariationalBottleneck(8, **options)})
@@ -298,7 +298,7 @@ def test_another_bottleneck_in_that_place(tmp_path, options):
     assert_unchanged(net, before, kinds)
 
 
-def test_another_module_of_that_name(tmp_path):
+def test_another_module_of_that_name_is_an_error(tmp_path):
     class Host(nn.ReLU):
         bottleneck = None
 
@@ -341,7 +341,7 @@ def test_the_hash_does_not_depend_on_order_dtype_or_compiled_parts(tmp_path):
 
 
 class Named(nn.Module):
-    """The same modules as `mlp`, and what a test adds."""
+    """A perceptron with named parts, and modules that a test adds or replaces."""
 
     def __init__(self, **further):
         super().__init__()
@@ -355,45 +355,45 @@ class Named(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "listed"),
     [
         (
             lambda: Named(head=nn.Linear(8, 5)),
             r"2 of another shape: head.weight \[5, 8\] instead of \[3, 8\], head.bias",
         ),
-        (lambda: Named(head=nn.Linear(8, 3, bias=False)), "1 missing here: head.bias"),
-        (lambda: Named(norm=nn.BatchNorm1d(8)), r"5 further here: norm.weight, norm.bias, norm.running_mean, \.\.\."),
+        (lambda: Named(head=nn.Linear(8, 3, bias=False)), "1 missing: head.bias"),
+        (lambda: Named(norm=nn.BatchNorm1d(8)), r"5 unexpected: norm.weight, norm.bias, norm.running_mean, \.\.\."),
         (
             lambda: Named(head=nn.Sequential(nn.Linear(8, 3))),
-            "2 missing here: head.weight, head.bias; 2 further here: head.0.weight, head.0.bias",
+            "2 missing: head.weight, head.bias; 2 unexpected: head.0.weight, head.0.bias",
         ),
     ],
 )
 @pytest.mark.parametrize("present", [False, True])
-def test_another_backbone_is_an_error_that_says_what_differs(tmp_path, other, said, present):
+def test_another_backbone_is_an_error_that_lists_the_differences(tmp_path, other, listed, present):
     net = ibreg.inject(Named(), {"body": VariationalBottleneck(8)})
     ibreg.save_bottlenecks(net, tmp_path / "b")
     wrong = other()
     if present:
         ibreg.inject(wrong, {"body": VariationalBottleneck(8)})
     before, kinds = state(wrong), [type(module) for module in wrong.modules()]
-    with pytest.raises(ValueError, match=f"saved from another backbone.*{said}.*load its own weights"):
+    with pytest.raises(ValueError, match=f"saved from another backbone.*{listed}.*load its own weights"):
         ibreg.load_bottlenecks(wrong, tmp_path / "b")
     assert_unchanged(wrong, before, kinds)
 
 
-@pytest.mark.parametrize("found", [0, 2, None])
-def test_a_file_of_another_format_is_an_error_that_names_both_versions(tmp_path, found):
+@pytest.mark.parametrize("number", [0, 2, None])
+def test_a_file_of_another_format_is_an_error_that_names_both_versions(tmp_path, number):
     good(tmp_path / "good")
     content = content_of(tmp_path / "good")
-    changed = {**content, "format": found, "ibreg": "9.9"} if found is not None else content["bottlenecks"]
+    changed = {**content, "format": number, "ibreg": "9.9"} if number is not None else content["bottlenecks"]
     with safe_open(tmp_path / "good", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     save_file(tensors, tmp_path / "b", metadata={"ibreg": json.dumps(changed)})
     net = mlp()
     before, kinds = state(net), [type(module) for module in net.modules()]
-    written = "9.9" if found is not None else "None"
-    with pytest.raises(ValueError, match=rf"has format {found}, written by ibreg {written}; .* reads format 1"):
+    written = "9.9" if number is not None else "None"
+    with pytest.raises(ValueError, match=rf"has format {number}, written by ibreg {written}; .* reads format 1"):
         ibreg.load_bottlenecks(net, tmp_path / "b")
     assert_unchanged(net, before, kinds)
 
@@ -420,7 +420,7 @@ def test_an_unregistered_class_cannot_be_saved(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_partial_one(tmp_path, monkeypatch):
     path = tmp_path / "b"
     good(path)
     old = path.read_bytes()
@@ -435,6 +435,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path, m
     assert os.listdir(tmp_path) == ["b"]
 
 
-def test_saving_into_a_folder_that_is_not_there(tmp_path):
+def test_saving_into_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         ibreg.save_bottlenecks(injected(), tmp_path / "nowhere" / "b")

@@ -1,4 +1,4 @@
-"""What a user's code around a bottleneck may rely on: layout, modes, wrappers, states, and several draws anywhere."""
+"""What code around a bottleneck may rely on: layout, modes, wrappers, states, and several samples of each input."""
 
 import math
 
@@ -23,7 +23,7 @@ from ibreg.schedules import PatienceGate, TargetRate
         (nn.LSTM(4, 6, batch_first=True), torch.randn(2, 5, 4)),
     ],
 )
-def test_the_output_can_be_viewed_and_changed_in_place_as_the_hosts_could(host, x, training):
+def test_the_output_can_be_viewed_and_changed_in_place_like_that_of_the_host(host, x, training):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -44,7 +44,7 @@ def test_the_output_can_be_viewed_and_changed_in_place_as_the_hosts_could(host, 
         ibreg.eject(net)
 
 
-def test_channels_last_maps_stay_so():
+def test_channels_last_maps_keep_their_memory_format():
     x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
     assert VariationalBottleneck(6).eval()(x).is_contiguous(memory_format=torch.channels_last)
 
@@ -65,7 +65,7 @@ def test_keywords_reach_a_model_that_was_compiled_first():
     torch.testing.assert_close(Regularized(compiled).eval()(x, mask=mask).output, net(x, mask=mask))
 
 
-def test_a_mask_that_is_neither_0_nor_1_is_refused():
+def test_a_mask_with_values_other_than_0_and_1_is_an_error():
     additive = torch.tensor([[0.0, -1e4], [0.0, 0.0]])
     with pytest.raises(RuntimeError, match="a mask must be 1 where a position counts"):
         VariationalBottleneck(4).measure(torch.randn(2, 2, 4), mask=additive)
@@ -82,14 +82,14 @@ def test_evaluating_the_network_inside_is_enough():
 
 
 class Module(nn.Module):
-    """As a LightningModule keeps it."""
+    """Holds the wrapper as an attribute, as a LightningModule does."""
 
     def __init__(self, net):
         super().__init__()
         self.model = Regularized(net)
 
 
-def test_a_module_that_holds_the_wrapper_is_seen_through(tmp_path):
+def test_a_module_that_holds_the_wrapper_is_unwrapped(tmp_path):
     net = nn.Sequential(nn.Linear(4, 4), VariationalBottleneck(4))
     module, x = Module(net), torch.randn(5, 4)
     assert list(ibreg.bottlenecks(module)) == ["1"]
@@ -111,7 +111,7 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_draws_of_a_bottleneck_in_a_residual_branch(batch):
+def test_samples_of_a_bottleneck_in_a_residual_branch(batch):
     net, x = Residual(), torch.randn(batch, 4)
     nn.init.constant_(net.branch[1].encoder.bias.data[4:], 1.0)
     outputs = predict_samples(net, x, draws=2000, seed=0)
@@ -121,7 +121,7 @@ def test_draws_of_a_bottleneck_in_a_residual_branch(batch):
     assert (outputs.std(0) > 0.5).all()
 
 
-def test_training_draws_of_a_residual_branch_say_why_they_fail():
+def test_several_training_samples_in_a_residual_branch_fail_with_a_reason():
     with pytest.raises(RuntimeError) as caught:
         Regularized(Residual(), draws=3)(torch.randn(5, 4))
     assert "main path" in caught.value.__notes__[0]
@@ -144,14 +144,14 @@ def test_only_what_grew_with_the_batch_is_unfolded():
     assert mean.shape == ()
 
 
-def test_predict_wants_to_know_the_classes_of_a_sequence():
+def test_predict_has_to_be_told_what_the_output_of_a_sequence_is():
     net, x = nn.Sequential(VariationalBottleneck(4), nn.Linear(4, 3)), torch.randn(2, 5, 4)
     with pytest.raises(ValueError, match="say mean='softmax'"):
         predict(net, x, draws=2)
     assert predict(net, x, draws=2, mean="output").shape == (2, 5, 3)
 
 
-def test_the_gate_gives_back_the_beta_that_it_found():
+def test_the_gate_restores_the_beta_that_another_schedule_set():
     net = nn.Sequential(nn.Linear(4, 4), VariationalBottleneck(4))
     model, gate = Regularized(net), PatienceGate(net, patience=1)
     target = TargetRate(net, 1.0)
@@ -185,13 +185,13 @@ def test_weights_of_another_objective_are_not_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [torch.ones(5, 3), torch.zeros(5, 3), torch.randn(5, 3)])
-def test_soft_targets_that_are_no_probabilities_are_refused(rows):
+def test_soft_targets_that_are_not_probabilities_are_an_error(rows):
     layer = VariationalBottleneck(4, prior="conditional", classes=3)
     with pytest.raises(RuntimeError, match="class probabilities"):
         layer.measure(torch.randn(5, 4), target=rows)
 
 
-def test_ignored_samples_count_alike_with_one_label_or_one_for_each_position():
+def test_ignored_samples_are_left_out_with_a_label_for_each_sample_or_each_position():
     layer, x = VariationalBottleneck(4, prior="conditional", classes=3), torch.randn(6, 5, 4)
     nn.init.normal_(layer.prior_mean)
     target = torch.tensor([0, -100, 2, -100, 1, -100])
@@ -202,7 +202,7 @@ def test_ignored_samples_count_alike_with_one_label_or_one_for_each_position():
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
-def test_only_floating_point_goes_in(dtype):
+def test_inputs_must_be_floating_point(dtype):
     with pytest.raises(ValueError, match="takes a floating-point tensor"):
         VariationalBottleneck(4)(torch.ones(2, 4, dtype=dtype))
 

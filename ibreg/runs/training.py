@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ibreg.optimization import training_mode
 from ibreg.regularized import Penalized, Regularized, RegularizedOutput
 from ibreg.runs.checkpoint import WholeOptimizer, load_checkpoint, next_state, save_checkpoint, whole
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.methods import beta_used, build_schedule
-from ibreg.runs.models.freezing import training_mode
 from ibreg.runs.progress import EpochProgress as Lines
 from ibreg.runs.progress import described
 from ibreg.runs.seeding import EpochSampler, seed_all

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ibreg.optimization import head_name
 from ibreg.runs.data.rows import Rows, loader
-from ibreg.runs.models.freezing import head_of
 from ibreg.runs.seeding import EpochSampler, seed_all
 
 
@@ -35,5 +35,5 @@ def pretrain(model: nn.Module, rows: Rows, *, epochs: int, batch_size: int, lr: 
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
             optimizer.zero_grad()
-    head = head_of(model)
+    head = head_name(model)
     return {name: value for name, value in model.state_dict().items() if name.rpartition(".")[0] != head}

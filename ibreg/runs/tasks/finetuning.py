@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from ibreg.evaluation import corruptions
+from ibreg.optimization import FREEZE_MODES, freeze, head_name
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.few_shot import corrupted, of_classes, spread
@@ -21,7 +22,6 @@ from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import data_folder
 from ibreg.runs.methods import build_bottleneck
 from ibreg.runs.models import classifiers as models
-from ibreg.runs.models.freezing import MODES, freeze, head_of
 from ibreg.runs.models.pretraining import pretrain
 from ibreg.runs.seeding import seed_all
 from ibreg.runs.tasks.classification import Classified, classify
@@ -39,8 +39,8 @@ def check_fine_tuning(cfg: DictConfig) -> None:
     shots = list(cfg.shots) if isinstance(cfg.shots, ListConfig) else []
     if len(set(shots)) < max(len(shots), 1) or not all(type(count) is int and count >= 0 for count in shots):
         raise ValueError(f"shots are one or more different numbers of images of each class, 0 for all, got {cfg.shots}")
-    if cfg.mode not in MODES:
-        raise ValueError(f"mode is one of {', '.join(MODES)}, got {cfg.mode}")
+    if cfg.mode not in FREEZE_MODES:
+        raise ValueError(f"mode is one of {', '.join(FREEZE_MODES)}, got {cfg.mode}")
     if not isinstance(cfg.new_head, bool):
         raise ValueError(f"new_head is true or false, got {cfg.new_head}")
     for key in ("lr_backbone", "pretraining.lr"):
@@ -114,7 +114,7 @@ def backbone_of(cfg: DictConfig, data: ClassificationData, source: Rows | None) 
         model = new(data.classes, code_features)
         model.load_state_dict({**model.state_dict(), **weights})
         if cfg.new_head:
-            model.get_submodule(head_of(model)).reset_parameters()
+            model.get_submodule(head_name(model)).reset_parameters()
         return freeze(model, cfg.mode, cfg.last_stage)
 
     return build
