@@ -223,7 +223,7 @@ def as_corrections(layer: ConceptLayer, labels: Tensor, training_logits: Tensor 
         ValueError: logits without training logits.
     """
     labels = torch.nan_to_num(labels)
-    if layer.correction_space == "probability":
+    if layer.intervention_space == "probability":
         return labels, "probability"
     if training_logits is None:
         raise ValueError(

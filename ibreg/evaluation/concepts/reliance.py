@@ -155,7 +155,7 @@ def silenced(model: nn.Module, x: Tensor, names: Sequence[str], training_logits:
         ValueError: a name that no concept has.
     """
     layer = concept_layer(model)
-    space = layer.correction_space
+    space = layer.intervention_space
     training = training_logits if space == "logit" else layer.concepts.probabilities(training_logits)
     mask = torch.zeros(len(x), len(layer.concepts), dtype=torch.bool, device=x.device)
     mask[:, [layer.concepts.index(name) for name in names]] = True
@@ -165,7 +165,7 @@ def silenced(model: nn.Module, x: Tensor, names: Sequence[str], training_logits:
 
 def _held(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: str) -> tuple[Tensor, Tensor]:
     """Returns a mask and values that also set all other concepts to what was found, where corrections move them."""
-    if not concept_layer(model).corrections_move_others:
+    if not concept_layer(model).interventions_move_others:
         return mask, values
     found = find_concepts(model, x)
     return torch.ones_like(mask), torch.where(mask, values, found.logits if space == "logit" else found.values)

@@ -1,7 +1,7 @@
-"""What all concept bottlenecks share: concepts of a sample, their loss, somebody's corrections, and the head behind.
+"""Base of all concept bottlenecks: concepts of a sample, their loss, interventions on them, and the head.
 
-A concept belongs to a sample. So tokens and maps are averaged over their positions before concepts are read from them,
-and what the head makes of the concepts stands at every position of the output.
+A concept belongs to a sample. Tokens and maps are therefore averaged over their positions before concepts are predicted
+from them, and the output of the head is repeated at every position.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ibreg.layers.base import Bottleneck
-from ibreg.layers.concept.head import build_head, check_head
+from ibreg.layers.concept.constraints import IsDescription, PositiveWeight
+from ibreg.layers.concept.head import HEADS, build_head
 from ibreg.layers.concept.specification import Concepts, Description
-from ibreg.layers.constraints import Above, OneOf
+from ibreg.layers.constraints import Count, OneOf, Optional
 from ibreg.layers.intervention import intervention_on
 from ibreg.layers.positions import batch_mean, mean_over_positions
 from ibreg.layers.scope import Scope
@@ -27,12 +28,12 @@ CODES = ("probability", "hard", "logit")
 
 
 class ConceptIntervention(NamedTuple):
-    """What somebody puts in place of a concept layer's findings, for `intervening({layer: ...})`.
+    """An intervention, `intervening({layer: ...})`: values that replace predicted concepts of a layer.
 
     Attributes:
         mask: `(batch, concepts)`, bool, True where a concept is set. Of a categorical group, set all columns or none.
-        values: `(batch, concepts)`, what it is set to; ignored where the mask is False.
-        space: of the values: "probability" (of a continuous concept: its value), or "logit".
+        values: `(batch, concepts)`, the values that are set; ignored where the mask is False.
+        space: space of the values: "probability" (of a continuous concept: its value) or "logit".
     """
 
     mask: Tensor
@@ -41,13 +42,13 @@ class ConceptIntervention(NamedTuple):
 
 
 class ConceptState(NamedTuple):
-    """What a concept layer leaves of a call; states of single layers have more fields behind these two.
+    """State of a concept layer for its penalty; states of single layers have further fields after these two.
 
     Attributes:
-        logits: `(batch, concepts)`, the layer's own findings (the means, where it draws); a continuous concept's logit
-            is its value. The concept loss reads these.
-        values: `(batch, concepts)`, what the head got, in probability space: after corrections (and drawn, in the
-            training of a layer that draws).
+        logits: `(batch, concepts)`, the predicted logits before interventions (of a stochastic layer: the means); the
+            logit of a continuous concept is its value. The concept loss is computed from them.
+        values: `(batch, concepts)`, the concepts that the head reads, in probability space: after interventions (and,
+            while a stochastic layer trains, sampled).
     """
 
     logits: Tensor
@@ -66,25 +67,33 @@ class ConceptLayer(Bottleneck):
     A subclass writes `code_features`, `create_parameters` and `encode`, whose state begins with the fields of
     `ConceptState`.
 
-    What evaluations use: `predict_concepts(x)` and `concept_logits(x)` for an input of the layer; in a whole model, the
-    state of its record in the scope (`state.logits`, `state.values`). `intervening({layer: ConceptIntervention(...)})`
-    corrects concepts for the length of a block.
+    Evaluations use `predict_concepts(x)` and `concept_logits(x)` for an input of the layer; in a whole model, the state
+    of its record in the scope (`state.logits`, `state.values`). `intervening({layer: ConceptIntervention(...)})` sets
+    concepts inside a block.
 
     Args:
         in_features: size of the feature axis.
-        concepts: whatever `Concepts.of` takes: a number, names, entries, or a `Concepts`.
+        concepts: a description for `Concepts.of`: a number, names, entries, or a `Concepts`.
         out_features: size of the output; None: that of the code, or with a head `in_features`.
-        head: from code to output: "identity", "linear" or "mlp"; None: "linear" where out_features are given, else
+        head: from code to output: "identity", "linear" or "mlp"; None: "linear" if out_features are given, else
             "identity".
         beta: weight of the concept loss.
-        pos_weight: weight of the positive labels of binary concepts, a number or one for each concept
+        pos_weight: weight of the positive labels of binary concepts, a number or one per concept
             (`Concepts.positive_weights`); None: 1.
         dim: feature axis.
-        device: of beta.
+        device: device of beta.
     """
 
-    reads_scope = True  # corrections, masks, and in some layers the labels
-    corrections_move_others = False  # whether setting a concept changes what is found of the others
+    reads_scope = True  # interventions, masks, and in some layers the labels
+    interventions_move_others = False  # whether setting a concept changes the other predicted concepts
+    constraints = {
+        "concepts": IsDescription(),
+        "out_features": Optional(Count("size of the output")),
+        "head": Optional(OneOf(HEADS)),
+        "pos_weight": PositiveWeight(),
+    }
+
+    concepts: Concepts
 
     concept_weights: Tensor
     positive_weights: Tensor
@@ -102,11 +111,12 @@ class ConceptLayer(Bottleneck):
         device,
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
-        check_head(head, out_features)
-        self.concepts = None if concepts is None else Concepts.of(concepts)
-        self.out_features = out_features
-        self.head = head
-        self.pos_weight = _checked_weights(pos_weight, self.concepts)
+        self.keep(concepts=concepts, out_features=out_features, head=head, pos_weight=pos_weight)
+        if concepts is not None and isinstance(self.pos_weight, list) and len(self.pos_weight) != len(self.concepts):
+            raise ValueError(
+                f"pos_weight must be one number or one for each of {len(self.concepts)} concepts, got "
+                f"{len(self.pos_weight)} numbers"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -119,20 +129,20 @@ class ConceptLayer(Bottleneck):
         raise NotImplementedError
 
     @property
-    def correction_space(self) -> str:
-        """The space in which an evaluation should hand over corrections, as it is that of the code."""
+    def intervention_space(self) -> str:
+        """The space of the code, in which evaluations set concepts: "logit" or "probability"."""
         return "logit" if getattr(self, "code", None) == "logit" else "probability"
 
     def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, Any]:
-        """Returns the code `(batch, code_features)` of features `(batch, in_features)`, and the state."""
+        """Return the code `(batch, code_features)` of features `(batch, in_features)`, and the state."""
         raise NotImplementedError
 
     def decode(self, code: Tensor, pooled: Tensor) -> Tensor:
-        """Returns the output `(batch, out_features)` of a code."""
+        """Return the output `(batch, out_features)` of a code."""
         return self.decoder(code)
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
-        """Registers the head and the weights of the loss."""
+        """Register the head and the weights of the loss."""
         if self.concepts is None:
             raise ValueError(
                 f"{type(self).__name__} does not know its concepts: pass their number, concepts=5, their names, or an "
@@ -147,7 +157,7 @@ class ConceptLayer(Bottleneck):
             self.register_buffer(name, torch.empty(len(self.concepts), dtype=torch.float32, device=device))
 
     def reset_parameters(self) -> None:
-        """Sets all modules to torch's own start, beta and the weights of the loss to those given."""
+        """Reset all modules to torch's initialization, beta and the weights of the loss to their initial values."""
         super().reset_parameters()
         positive = self.pos_weight if isinstance(self.pos_weight, list) else [self.pos_weight or 1.0]
         with torch.no_grad():
@@ -158,45 +168,45 @@ class ConceptLayer(Bottleneck):
                 module.reset_parameters()
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Any]:
-        """Returns what the head makes of the concepts, at every position, and the state."""
+        """Return the output of the head, repeated at every position, and the state."""
         pooled = self.pooled(x, scope)
         code, state = self.encode(pooled, scope)
         z = self.decode(code, pooled)
         positions = self.features_last(x).shape[1:-1]
-        # Repeated, not expanded, and copied in any case: operations behind the layer may be in place.
+        # Repeated, not expanded, and copied in any case: operations after the layer may be in place.
         z = z.reshape(z.shape[0], *[1] * len(positions), z.shape[1]).repeat(1, *positions, 1)
         return self.features_back(z), state
 
     def pooled(self, x: Tensor, scope: Scope | None) -> Tensor:
-        """Returns the mean over tokens or positions that a mask counts: `(batch, in_features)`."""
+        """Return the mean over the tokens or positions that the mask includes: `(batch, in_features)`."""
         features = self.features_last(x)
         if features.dim() == 2:
             return features
         return mean_over_positions(features, scope.repeated(scope.repeats).mask if scope is not None else None)
 
     def penalty(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the concept loss, and it and the concept accuracy as logs."""
+        """Return the concept loss, and as logs the loss and the concept accuracy."""
         labels, known = self.labels(scope, state.logits)
         losses = torch.where(known, self.concept_losses(state.logits, labels), 0).sum(-1)
         loss = batch_mean(losses, valid=known.any(-1))
         return loss, {"concept_loss": loss, **self.concept_scores(state.logits, labels, known)}
 
     def concept_logits(self, x: Tensor) -> Tensor:
-        """Returns the layer's own findings for its input: `(batch, concepts)`, corrections left out.
+        """Return the predicted logits for an input of the layer, `(batch, concepts)`, without interventions.
 
-        A continuous concept's logit is its value; a layer that draws returns the means.
+        The logit of a continuous concept is its value; a stochastic layer returns the means.
         """
         return self.transform(x)[1].logits
 
     def predict_concepts(self, x: Tensor) -> Tensor:
-        """Returns the layer's own findings as probabilities `(batch, concepts)`, of continuous concepts the values."""
+        """Return the predicted probabilities `(batch, concepts)`, of continuous concepts the predicted values."""
         return self.concepts.probabilities(self.concept_logits(x))
 
-    def corrected(self, logits: Tensor, scope: Scope | None) -> tuple[Tensor, Tensor]:
-        """Returns logits and probabilities with those of an open intervention in their place, where there is one.
+    def after_intervention(self, logits: Tensor, scope: Scope | None) -> tuple[Tensor, Tensor]:
+        """Return logits and probabilities, replaced by the values of an open intervention where it sets concepts.
 
         Raises:
-            ValueError: a mask or values that do not fit.
+            ValueError: If the mask or the values of the intervention do not fit.
         """
         intervention = self.intervention(logits, scope)
         if intervention is None:
@@ -209,10 +219,11 @@ class ConceptLayer(Bottleneck):
         return torch.where(mask, self.concepts.logits(values), logits), probabilities
 
     def intervention(self, logits: Tensor, scope: Scope | None) -> ConceptIntervention | None:
-        """Returns the open intervention on this layer, checked, in the dtype of the logits, or None.
+        """Return the open intervention on this layer, checked, in the dtype of the logits, or None.
 
         Raises:
-            ValueError: a mask that is not a bool tensor of the logits' shape, values of another shape, another space.
+            ValueError: If the mask is not a bool tensor of the logits' shape, the values have another shape, or the
+                space is unknown.
         """
         intervention = intervention_on(self)
         if intervention is None:
@@ -221,15 +232,15 @@ class ConceptLayer(Bottleneck):
         OneOf(SPACES).check("the space of an intervention", space)
         if mask.dtype != torch.bool:
             raise ValueError(
-                f"the mask of an intervention is a bool tensor (batch, concepts), True where a concept is set; got "
+                "the mask of an intervention must be a bool tensor (batch, concepts), True where a concept is set, got "
                 f"{mask.dtype}: turn indices into a mask"
             )
-        if scope is not None and scope.repeats > 1:  # behind the draws of this layer or another
+        if scope is not None and scope.repeats > 1:  # after the samples of this layer or another
             mask, values = (tensor.repeat(scope.repeats, 1) for tensor in (mask, values))
         for name, tensor in (("mask", mask), ("values", values)):
             if tensor.shape != logits.shape:
                 raise ValueError(
-                    f"the {name} of an intervention has shape (batch, concepts) = {tuple(logits.shape)}, "
+                    f"the {name} of an intervention must have shape (batch, concepts) = {tuple(logits.shape)}, "
                     f"got {tuple(tensor.shape)}"
                 )
         values = values.to(logits.dtype)
@@ -237,20 +248,20 @@ class ConceptLayer(Bottleneck):
         return ConceptIntervention(mask, values, space)
 
     def coded(self, code: str, logits: Tensor, probabilities: Tensor) -> Tensor:
-        """Returns what a head reads of concepts, in the space of the `code`: "probability", "hard" or "logit"."""
+        """Return concepts in the space of the `code`, as the head reads them: "probability", "hard" or "logit"."""
         if code == "logit":
             return logits
         if code == "probability":
             return probabilities
-        # The difference is exactly 0: the code is exactly 0 or 1, its gradient that of the probability.
+        # Straight-through: the difference is exactly 0, so the code is exactly 0 or 1, its gradient the probability's.
         return self.concepts.decisions(probabilities.detach()) + (probabilities - probabilities.detach())
 
     def labels(self, scope: Scope, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the labels of a scope, 0 where they are missing, and where they are known.
+        """Return the labels of a scope, 0 where they are missing, and a mask that is True where they are known.
 
         Raises:
-            ValueError: labels of another shape.
-            RuntimeError: labels of binary or categorical concepts outside [0, 1], where that can be asserted.
+            ValueError: If the labels have another shape.
+            RuntimeError: If labels of binary or categorical concepts are outside [0, 1], where that can be asserted.
         """
         labels = scope.concepts.to(logits.dtype)
         if labels.shape != logits.shape:
@@ -271,7 +282,7 @@ class ConceptLayer(Bottleneck):
         return labels, known
 
     def concept_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Returns the weighted loss of each column, in nats; those of a categorical group sum to its cross-entropy.
+        """Return the weighted loss of each column, in nats; those of a categorical group sum to its cross-entropy.
 
         Args:
             logits: `(..., batch, concepts)`.
@@ -279,59 +290,45 @@ class ConceptLayer(Bottleneck):
         """
         losses = []
         for kind, run in self.concepts.runs:
-            found, true = logits[..., run], labels[..., run].expand_as(logits[..., run])
+            predicted, true = logits[..., run], labels[..., run].expand_as(logits[..., run])
             if kind == "binary":
-                weight = self.positive_weights[run].to(found.dtype)
-                losses.append(F.binary_cross_entropy_with_logits(found, true, pos_weight=weight, reduction="none"))
+                weight = self.positive_weights[run].to(predicted.dtype)
+                losses.append(F.binary_cross_entropy_with_logits(predicted, true, pos_weight=weight, reduction="none"))
             elif kind == "categorical":
-                losses.append(-true * found.log_softmax(-1))
+                losses.append(-true * predicted.log_softmax(-1))
             else:
-                losses.append((found - true).square())
+                losses.append((predicted - true).square())
         return torch.cat(losses, -1) * self.concept_weights.to(logits.dtype)
 
     def concept_scores(self, logits: Tensor, labels: Tensor, known: Tensor) -> dict[str, Tensor]:
-        """Returns `concept_accuracy` (of binary concepts and of categorical groups) and `concept_error` (squared).
+        """Return `concept_accuracy` (binary concepts and categorical groups) and `concept_error` (mean squared error).
 
-        Both are means over the labels that are known, 0 where there are none, and only there where such concepts are.
+        Both are means over the known labels, 0 if there is none; each exists only if there are such concepts.
         """
-        found, true = (self.concepts.decisions(p) for p in (self.concepts.probabilities(logits), labels))
+        predicted, true = (self.concepts.decisions(p) for p in (self.concepts.probabilities(logits), labels))
         scores: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for kind, run in self.concepts.runs:
             if kind == "continuous":
-                scores.setdefault("concept_error", []).append(((found - true)[:, run].square(), known[:, run]))
+                scores.setdefault("concept_error", []).append(((predicted - true)[:, run].square(), known[:, run]))
                 continue
-            hits, seen = (found == true)[:, run], known[:, run]
+            correct, labeled = (predicted == true)[:, run], known[:, run]
             if kind == "categorical":
-                hits, seen = hits.all(-1, keepdim=True), seen.all(-1, keepdim=True)
-            scores.setdefault("concept_accuracy", []).append((hits.to(logits.dtype), seen))
+                correct, labeled = correct.all(-1, keepdim=True), labeled.all(-1, keepdim=True)
+            scores.setdefault("concept_accuracy", []).append((correct.to(logits.dtype), labeled))
         return {name: _mean_of_known(parts) for name, parts in scores.items()}
 
     def config(self) -> dict[str, Any]:
-        """Returns the constructor arguments that build this layer again; concepts as the entries that describe them."""
+        """Return the constructor arguments that build this layer again; concepts as the entries that describe them."""
         config = super().config()
         return config | {"concepts": None if self.concepts is None else self.concepts.entries()}
 
     def extra_repr(self) -> str:
-        """Describes sizes, concepts and beta."""
+        """Describe sizes, concepts and beta."""
         count = "?" if self.concepts is None else len(self.concepts)
         return f"{self.in_features} -> {count} concepts -> {self.out_features}, beta={self._beta_value():g}"
 
 
 def _mean_of_known(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Returns the mean of the values that are known, given as pairs `(values, known)`; 0 where none is."""
+    """Return the mean of the known values, given as pairs `(values, known)`; 0 if there is none."""
     values, known = (torch.cat(part, -1) for part in zip(*parts, strict=True))
     return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)
-
-
-def _checked_weights(pos_weight: Any, concepts: Concepts | None) -> float | list[float] | None:
-    if pos_weight is None:
-        return None
-    if isinstance(pos_weight, str) or not isinstance(pos_weight, Sequence):
-        Above(0).check("pos_weight", pos_weight)
-        return float(pos_weight)
-    weights = list(pos_weight)
-    for weight in weights:
-        Above(0).check("each pos_weight", weight)
-    if concepts is not None and len(weights) != len(concepts):
-        raise ValueError(f"pos_weight has {len(weights)} numbers for {len(concepts)} concepts: give one for each")
-    return [float(weight) for weight in weights]

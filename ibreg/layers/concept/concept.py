@@ -1,4 +1,4 @@
-"""Concept bottleneck: a code of named concepts, which people can read and correct.
+"""Concept bottleneck: a code of named concepts, which people can read and intervene on.
 
 Koh et al. 2020 (arXiv 2007.04612).
 """
@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ibreg.layers.concept.base import CODES, ConceptLayer
-from ibreg.layers.concept.head import HeadPenalty, checked_penalty
+from ibreg.layers.concept.constraints import Matrix
+from ibreg.layers.concept.head import HeadPenalty, check_prior_is_used
 from ibreg.layers.concept.specification import Description
-from ibreg.layers.constraints import Count, OneOf
+from ibreg.layers.constraints import AtLeast, Count, OneOf, Optional
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
 
 class LinearConceptState(NamedTuple):
-    """A `ConceptState` and the penalty on the head's weights, 0-dim, where there is one."""
+    """A `ConceptState`, and the 0-dim penalty on the head's weights, if there is one."""
 
     logits: Tensor
     values: Tensor
@@ -29,30 +30,30 @@ class LinearConceptState(NamedTuple):
 
 @register("concept")
 class ConceptBottleneck(ConceptLayer):
-    r"""Replaces features by the concepts that a linear layer finds in them, and charges for wrong concepts, in nats.
+    r"""Concept bottleneck layer: replaces features by concepts, predicted linearly, and penalizes the concept loss.
 
     .. math:: \text{penalty} = \frac{1}{n} \sum_i \sum_c w_c \, \ell_c(x_i, c_i), \quad z = \text{head}(\text{code})
 
-    with l the binary cross-entropy (times `pos_weight` where the label is 1), the cross-entropy of a categorical group,
-    or the squared error of a continuous concept; and the elastic net on the head's weights, where one is wanted.
+    in nats, with l the binary cross-entropy (times `pos_weight` where the label is 1), the cross-entropy of a
+    categorical group, or the squared error of a continuous concept; plus the elastic net on the head's weights if
+    `head_l1` or `head_l2` is above 0.
 
     Args:
         in_features: size of the feature axis.
         concepts: their number, their names, a list of entries (`Concepts.of`), or a `Concepts`.
-        code: what the head reads: "probability"; "hard", 0 or 1 (one-hot in a categorical group) with the gradient of
-            the probability; or "logit", which knows more than the concepts (leakage), and where a correction is no 0 or
-            1 but a logit. A continuous concept is its value in all of them.
-        residual: number of further features, linear and without labels, that go past the concepts to the head; 0: none.
-        out_features: size of the output; None: that of the code, or with a head `in_features`, so that the layer fits
-            in place.
-        head: from code to output: "identity", "linear" or "mlp" (one hidden layer of 64 ReLUs); None: "linear" where
+        code: input of the head: "probability"; "hard", 0 or 1 (one-hot in a categorical group) with the gradient of the
+            probability; or "logit", which carries more information than the concepts (leakage), and where interventions
+            set logits instead of 0 or 1. A continuous concept is its value in all of them.
+        residual: number of further features, linear and without labels, that bypass the concepts; 0: none.
+        out_features: size of the output; None: that of the code, or with a head `in_features`.
+        head: from code to output: "identity", "linear" or "mlp" (one hidden layer of 64 ReLUs); None: "linear" if
             out_features are given, else "identity".
-        head_l1: weight of the linear head's absolute weights beside the concept loss, which makes them few.
-        head_l2: the same of their squares: with both, an elastic net (`functional.elastic_net`).
-        head_prior: matrix `(out_features, concepts)`, usually of -1, 0 and 1, around which head_l1 and head_l2 are
-            taken; None: 0.
-        beta: weight of the penalty. The sum over concepts makes it that of arXiv 2007.04612, 0.01 there.
-        pos_weight: weight of the positive labels of binary concepts: a number, or one for each concept (negatives /
+        head_l1: weight of the L1 norm of the linear head's weights, added to the concept loss; it makes them sparse.
+        head_l2: weight of their squared L2 norm: with both, an elastic net (`functional.elastic_net`).
+        head_prior: matrix `(out_features, concepts)`, usually of -1, 0 and 1, from which head_l1 and head_l2 penalize
+            deviations; None: 0.
+        beta: weight of the penalty, a sum over concepts as in arXiv 2007.04612 (0.01 there).
+        pos_weight: weight of the positive labels of binary concepts: a number, or one per concept (negatives /
             positives: `Concepts.positive_weights`); None: 1.
         dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
         device: of the parameters.
@@ -60,23 +61,23 @@ class ConceptBottleneck(ConceptLayer):
 
     Shapes:
         `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, height, width)`; the output has
-        `out_features` on the same axis. Concepts are those of a sample: they are read from the mean over its tokens or
-        positions (without those that `mask` leaves out: pass it in evaluation too), and the output is the same at all
-        of them. So in a network for images the place of this layer is behind the last block or the pooling.
+        `out_features` on the same axis. Concepts belong to a sample: they are predicted from the mean over its tokens
+        or positions (without those that `mask` excludes: pass it in evaluation too), and the output is the same at all
+        positions. In a network for images, put this layer after the last block or the pooling.
 
-    It reads `concepts`, labels `(batch, concepts)`: 0 to 1 (soft labels too), NaN where one is missing. Needed in
-    training; in evaluation without them nothing is logged. Samples without any label are left out of the mean; where
-    all are, the penalty is 0. It reads the scope in its forward: activation checkpoints are refused.
+    It reads `concepts`, labels `(batch, concepts)` from 0 to 1 (soft labels too), NaN where one is missing. They are
+    required in training; in evaluation without them nothing is logged. Samples without any label are left out of the
+    mean; if all are, the penalty is 0. It reads the scope in its forward: activation checkpointing is refused.
 
-    `intervening({layer: ConceptIntervention(mask, values)})` corrects concepts.
+    `intervening({layer: ConceptIntervention(mask, values)})` sets concepts.
 
-    Logs: `concept_loss` (nats), `concept_accuracy` (of binary concepts and categorical groups), `concept_error` (mean
-    squared error of continuous concepts), of the labels that are known; `head_penalty` where there is one.
+    Logs: `concept_loss` (nats), `concept_accuracy` (of binary concepts and categorical groups) and `concept_error`
+    (mean squared error of continuous concepts), over the known labels; `head_penalty` if there is one.
 
-    Many processes: each rank charges for its own rows.
+    Many processes: each rank penalizes its own rows.
 
     Raises:
-        ValueError: an option out of range, no concepts, sizes or labels that do not fit.
+        ValueError: If an option is out of range, there are no concepts, or sizes or labels do not fit.
 
     Example:
         >>> layer = ConceptBottleneck(8, ["red", "round"])
@@ -85,6 +86,14 @@ class ConceptBottleneck(ConceptLayer):
         >>> out.z.shape, sorted(out.logs)
         (torch.Size([2, 2]), ['concept_accuracy', 'concept_loss'])
     """
+
+    constraints = {
+        "code": OneOf(CODES),
+        "residual": Count("number of features that bypass the concepts", least=0),
+        "head_l1": AtLeast(0),
+        "head_l2": AtLeast(0),
+        "head_prior": Optional(Matrix()),
+    }
 
     def __init__(
         self,
@@ -105,22 +114,11 @@ class ConceptBottleneck(ConceptLayer):
         dtype=None,
     ):
         super().__init__(
-            in_features,
-            concepts,
-            out_features=out_features,
-            head=head,
-            beta=beta,
-            pos_weight=pos_weight,
-            dim=dim,
+            in_features, concepts, out_features=out_features, head=head, beta=beta, pos_weight=pos_weight, dim=dim,
             device=device,
-        )
-        OneOf(CODES).check("code", code)
-        Count("number of features that go past the concepts", least=0).check("residual", residual)
-        self.head_l1 = head_l1
-        self.head_l2 = head_l2
-        self.head_prior = checked_penalty(head_l1, head_l2, head_prior)
-        self.code = code
-        self.residual = residual
+        )  # fmt: skip
+        self.keep(code=code, residual=residual, head_l1=head_l1, head_l2=head_l2, head_prior=head_prior)
+        check_prior_is_used(head_l1, head_l2, head_prior)
         self.materialize(in_features, device=device, dtype=dtype)
 
     @property
@@ -129,34 +127,30 @@ class ConceptBottleneck(ConceptLayer):
         return len(self.concepts) + self.residual
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
-        """Registers the encoder of concepts and residual, and the head."""
+        """Register the encoder of concepts and residual, and the head."""
         super().create_parameters(device=device, dtype=dtype)
         self.encoder = nn.Linear(self.in_features, self.code_features, device=device, dtype=dtype)
         self.head_penalty = None
         if self.head_l1 or self.head_l2:
             if self.head != "linear":
-                raise ValueError(f"head_l1 and head_l2 are for the weights of head='linear', this is {self.head!r}")
+                raise ValueError(f"head must be 'linear' with head_l1 or head_l2 above 0, got {self.head!r}")
             self.head_penalty = HeadPenalty(
-                self.head_l1,
-                self.head_l2,
-                self.head_prior,
-                out_features=self.out_features,
-                concepts=len(self.concepts),
-                device=device,
-            )
+                self.head_l1, self.head_l2, self.head_prior, out_features=self.out_features,
+                concepts=len(self.concepts), device=device,
+            )  # fmt: skip
 
     def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, LinearConceptState]:
-        """Returns the concepts in the space of the code, the residual behind them."""
-        found = self.encoder(pooled)
-        logits, residual = found[:, : len(self.concepts)], found[:, len(self.concepts) :]
-        corrected, values = self.corrected(logits, scope)
-        code = self.coded(self.code, corrected, values)
+        """Return the concepts in the space of the code, followed by the residual."""
+        encoded = self.encoder(pooled)
+        logits, residual = encoded[:, : len(self.concepts)], encoded[:, len(self.concepts) :]
+        read, values = self.after_intervention(logits, scope)
+        code = self.coded(self.code, read, values)
         penalty = self.head_penalty(self.decoder.weight) if self.head_penalty is not None else None
         state = LinearConceptState(logits, values, penalty)
         return torch.cat([code, residual], -1) if self.residual else code, state
 
     def penalty(self, state: LinearConceptState, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the concept loss plus the penalty on the head, and the logs."""
+        """Return the concept loss plus the penalty on the head, and the logs."""
         loss, logs = super().penalty(state, scope)
         if state.head_penalty is None:
             return loss, logs

@@ -1,4 +1,4 @@
-"""Concept embedding model: two vectors for each concept, mixed by how likely it is.
+"""Concept embedding model: two vectors for each concept, mixed by its probability.
 
 Espinosa Zarlenga et al. 2022 (arXiv 2209.09056).
 """
@@ -21,28 +21,28 @@ from ibreg.registry import register
 
 @register("concept_embedding")
 class ConceptEmbeddingBottleneck(ConceptLayer):
-    r"""Replaces features by one vector for each concept, mixed of one for its presence and one for its absence.
+    r"""Concept embedding layer: one vector per concept, a mixture of a vector for presence and one for absence.
 
     .. math:: [c^+, c^-] = \phi(W x), \quad p = \sigma(s([c^+, c^-])), \quad z_c = p \, c^+ + (1 - p) \, c^-
 
-    with phi a leaky ReLU and one linear scorer s for all concepts. The penalty is the concept loss in nats, as that of
-    `ConceptBottleneck`. The vectors carry what the concepts leave out, so that the task costs no accuracy where
-    concepts are incomplete. In training the truth stands for p with `intervention_probability`, drawn anew for each
-    sample and concept (RandInt), so that the head knows what a correction does.
+    with phi a leaky ReLU and one linear scorer s shared by all concepts. The penalty is the concept loss in nats, as in
+    `ConceptBottleneck`. The vectors also carry information that the concepts lack, so that incomplete concepts cost no
+    task accuracy. In training, p is replaced by the true label with `intervention_probability`, sampled for each sample
+    and concept (RandInt), so that the head learns to use interventions.
 
     Args:
         in_features: size of the feature axis.
-        concepts: their number, their names, a list of entries (`Concepts.of`), or a `Concepts`. Those of a categorical
-            group share a softmax; a continuous concept's p is its value, meant for [0, 1].
+        concepts: their number, their names, a list of entries (`Concepts.of`), or a `Concepts`. A categorical group
+            shares a softmax; p of a continuous concept is its value, expected in [0, 1].
         embedding_features: size of a concept's vector.
-        intervention_probability: of RandInt, in [0, 1]; 0: none. A categorical group is set as a whole, a concept whose
-            label is missing is not.
+        intervention_probability: probability of RandInt, in [0, 1]; 0: none. A categorical group is set as a whole; a
+            concept without a label is not set.
         out_features: size of the output; None: that of the code (concepts times embedding_features), or with a head
-            `in_features`, so that the layer fits in place.
-        head: from code to output: "identity", "linear" or "mlp" (one hidden layer of 64 ReLUs); None: "linear" where
+            `in_features`.
+        head: from code to output: "identity", "linear" or "mlp" (one hidden layer of 64 ReLUs); None: "linear" if
             out_features are given, else "identity".
-        beta: weight of the penalty, which is a sum over concepts.
-        pos_weight: weight of the positive labels of binary concepts: a number, or one for each concept (negatives /
+        beta: weight of the penalty, a sum over concepts.
+        pos_weight: weight of the positive labels of binary concepts: a number, or one per concept (negatives /
             positives: `Concepts.positive_weights`); None: 1.
         dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
         device: of the parameters.
@@ -50,12 +50,12 @@ class ConceptEmbeddingBottleneck(ConceptLayer):
 
     Shapes:
         `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, height, width)`; the output has
-        `out_features` on the same axis. Concepts are those of a sample, read from the mean over its tokens or
-        positions, and the output is the same at all of them: see `ConceptBottleneck`, as for labels, corrections, logs
-        and many processes.
+        `out_features` on the same axis. Concepts belong to a sample: they are predicted from the mean over its tokens
+        or positions, and the output is the same at all of them. See `ConceptBottleneck`, also for labels,
+        interventions, logs and many processes.
 
     Raises:
-        ValueError: an option out of range, no concepts, sizes or labels that do not fit.
+        ValueError: If an option is out of range, there are no concepts, or sizes or labels do not fit.
 
     Example:
         >>> layer = ConceptEmbeddingBottleneck(8, ["red", "round"], embedding_features=4)
@@ -63,6 +63,11 @@ class ConceptEmbeddingBottleneck(ConceptLayer):
         >>> out.z.shape, sorted(out.logs)
         (torch.Size([2, 8]), ['concept_accuracy', 'concept_loss'])
     """
+
+    constraints = {
+        "embedding_features": Count("size of a concept's vector"),
+        "intervention_probability": Between(0, 1),
+    }
 
     def __init__(
         self,
@@ -80,49 +85,40 @@ class ConceptEmbeddingBottleneck(ConceptLayer):
         dtype=None,
     ):
         super().__init__(
-            in_features,
-            concepts,
-            out_features=out_features,
-            head=head,
-            beta=beta,
-            pos_weight=pos_weight,
-            dim=dim,
+            in_features, concepts, out_features=out_features, head=head, beta=beta, pos_weight=pos_weight, dim=dim,
             device=device,
-        )
-        Count("size of a concept's vector").check("embedding_features", embedding_features)
-        Between(0, 1).check("intervention_probability", intervention_probability)
-        self.embedding_features = embedding_features
-        self.intervention_probability = intervention_probability
+        )  # fmt: skip
+        self.keep(embedding_features=embedding_features, intervention_probability=intervention_probability)
         self.materialize(in_features, device=device, dtype=dtype)
 
     @property
     def code_features(self) -> int:
-        """A vector for each concept."""
+        """One vector per concept."""
         return len(self.concepts) * self.embedding_features
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
-        """Registers the encoder of the vectors, the scorer and the head."""
+        """Register the encoder of the vectors, the scorer and the head."""
         super().create_parameters(device=device, dtype=dtype)
         self.encoder = nn.Linear(self.in_features, 2 * self.code_features, device=device, dtype=dtype)
         self.scorer = nn.Linear(2 * self.embedding_features, 1, device=device, dtype=dtype)
 
     def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, ConceptState]:
-        """Returns the mixed vectors of all concepts, one after the other."""
+        """Return the mixed vectors of all concepts, concatenated."""
         context = F.leaky_relu(self.encoder(pooled)).unflatten(-1, (len(self.concepts), 2 * self.embedding_features))
         logits = self.scorer(context).squeeze(-1)
-        _, values = self.corrected(logits, scope)
+        _, values = self.after_intervention(logits, scope)
         if self.training and scope is not None and scope.concepts is not None and intervention_on(self) is None:
             labels, known = self.labels(scope.repeated(scope.repeats), logits)
-            values = torch.where(known & self._chosen(known), labels, values)
+            values = torch.where(known & self._randint(known), labels, values)
         present, absent = context.chunk(2, -1)
         weight = values.unsqueeze(-1)
         return (weight * present + (1 - weight) * absent).flatten(1), ConceptState(logits, values)
 
-    def _chosen(self, known: Tensor) -> Tensor:
-        """Draws for each sample and concept whether it is set to the truth; once for a categorical group."""
-        runs = self.concepts.runs
-        draws = [known[:, run][:, :1] if kind == "categorical" else known[:, run] for kind, run in runs]
-        chosen = [torch.rand(each.shape, device=known.device) < self.intervention_probability for each in draws]
-        return torch.cat(
-            [each.expand(-1, run.stop - run.start) for each, (_, run) in zip(chosen, runs, strict=True)], 1
-        )
+    def _randint(self, known: Tensor) -> Tensor:
+        """Sample which concepts are set to the truth, `(batch, concepts)`; once per categorical group."""
+        masks = []
+        for kind, run in self.concepts.runs:
+            width = run.stop - run.start
+            uniform = torch.rand((known.shape[0], 1 if kind == "categorical" else width), device=known.device)
+            masks.append((uniform < self.intervention_probability).expand(-1, width))
+        return torch.cat(masks, 1)

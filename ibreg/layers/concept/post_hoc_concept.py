@@ -1,4 +1,4 @@
-"""Post-hoc concept bottleneck: directions of concepts in a frozen network's features, and a sparse head behind them.
+"""Post-hoc concept bottleneck: directions of concepts in a frozen network's features, and a sparse head on them.
 
 Yuksekgonul et al. 2023 (arXiv 2205.15480).
 """
@@ -13,18 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ibreg.layers.concept.base import CODES, ConceptLayer
-from ibreg.layers.concept.head import HeadPenalty, checked_penalty
+from ibreg.layers.concept.constraints import Matrix
+from ibreg.layers.concept.head import HeadPenalty, check_prior_is_used
 from ibreg.layers.concept.specification import Description
-from ibreg.layers.constraints import Bool, OneOf
+from ibreg.layers.constraints import AtLeast, Bool, OneOf, Optional
 from ibreg.layers.scope import Scope
 from ibreg.registry import register
 
-# A weight below this is as good as none to somebody who reads the head.
+# Weights whose absolute value is at most this count as zero in the log `active_weights`.
 LEAST_WEIGHT = 1e-3
 
 
 class PostHocConceptState(NamedTuple):
-    """A `ConceptState`, the penalty on the head's weights and the share of those that are not small, both 0-dim."""
+    """A `ConceptState`, and two 0-dim tensors: the penalty on the head's weights and the fraction of active weights."""
 
     logits: Tensor
     values: Tensor
@@ -34,26 +35,27 @@ class PostHocConceptState(NamedTuple):
 
 @register("post_hoc_concept")
 class PostHocConceptBottleneck(ConceptLayer):
-    r"""Replaces features by how far they lie along fixed concept vectors, and charges for the weights of the head.
+    r"""Post-hoc concept layer: projects features on fixed concept vectors and penalizes the weights of the head.
 
     .. math:: m_c = v_c \cdot x + b_c, \quad z = W \, \text{code}(m) + d \; [+ \, R x], \quad
         \text{penalty} = l_1 |W|_1 + l_2 |W|_2^2
 
-    The vectors are buffers, not trained: `ibreg.layers.concept.fitting.fit_concept_vectors` finds them in the
-    features of a frozen network, from a few labeled samples; before that they are random directions. The head is
-    trained by the task loss and the penalty, or fitted by `ibreg.layers.concept.fitting.fit_sparse_head`.
+    The vectors are buffers, not trained: `ibreg.layers.concept.fitting.fit_concept_vectors` fits them to the features
+    of a frozen network, from a few labeled samples; before that they are random directions. The head is trained by the
+    task loss and the penalty, or fitted by `ibreg.layers.concept.fitting.fit_sparse_head`.
 
     Args:
         in_features: size of the feature axis.
         concepts: their number, their names, a list of entries (`Concepts.of`), or a `Concepts`.
-        code: what the head reads: "logit" (m), "probability" or "hard".
-        hybrid: whether R x is added, a linear map of all features (PCBM-h, `residual_decoder`). It starts at 0, and
-            wins accuracy back where concepts are incomplete: train it after the head, with the head frozen.
-        out_features: size of the output; None: `in_features`, so that the layer fits in place.
-        head_l1: weight of the head's absolute weights. The paper's elastic net is about this and head_l2's default.
-        head_l2: weight of their squares.
-        head_prior: matrix `(out_features, concepts)`, usually of -1, 0 and 1, around which head_l1 and head_l2 are
-            taken; None: 0.
+        code: input of the head: "logit" (m), "probability" or "hard".
+        hybrid: whether R x is added, a linear map of all features (PCBM-h, `residual_decoder`). It is initialized to 0,
+            and recovers accuracy that incomplete concepts cost: train it after the head, with the head frozen.
+        out_features: size of the output; None: `in_features`.
+        head_l1: weight of the L1 norm of the head's weights; the defaults of head_l1 and head_l2 are close to the
+            elastic net of the paper.
+        head_l2: weight of their squared L2 norm.
+        head_prior: matrix `(out_features, concepts)`, usually of -1, 0 and 1, from which head_l1 and head_l2 penalize
+            deviations; None: 0.
         beta: weight of the penalty.
         dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
         device: of parameters and vectors.
@@ -61,18 +63,18 @@ class PostHocConceptBottleneck(ConceptLayer):
 
     Shapes:
         `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, height, width)`; the output has
-        `out_features` on the same axis. Concepts are those of a sample, read from the mean over its tokens or
-        positions, and the output is the same at all of them: see `ConceptBottleneck`, as for corrections.
+        `out_features` on the same axis. Concepts belong to a sample: they are predicted from the mean over its tokens
+        or positions, and the output is the same at all of them. See `ConceptBottleneck`, also for interventions.
 
-    It needs no labels. Where `concepts` are given, their loss and accuracy are logged.
+    It needs no labels. If `concepts` are given, their loss and accuracy are logged.
 
-    Logs: `head_penalty`, `active_weights` (share of the head's weights above 1e-3 in size); with labels those of
-    `ConceptBottleneck`.
+    Logs: `head_penalty`, `active_weights` (fraction of the head's weights with an absolute value above 1e-3); with
+    labels also the logs of `ConceptBottleneck`.
 
-    Many processes: the penalty is that of the weights, the same on all ranks.
+    Many processes: the penalty depends on the weights alone and is the same on all ranks.
 
     Raises:
-        ValueError: an option out of range, no concepts, sizes or labels that do not fit.
+        ValueError: If an option is out of range, there are no concepts, or sizes or labels do not fit.
 
     Example:
         >>> layer = PostHocConceptBottleneck(8, ["red", "round"], out_features=3)
@@ -80,6 +82,14 @@ class PostHocConceptBottleneck(ConceptLayer):
         >>> out.z.shape, sorted(out.logs)
         (torch.Size([2, 3]), ['active_weights', 'head_penalty'])
     """
+
+    constraints = {
+        "code": OneOf(CODES),
+        "hybrid": Bool(),
+        "head_l1": AtLeast(0),
+        "head_l2": AtLeast(0),
+        "head_prior": Optional(Matrix()),
+    }
 
     vectors: Tensor
     offsets: Tensor
@@ -101,27 +111,16 @@ class PostHocConceptBottleneck(ConceptLayer):
         dtype=None,
     ):
         super().__init__(
-            in_features,
-            concepts,
-            out_features=out_features,
-            head="linear",
-            beta=beta,
-            pos_weight=None,
-            dim=dim,
+            in_features, concepts, out_features=out_features, head="linear", beta=beta, pos_weight=None, dim=dim,
             device=device,
-        )
-        OneOf(CODES).check("code", code)
-        Bool().check("hybrid", hybrid)
-        self.code = code
-        self.hybrid = hybrid
-        self.head_l1 = head_l1
-        self.head_l2 = head_l2
-        self.head_prior = checked_penalty(head_l1, head_l2, head_prior)
+        )  # fmt: skip
+        self.keep(code=code, hybrid=hybrid, head_l1=head_l1, head_l2=head_l2, head_prior=head_prior)
+        check_prior_is_used(head_l1, head_l2, head_prior)
         self.materialize(in_features, device=device, dtype=dtype)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Nothing: the vectors are fitted beforehand."""
+        """Nothing: the vectors are fitted before training."""
         return ()
 
     @property
@@ -130,18 +129,13 @@ class PostHocConceptBottleneck(ConceptLayer):
         return len(self.concepts)
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
-        """Registers the vectors as buffers, the head, and with `hybrid` the map past it."""
+        """Register the vectors as buffers, the head, and with `hybrid` the residual map."""
         super().create_parameters(device=device, dtype=dtype)
         count = len(self.concepts)
         self.register_buffer("vectors", torch.empty((count, self.in_features), device=device, dtype=dtype))
         self.register_buffer("offsets", torch.empty(count, device=device, dtype=dtype))
         self.head_penalty = HeadPenalty(
-            self.head_l1,
-            self.head_l2,
-            self.head_prior,
-            out_features=self.out_features,
-            concepts=count,
-            device=device,
+            self.head_l1, self.head_l2, self.head_prior, out_features=self.out_features, concepts=count, device=device
         )
         if self.hybrid:
             self.residual_decoder = nn.Linear(
@@ -149,7 +143,7 @@ class PostHocConceptBottleneck(ConceptLayer):
             )
 
     def reset_parameters(self) -> None:
-        """Sets the vectors to random directions, the head to torch's own start, the map past it to 0."""
+        """Reset the vectors to random directions, the head to torch's initialization, the residual map to 0."""
         super().reset_parameters()
         with torch.no_grad():
             self.vectors.copy_(F.normalize(torch.randn_like(self.vectors), dim=-1))
@@ -159,39 +153,39 @@ class PostHocConceptBottleneck(ConceptLayer):
 
     @torch.no_grad()
     def set_vectors(self, vectors: Tensor, offsets: Tensor) -> None:
-        """Puts fitted concept vectors in place of those that are there.
+        """Replace the concept vectors.
 
         Args:
             vectors: `(concepts, in_features)`, v.
             offsets: `(concepts,)`, b.
 
         Raises:
-            ValueError: other shapes, values that are not finite.
+            ValueError: If the shapes do not fit, or values are not finite.
         """
-        for name, own, new in (("vectors", self.vectors, vectors), ("offsets", self.offsets, offsets)):
-            if new.shape != own.shape:
-                raise ValueError(f"{name} have shape {tuple(own.shape)}, got {tuple(new.shape)}")
+        for name, current, new in (("vectors", self.vectors, vectors), ("offsets", self.offsets, offsets)):
+            if new.shape != current.shape:
+                raise ValueError(f"{name} must have shape {tuple(current.shape)}, got {tuple(new.shape)}")
             if not new.isfinite().all():
-                raise ValueError(f"{name} have NaN or infinite values")
+                raise ValueError(f"{name} must be finite, got NaN or infinite values")
         self.vectors.copy_(vectors)
         self.offsets.copy_(offsets)
 
     def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, PostHocConceptState]:
-        """Returns how far features lie along the vectors, in the space of the code, after corrections."""
+        """Return the projections on the vectors, in the space of the code, after interventions."""
         logits = F.linear(pooled, self.vectors, self.offsets)
-        corrected, values = self.corrected(logits, scope)
-        code = self.coded(self.code, corrected, values)
+        read, values = self.after_intervention(logits, scope)
+        code = self.coded(self.code, read, values)
         weight = self.decoder.weight
         active = (weight.abs() > LEAST_WEIGHT).float().mean()
         return code, PostHocConceptState(logits, values, self.head_penalty(weight), active)
 
     def decode(self, code: Tensor, pooled: Tensor) -> Tensor:
-        """Returns what the head makes of the code, and with `hybrid` what all features add."""
+        """Return the output of the head, with `hybrid` plus the residual map of all features."""
         z = self.decoder(code)
         return z + self.residual_decoder(pooled) if self.hybrid else z
 
     def penalty(self, state: PostHocConceptState, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the penalty on the head, and the logs."""
+        """Return the penalty on the head, and the logs."""
         logs = {"head_penalty": state.head_penalty, "active_weights": state.active_weights}
         if scope.concepts is not None:
             logs |= super().penalty(state, scope)[1]

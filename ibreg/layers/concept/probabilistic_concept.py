@@ -1,4 +1,4 @@
-"""Probabilistic concept bottleneck: each concept a Gaussian among learned anchors, and so how sure the layer is of it.
+"""Probabilistic concept bottleneck: each concept is a Gaussian among learned anchors, whose variance is uncertainty.
 
 Kim et al. 2023 (arXiv 2306.01574).
 """
@@ -26,7 +26,7 @@ INITIAL_SHARPNESS = 5.0
 
 
 class ProbabilisticConceptState(NamedTuple):
-    """A `ConceptState` (logits: at the mean vectors), and what the penalty needs of the vectors and their anchors.
+    """A `ConceptState` (logits: at the mean vectors), and the vectors and anchors that the penalty reads.
 
     Attributes:
         logits: `(batch, concepts)`.
@@ -35,7 +35,7 @@ class ProbabilisticConceptState(NamedTuple):
         scale: the same shape, standard deviations.
         anchors: `(2, concepts, embedding_features)`, of absence and presence, of length 1.
         sharpness: 0-dim.
-        noise: `(samples, batch, concepts, embedding_features)`, standard normal; in training alone.
+        noise: `(samples, batch, concepts, embedding_features)`, standard normal; None in evaluation.
     """
 
     logits: Tensor
@@ -49,29 +49,30 @@ class ProbabilisticConceptState(NamedTuple):
 
 @register("probabilistic_concept")
 class ProbabilisticConceptBottleneck(ConceptLayer):
-    r"""Replaces features by a Gaussian vector for each concept: the nearer of two learned anchors says if it is there.
+    r"""Probabilistic concept layer: one Gaussian vector per concept, classified by its distances to two anchors.
 
     .. math:: z_c \sim N(\mu_c(x), \sigma_c(x)^2), \quad
         p(c | x) = E_z \, \sigma(a (|z_c - z_c^-| - |z_c - z_c^+|)), \quad
         \text{penalty} = \text{concept loss of } p + \kappa \frac1n \sum_i \sum_c KL(p(z_c|x_i) \,\|\, N(0, I))
 
-    in nats, with mean and anchors of length 1. In training the vectors are drawn, in evaluation they are their means;
-    draw them with `ibreg.predict(..., draws=n)`. A correction puts the concept's anchor in place of its vector.
-    `concept_uncertainty` and `class_uncertainty` say how sure the layer is.
+    in nats, with mean and anchors of length 1. The vectors are sampled in training and are their means in evaluation;
+    sample them with `ibreg.predict(..., draws=n)`. An intervention replaces the vector of a concept by its anchor.
+    `concept_uncertainty` and `class_uncertainty` return the uncertainty of concepts and classes.
 
     Args:
         in_features: size of the feature axis.
-        concepts: their number, their names, a list of entries (`Concepts.of`), or a `Concepts`. Those of a categorical
-            group share a softmax; continuous ones have no anchors, which is an error.
+        concepts: their number, their names, a list of entries (`Concepts.of`), or a `Concepts`. A categorical group
+            shares a softmax; continuous concepts have no anchors, which is an error.
         embedding_features: size of a concept's vector.
-        samples: draws in the concept loss of the training. In evaluation the loss is that of the mean vectors.
+        samples: number of Monte Carlo samples in the concept loss in training. In evaluation the loss is that of the
+            mean vectors.
         rate_weight: kappa, weight of the divergence, at least 0.
         out_features: size of the output; None: that of the code (concepts times embedding_features), or with a head
-            `in_features`, so that the layer fits in place.
-        head: from code to output: "identity", "linear" or "mlp" (one hidden layer of 64 ReLUs); None: "linear" where
+            `in_features`.
+        head: from code to output: "identity", "linear" or "mlp" (one hidden layer of 64 ReLUs); None: "linear" if
             out_features are given, else "identity".
         beta: weight of the penalty.
-        pos_weight: weight of the positive labels of binary concepts: a number, or one for each concept (negatives /
+        pos_weight: weight of the positive labels of binary concepts: a number, or one per concept (negatives /
             positives: `Concepts.positive_weights`); None: 1.
         dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
         device: of the parameters.
@@ -79,14 +80,15 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
 
     Shapes:
         `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, height, width)`; the output has
-        `out_features` on the same axis. Concepts are those of a sample, read from the mean over its tokens or
-        positions, and the output is the same at all of them: see `ConceptBottleneck`, as for labels, corrections and
-        many processes. Behind n training draws the batch is n times as long.
+        `out_features` on the same axis. Concepts belong to a sample: they are predicted from the mean over its tokens
+        or positions, and the output is the same at all of them. See `ConceptBottleneck`, also for labels, interventions
+        and many processes. After n training draws the batch is n times as long.
 
     Logs: those of `ConceptBottleneck`, and `rate` (the divergence).
 
     Raises:
-        ValueError: an option out of range, no concepts or continuous ones, sizes or labels that do not fit.
+        ValueError: If an option is out of range, there are no concepts or continuous ones, or sizes or labels do not
+            fit.
 
     Example:
         >>> layer = ProbabilisticConceptBottleneck(8, ["red", "round"], embedding_features=4, out_features=3)
@@ -98,6 +100,11 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
     """
 
     stochastic = True
+    constraints = {
+        "embedding_features": Count("size of a concept's vector"),
+        "samples": Count("number of Monte Carlo samples in the loss"),
+        "rate_weight": AtLeast(0),
+    }
 
     def __init__(
         self,
@@ -116,29 +123,18 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         dtype=None,
     ):
         super().__init__(
-            in_features,
-            concepts,
-            out_features=out_features,
-            head=head,
-            beta=beta,
-            pos_weight=pos_weight,
-            dim=dim,
+            in_features, concepts, out_features=out_features, head=head, beta=beta, pos_weight=pos_weight, dim=dim,
             device=device,
-        )
-        Count("size of a concept's vector").check("embedding_features", embedding_features)
-        Count("number of draws in the loss").check("samples", samples)
-        AtLeast(0).check("rate_weight", rate_weight)
+        )  # fmt: skip
+        self.keep(embedding_features=embedding_features, samples=samples, rate_weight=rate_weight)
         if self.concepts is not None and "continuous" in self.concepts.kinds:
             name = self.concepts.names[self.concepts.kinds.index("continuous")]
-            raise ValueError(f"concept {name!r} is continuous, which has no anchors: leave it to another layer")
-        self.embedding_features = embedding_features
-        self.samples = samples
-        self.rate_weight = rate_weight
+            raise ValueError(f"concept {name!r} must be binary or categorical, got a continuous one: use another layer")
         self.materialize(in_features, device=device, dtype=dtype)
 
     @property
     def code_features(self) -> int:
-        """A vector for each concept."""
+        """One vector per concept."""
         return len(self.concepts) * self.embedding_features
 
     @property
@@ -147,7 +143,7 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         return "I(X;Z)"
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
-        """Registers the encoder of means and scales, the anchors, their sharpness, and the head."""
+        """Register the encoder of means and scales, the anchors, their sharpness, and the head."""
         super().create_parameters(device=device, dtype=dtype)
         self.encoder = build_encoder(
             self.in_features, self.code_features, "default", noise=True, device=device, dtype=dtype
@@ -157,14 +153,14 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         self.log_sharpness = nn.Parameter(torch.empty((), device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Sets the encoder to Xavier weights and a small noise, the anchors to random directions, sharpness to 5."""
+        """Reset the encoder to Xavier weights and small noise, the anchors to random directions, the sharpness to 5."""
         super().reset_parameters()
         reset_encoder(self.encoder, self.code_features, "default")
         nn.init.normal_(self.anchors)
         nn.init.constant_(self.log_sharpness, math.log(INITIAL_SHARPNESS))
 
     def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, ProbabilisticConceptState]:
-        """Returns drawn vectors in training, the means in evaluation; anchors where concepts are corrected."""
+        """Return sampled vectors in training, the means in evaluation; anchors of the concepts that are set."""
         mean, scale, anchors = self._gaussians(pooled)
         sharpness = self.log_sharpness.exp()
         logits = _logits(mean, anchors, sharpness)
@@ -172,9 +168,9 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         if self.training:
             draws = scope.claim_draws(self) if scope is not None else 1
             noise = torch.randn((draws + self.samples, *mean.shape), dtype=mean.dtype, device=mean.device)
-            drawn, noise = noise.split([draws, self.samples])  # what the head reads, and what the loss is a mean over
-            code = (mean + scale.to(mean.dtype) * drawn).flatten(0, 1)
-        _, values = self.corrected(_logits(code, anchors, sharpness), scope)
+            code_noise, noise = noise.split([draws, self.samples])  # for the head, and for the loss
+            code = (mean + scale.to(mean.dtype) * code_noise).flatten(0, 1)
+        _, values = self.after_intervention(_logits(code, anchors, sharpness), scope)
         intervention = self.intervention(values, scope)
         if intervention is not None:
             weight = values.unsqueeze(-1)
@@ -183,12 +179,12 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         return code.flatten(1), ProbabilisticConceptState(logits, values, mean, scale, anchors, sharpness, noise)
 
     def penalty(self, state: ProbabilisticConceptState, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss of the mean probabilities plus the weighted divergence, and the logs."""
+        """Return the loss of the mean probabilities plus the weighted divergence, and the logs."""
         labels, known = self.labels(scope, state.logits)
         logits = state.logits
         if state.noise is not None:
-            draws = _logits(state.mean + state.scale * state.noise, state.anchors, state.sharpness)
-            logits = self.concepts.mixed_logits(draws)
+            vectors = state.mean + state.scale * state.noise
+            logits = self.concepts.mixed_logits(_logits(vectors, state.anchors, state.sharpness))
         losses = torch.where(known, self.concept_losses(logits, labels), 0).sum(-1)
         loss = batch_mean(losses, valid=known.any(-1))
         rate = batch_mean(gaussian_rate(state.mean, state.scale).sum(-1))
@@ -196,7 +192,7 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         return loss + self.rate_weight * rate, logs
 
     def concept_uncertainty(self, x: Tensor) -> Tensor:
-        r"""Returns the size of each concept's Gaussian: the geometric mean of its variances, `(batch, concepts)`.
+        r"""Return the uncertainty of each concept, the geometric mean of its variances: `(batch, concepts)`.
 
         .. math:: \det(\Sigma_c)^{1/m}
         """
@@ -204,7 +200,7 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         return (2 * scale.log().mean(-1)).exp()
 
     def class_uncertainty(self, x: Tensor) -> Tensor:
-        r"""Returns the variance of each output of a linear head that comes of the concepts' noise.
+        r"""Return the variance of each output of a linear head that is due to the noise of the concepts.
 
         .. math:: \text{diag}(W \Sigma W^T)
 
@@ -212,24 +208,24 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
             `(batch, out_features)`.
 
         Raises:
-            ValueError: the head is not linear.
+            ValueError: If the head is not linear.
         """
         if self.head != "linear":
             raise ValueError(
-                f"class_uncertainty is that of a linear head in the layer, this one has head={self.head!r}: build it "
-                "with out_features=classes, or take the variance over ibreg.predict's draws"
+                f"class_uncertainty must be of a layer with head='linear', got head={self.head!r}: build it with "
+                "out_features=classes, or compute the variance over ibreg.predict_samples"
             )
         _, scale, _ = self._gaussians(self.pooled(x, None))
         return scale.flatten(1).square() @ self.decoder.weight.square().to(scale.dtype).mT
 
     def _gaussians(self, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns means and standard deviations of the vectors, and the anchors."""
+        """Return means and standard deviations of the vectors, and the anchors."""
         shape = (len(self.concepts), self.embedding_features)
         mean, raw_scale = (part.unflatten(-1, shape) for part in self.encoder(pooled).chunk(2, dim=-1))
         return F.normalize(mean, dim=-1), noise_scale(raw_scale), F.normalize(self.anchors, dim=-1)
 
 
 def _logits(vectors: Tensor, anchors: Tensor, sharpness: Tensor) -> Tensor:
-    """Returns a (|z - absent| - |z - present|) for vectors `(..., concepts, embedding_features)`."""
+    """Return a (|z - absent| - |z - present|) for vectors `(..., concepts, embedding_features)`."""
     absent, present = ((vectors - anchor).norm(dim=-1) for anchor in anchors)
     return sharpness * (absent - present)

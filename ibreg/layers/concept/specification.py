@@ -1,46 +1,45 @@
-"""What concepts a model talks about: their names, kinds, groups and weights, in the order of the label columns."""
+"""The specification of concepts: names, kinds, groups and weights, in the order of the label columns."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-KINDS = ("binary", "categorical", "continuous")
-FIELDS = ("name", "kind", "group", "weight", "values")
+from ibreg.layers.concept.variable import Variable
 
-# Where a probability of 0 or 1 has to become a logit, it is taken as this far from it.
+# Probabilities are clipped to [LEAST_PROBABILITY, 1 - LEAST_PROBABILITY] before they are turned into logits.
 LEAST_PROBABILITY = 1e-6
 
 
 @dataclass(frozen=True)
 class Concepts:
-    """Concepts by column: what the labels `(batch, concepts)` and the predictions of a concept layer mean.
+    """Specification of concepts: the meaning of the columns of labels and predictions, `(batch, concepts)`.
 
-    A binary concept is a label in [0, 1]. A categorical variable is a group of neighboring columns, one for each of
-    its values, that are one-hot (or soft) and share a softmax. A continuous concept is a number. NaN stands for a label
-    that is missing; of a categorical group all columns are missing together. Usually made by `Concepts.of` or
+    A binary concept has labels in [0, 1]. A categorical concept is a group of neighboring columns, one per value, whose
+    labels are one-hot (or soft) and whose predictions share a softmax. A continuous concept is a number. NaN stands for
+    a missing label; in a categorical group all columns are missing together. Usually made by `Concepts.of` or
     `Concepts.read`.
 
     Attributes:
-        names: one per column, all different.
+        variables: the entries that the specification was made of; each has one or several columns.
+        names: name of each column, all different.
         kinds: "binary", "categorical" or "continuous", per column.
-        groups: per column the name of the group that it belongs to; a concept without a group is one of its own, under
-            its own name. Binary concepts may form groups too, such as the attributes of one part of a bird, which an
-            expert corrects together.
-        weights: per column, weight of its loss, at least 0; a categorical group has one.
+        groups: name of the group of each column; a concept without a group is one of its own, under its own name.
+            Binary concepts may form groups too, such as the attributes of one part of a bird, on which an expert
+            intervenes together.
+        weights: weight of the loss of each column, at least 0; the same in all columns of a categorical group.
 
     Raises:
-        ValueError: lengths that differ, a name that stands twice, a kind that is none, a group of several kinds, a
-            categorical group with one column or with others in between, a weight below 0, a concept with the name of a
-            group that it is not in.
+        ValueError: If there is no variable, columns are not consecutive, a name is used twice, a group has several
+            kinds, a categorical group has a single column or columns that are not neighbors or of different weights, or
+            a concept has the name of a group that it is not in.
 
     Example:
         >>> concepts = Concepts.of(["red", {"name": "digit", "values": [0, 1]}, {"name": "size", "kind": "continuous"}])
@@ -50,30 +49,34 @@ class Concepts:
         {'red': (0,), 'digit': (1, 2), 'size': (3,)}
     """
 
-    names: tuple[str, ...]
-    kinds: tuple[str, ...]
-    groups: tuple[str, ...]
-    weights: tuple[float, ...]
+    variables: tuple[Variable, ...]
+    names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    kinds: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    groups: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    weights: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if not self.names:
+        if not self.variables:
             raise ValueError("there is no concept: name at least one")
-        if not len(self.names) == len(self.kinds) == len(self.groups) == len(self.weights):
-            raise ValueError(
-                f"{len(self.names)} names, {len(self.kinds)} kinds, {len(self.groups)} groups and {len(self.weights)} "
-                "weights: give one of each for each concept"
-            )
+        columns = [column for variable in self.variables for column in variable.columns]
+        if columns != list(range(len(columns))):
+            raise ValueError(f"the columns of the variables must be 0, 1, 2, ... in this order, got {columns}")
+        fields = [(name, v.kind, v.group, v.weight) for v in self.variables for name in v.column_names]
+        for attribute, values in zip(("names", "kinds", "groups", "weights"), zip(*fields, strict=True), strict=True):
+            object.__setattr__(self, attribute, values)
+        self._check_names()
+        self._check_groups()
+
+    def _check_names(self) -> None:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
-            raise ValueError(f"concepts have different names, {', '.join(map(repr, twice))} stands twice")
-        for name, kind, weight in zip(self.names, self.kinds, self.weights, strict=True):
-            if kind not in KINDS:
-                raise ValueError(f"the kind of concept {name!r} is one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"the weight of concept {name!r} is a finite number of at least 0, got {weight!r}")
+            raise ValueError(f"concepts must have different names, {', '.join(map(repr, twice))} is used twice")
+        groups = set(self.groups)
         for name, group in zip(self.names, self.groups, strict=True):
-            if name != group and name in self.members:
+            if name != group and name in groups:
                 raise ValueError(f"{name!r} is a concept of group {group!r} and the name of another group: rename one")
+
+    def _check_groups(self) -> None:
         for group, columns in self.members.items():
             kinds = sorted({self.kinds[column] for column in columns})
             if "categorical" not in kinds:
@@ -82,23 +85,23 @@ class Concepts:
                 raise ValueError(f"group {group!r} has {' and '.join(kinds)} concepts: a softmax is over one kind")
             if len(columns) < 2 or columns[-1] - columns[0] != len(columns) - 1:
                 raise ValueError(
-                    f"the categorical group {group!r} has columns {list(columns)}: it needs two or more, side by side"
+                    f"a categorical group must have two or more columns side by side, {group!r} has {list(columns)}"
                 )
             if len({self.weights[column] for column in columns}) > 1:
-                raise ValueError(f"the categorical group {group!r} has one loss: give its columns one weight")
+                raise ValueError(f"the categorical group {group!r} has one loss: give its columns the same weight")
 
     @classmethod
     def of(cls, description: Description) -> Concepts:
-        """Makes a specification of whatever describes one.
+        """Make a specification from a description.
 
         Args:
-            description: a number of binary concepts; or a list with one entry for each concept, a name (binary) or a
-                mapping with `name` and, where they are not the default, `kind` ("binary"), `group` (none), `weight` (1)
-                and `values`: a list of values makes a categorical group of one column for each, under this name; or a
-                `Concepts`, which is returned.
+            description: a number of binary concepts; or a list with one entry per variable, a name (binary) or a
+                mapping with `name` and, where they differ from the default, `kind` ("binary"), `group` (none), `weight`
+                (1) and `values`: a list of values makes a categorical group with one column per value; or a `Concepts`,
+                which is returned unchanged.
 
         Raises:
-            ValueError: something else, or a field that there is not; and what `Concepts` raises.
+            ValueError: If it is something else or has an unknown field, and as for `Concepts` and `Variable`.
 
         Example:
             >>> Concepts.of(2).names
@@ -108,22 +111,24 @@ class Concepts:
             return description
         if isinstance(description, int) and not isinstance(description, bool):
             if description < 1:
-                raise ValueError(f"a number of concepts is at least 1, got {description}")
+                raise ValueError(f"the number of concepts must be at least 1, got {description}")
             description = [f"concept_{column}" for column in range(description)]
         if isinstance(description, (str, Mapping)) or not isinstance(description, Sequence):
             raise ValueError(
-                "concepts are described by their number, by a list of names or of mappings with name, kind, group, "
-                f"weight and values, or by an ibreg.Concepts; got {description!r}"
+                "concepts must be their number, a list of names or of mappings with name, kind, group, weight and "
+                f"values, or an ibreg.Concepts, got {description!r}"
             )
-        columns = [column for entry in description for column in _columns(entry)]
-        return cls(*(tuple(field) for field in zip(*columns, strict=True))) if columns else cls((), (), (), ())
+        variables: list[Variable] = []
+        for entry in description:
+            variables.append(Variable.of(entry, sum(len(variable.columns) for variable in variables)))
+        return cls(tuple(variables))
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Concepts:
-        """Reads a specification from a YAML file: the list that `of` takes. It needs PyYAML.
+        """Read a specification from a YAML file, the list that `of` takes. Requires PyYAML.
 
         Args:
-            path: of the file. ::
+            path: path of the file. ::
 
                 - red                                             # binary
                 - {name: striped_wing, group: wing, weight: 2}
@@ -131,8 +136,8 @@ class Concepts:
                 - {name: size, kind: continuous}
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not such a list.
+            FileNotFoundError: If there is no such file.
+            ValueError: If it does not hold such a list.
         """
         import yaml  # not a dependency of the core: the recipes' configurations bring it along
 
@@ -140,17 +145,11 @@ class Concepts:
             try:
                 return cls.of(yaml.safe_load(file))
             except (ValueError, yaml.YAMLError) as error:
-                raise ValueError(f"{path} describes no concepts: {error}") from error
+                raise ValueError(f"{path} does not describe concepts: {error}") from error
 
     def entries(self) -> list[Any]:
-        """Returns the list of names and mappings that `of` makes this specification of again, fit for JSON and YAML."""
-        entries = []
-        for name, kind, group, weight in zip(self.names, self.kinds, self.groups, self.weights, strict=True):
-            further = {"kind": kind} if kind != "binary" else {}
-            further |= {"group": group} if group != name else {}
-            further |= {"weight": weight} if weight != 1 else {}
-            entries.append({"name": name, **further} if further else name)
-        return entries
+        """Return the list from which `of` makes this specification again, in the types of JSON and YAML, for files."""
+        return [variable.entry() for variable in self.variables]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -164,8 +163,19 @@ class Concepts:
         return members
 
     @property
+    def units(self) -> dict[str, tuple[int, ...]]:
+        """The columns that are predicted as one, by name: those of a categorical group, else a single column."""
+        units: dict[str, tuple[int, ...]] = {}
+        for group, columns in self.members.items():
+            if self.kinds[columns[0]] == "categorical":
+                units[group] = columns
+            else:
+                units |= {self.names[column]: (column,) for column in columns}
+        return units
+
+    @property
     def runs(self) -> list[tuple[str, slice]]:
-        """The columns in runs that are treated alike: neighbors of one kind, each categorical group by itself."""
+        """Kind and slice of consecutive columns of one kind; each categorical group is a run of its own."""
         runs: list[tuple[str, slice]] = []
         for column, kind in enumerate(self.kinds):
             alone = kind == "categorical" and self.groups[column] != self.groups[column - 1]
@@ -176,17 +186,17 @@ class Concepts:
         return runs
 
     def index(self, name: str) -> int:
-        """Returns the column of a concept.
+        """Return the column of a concept.
 
         Raises:
-            ValueError: no concept of that name.
+            ValueError: If no concept has that name.
         """
         if name not in self.names:
-            raise ValueError(f"no concept is called {name!r}: there are {', '.join(self.names)}")
+            raise ValueError(f"there is no concept {name!r}: choose from {', '.join(self.names)}")
         return self.names.index(name)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Returns what logits stand for: sigmoid, softmax within a categorical group, the number itself.
+        """Turn logits into probabilities: sigmoid, softmax within a categorical group, a continuous value unchanged.
 
         Args:
             logits: `(..., concepts)`.
@@ -195,47 +205,47 @@ class Concepts:
             >>> Concepts.of(["red", {"name": "size", "kind": "continuous"}]).probabilities(torch.tensor([0.0, 3.0]))
             tensor([0.5000, 3.0000])
         """
-        return _by_run(self, logits, {"binary": torch.sigmoid, "categorical": _softmax, "continuous": _same})
+        return _by_run(self, logits, {"binary": torch.sigmoid, "categorical": _softmax, "continuous": _identity})
 
     def logits(self, probabilities: Tensor) -> Tensor:
-        """Returns logits that stand for these probabilities: the inverse of `probabilities`.
+        """Turn probabilities into logits, the inverse of `probabilities`.
 
         Args:
-            probabilities: `(..., concepts)`; those of binary and categorical concepts are kept `LEAST_PROBABILITY`
-                away from 0 and 1, whose logits are infinite.
+            probabilities: `(..., concepts)`; those of binary and categorical concepts are clipped to
+                [`LEAST_PROBABILITY`, 1 - `LEAST_PROBABILITY`], since the logits of 0 and 1 are infinite.
         """
-        return _by_run(self, probabilities, {"binary": _logit, "categorical": _log, "continuous": _same})
+        return _by_run(self, probabilities, {"binary": _logit, "categorical": _log, "continuous": _identity})
 
     def mixed_logits(self, logits: Tensor) -> Tensor:
-        """Returns logits of the mean probability over draws, without leaving log space: no draw saturates it.
+        """Return the logits of the mean probability over samples, computed in log space, so that nothing saturates.
 
         Args:
-            logits: `(draws, ..., concepts)`.
+            logits: `(samples, ..., concepts)`.
 
         Example:
-            >>> concepts, draws = Concepts.of(2), torch.randn(9, 4, 2)
-            >>> mean = concepts.probabilities(draws).mean(0)
-            >>> torch.allclose(concepts.probabilities(concepts.mixed_logits(draws)), mean)
+            >>> concepts, logits = Concepts.of(2), torch.randn(9, 4, 2)
+            >>> mean = concepts.probabilities(logits).mean(0)
+            >>> torch.allclose(concepts.probabilities(concepts.mixed_logits(logits)), mean)
             True
         """
         return _by_run(self, logits, {"binary": _mixed_binary, "categorical": _mixed_categorical, "continuous": _mean})
 
     def decisions(self, probabilities: Tensor) -> Tensor:
-        """Returns probabilities decided: 1 where they are above 0.5, in a categorical group for the largest; else 0.
+        """Return 1 where a probability is above 0.5, or the largest of its categorical group, and 0 elsewhere.
 
         Args:
-            probabilities: `(..., concepts)`; continuous ones stay.
+            probabilities: `(..., concepts)`; continuous values are returned unchanged.
         """
-        return _by_run(self, probabilities, {"binary": _above_half, "categorical": _one_hot, "continuous": _same})
+        return _by_run(self, probabilities, {"binary": _above_half, "categorical": _one_hot, "continuous": _identity})
 
     def validate(self, labels: Any) -> Tensor:
-        """Checks the labels of a data set and returns them as a tensor of floats.
+        """Check the labels of a data set and return them as a floating-point tensor.
 
         Args:
             labels: `(samples, concepts)`, NaN where a label is missing.
 
         Raises:
-            ValueError: what `check_labels` raises, and a concept without any label.
+            ValueError: If a concept has no label at all, and as for `check_labels`.
         """
         labels = torch.as_tensor(labels)
         labels = labels if labels.is_floating_point() else labels.float()
@@ -246,15 +256,15 @@ class Concepts:
         return labels
 
     def check_labels(self, labels: Tensor, what: str = "labels") -> None:
-        """Checks the labels of some samples.
+        """Check the labels of a batch.
 
         Args:
             labels: `(samples, concepts)`, NaN where a label is missing.
-            what: how errors call them.
+            what: name of the labels in error messages.
 
         Raises:
-            ValueError: another shape, binary or categorical labels outside [0, 1], rows of a categorical group that do
-                not sum to 1 or that are missing in part, infinite labels.
+            ValueError: If the shape does not fit, binary or categorical labels are outside [0, 1], labels are infinite,
+                or those of a categorical group do not sum to 1 or are missing in part.
         """
         self.check_shape(labels, f"concept {what}")
         known = ~labels.isnan()
@@ -263,8 +273,10 @@ class Concepts:
             low, high = (-math.inf, math.inf) if self.kinds[column] == "continuous" else (0, 1)
             wrong = values[~((values >= low) & (values <= high) & values.isfinite())]
             if len(wrong):
-                expected = "finite" if self.kinds[column] == "continuous" else "in [0, 1]"
-                raise ValueError(f"{what} of concept {name!r} are {expected} or NaN (missing), got {wrong[0].item():g}")
+                valid = "finite" if self.kinds[column] == "continuous" else "in [0, 1]"
+                raise ValueError(
+                    f"{what} of concept {name!r} must be {valid} or NaN (missing), got {wrong[0].item():g}"
+                )
         for kind, run in self.runs:
             if kind == "categorical":
                 group, rows = self.groups[run.start], known[:, run]
@@ -272,64 +284,40 @@ class Concepts:
                     raise ValueError(f"a sample has {what} for a part of group {group!r}: give all, or NaN for all")
                 sums = labels[rows.all(1), run].sum(1)
                 if ((sums - 1).abs() > 1e-2).any():
-                    raise ValueError(f"the {what} of the categorical group {group!r} sum to 1 in each sample")
+                    raise ValueError(f"{what} of the categorical group {group!r} must sum to 1 in each sample")
 
     def check_shape(self, values: Tensor, what: str) -> None:
-        """Raises a ValueError where a tensor is not `(batch, concepts)`."""
+        """Raise a ValueError if a tensor is not `(batch, concepts)`."""
         if values.dim() != 2 or values.shape[1] != len(self):
-            raise ValueError(f"{what} have shape (batch, {len(self)} concepts), got {tuple(values.shape)}")
+            raise ValueError(f"{what} must have shape (batch, {len(self)} concepts), got {tuple(values.shape)}")
 
     def positive_weights(self, labels: Any) -> list[float]:
-        """Returns negatives / positives of each binary concept, 1 for the others: the `pos_weight` of balanced losses.
+        """Return negatives / positives of each binary concept, the `pos_weight` of a balanced loss; 1 for the others.
 
         Args:
-            labels: `(samples, concepts)` of the training data; soft ones count in part. A concept that is never or
-                always there gets 1.
+            labels: `(samples, concepts)` of the training data; soft labels count in part. A concept without positive or
+                without negative labels gets 1.
         """
         labels = self.validate(labels)
         positive, negative = labels.nansum(0), (1 - labels).nansum(0)
         balanced = (negative / positive).tolist()
-        counted = ((positive > 0) & (negative > 0)).tolist()
+        defined = ((positive > 0) & (negative > 0)).tolist()
         return [
             weight if kind == "binary" and both else 1.0
-            for weight, kind, both in zip(balanced, self.kinds, counted, strict=True)
+            for weight, kind, both in zip(balanced, self.kinds, defined, strict=True)
         ]
 
 
 Description = int | Sequence[str | Mapping[str, Any]] | Concepts
 
 
-def _columns(entry: Any) -> list[tuple[str, str, str, float]]:
-    """Returns name, kind, group and weight of the columns that one entry of a description makes."""
-    if isinstance(entry, str):
-        return [(entry, "binary", entry, 1.0)]
-    if not isinstance(entry, Mapping) or "name" not in entry:
-        raise ValueError(f"a concept is a name or a mapping with a name, got {entry!r}")
-    unknown = [str(key) for key in entry if key not in FIELDS]
-    if unknown:
-        raise ValueError(
-            f"concept {entry['name']!r} has no field {', '.join(map(repr, unknown))}: choose from {', '.join(FIELDS)}"
-        )
-    name, weight = str(entry["name"]), entry.get("weight", 1.0)
-    if not isinstance(weight, Real) or isinstance(weight, bool):
-        raise ValueError(f"the weight of concept {name!r} is a number of at least 0, got {weight!r}")
-    weight = float(weight)
-    if "values" not in entry:
-        return [(name, entry.get("kind", "binary"), str(entry.get("group", name)), weight)]
-    if entry.get("kind", "categorical") != "categorical" or "group" in entry:
-        raise ValueError(f"concept {name!r} has values: it is categorical, and its columns are a group of their own")
-    values = entry["values"]
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) < 2:
-        raise ValueError(f"the values of concept {name!r} are a list of two or more, got {values!r}")
-    return [(f"{name}={value}", "categorical", name, weight) for value in values]
-
-
-def _by_run(concepts: Concepts, values: Tensor, functions: Mapping[str, Any]) -> Tensor:
+def _by_run(concepts: Concepts, values: Tensor, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> Tensor:
+    """Apply to each run of columns the function of its kind."""
     runs = [functions[kind](values[..., run]) for kind, run in concepts.runs]
     return runs[0] if len(runs) == 1 else torch.cat(runs, -1)
 
 
-def _same(values: Tensor) -> Tensor:
+def _identity(values: Tensor) -> Tensor:
     return values
 
 

@@ -1,4 +1,4 @@
-"""What all concept bottlenecks share: the concept loss against numpy, corrections, positions, heads, models."""
+"""What all concept bottlenecks share: the concept loss against numpy, interventions, positions, heads, models."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_concept_scores():
 
 
 @every_layer
-def test_missing_labels_cost_nothing(name, options):
+def test_missing_labels_have_no_loss(name, options):
     layer = build(name, options)
     model = ibreg.Regularized(nn.Sequential(layer))
     output, penalty, logs = model(torch.randn(BATCH, FEATURES), concepts=torch.full((BATCH, 5), torch.nan))
@@ -106,7 +106,7 @@ def test_missing_labels_cost_nothing(name, options):
 
 
 @every_layer
-def test_a_missing_label_is_as_if_the_concept_were_not_there(name, options):
+def test_a_missing_label_is_a_concept_of_weight_0(name, options):
     layer, x = build(name, options), torch.randn(BATCH, FEATURES, requires_grad=True)
     complete = truth()
     labels = complete.clone()
@@ -135,7 +135,7 @@ def test_labels_that_do_not_fit(name, options, labels, error, message):
         build(name, options).measure(torch.randn(BATCH, FEATURES), concepts=labels)
 
 
-# ---- corrections
+# ---- interventions
 
 
 @every_layer
@@ -161,7 +161,7 @@ def test_the_truth_everywhere_is_the_head_of_true_concepts(name, options, head):
 
 
 @every_layer
-def test_in_training_corrections_hold_too(name, options):
+def test_interventions_act_in_training_too(name, options):
     layer, labels, x = build(name, options).train(), truth(), torch.randn(BATCH, FEATURES)
     evaluated = {}
     for training in (True, False):
@@ -194,7 +194,7 @@ def test_only_what_the_mask_covers_is_set(name, options):
         (ConceptIntervention(torch.zeros(BATCH, 2, dtype=torch.bool), torch.zeros(BATCH, 2)), r"mask .*\(6, 5\), got"),
         (ConceptIntervention(torch.zeros(5, dtype=torch.bool), torch.zeros(5)), r"\(6, 5\), got \(5,\)"),
         (ConceptIntervention(torch.tensor([0, 3]), torch.zeros(BATCH, 5)), "bool tensor .* turn indices into a mask"),
-        (ConceptIntervention(torch.ones(BATCH, 5), torch.zeros(BATCH, 5)), "is a bool tensor"),
+        (ConceptIntervention(torch.ones(BATCH, 5), torch.zeros(BATCH, 5)), "must be a bool tensor"),
         (ConceptIntervention(torch.ones(BATCH, 5).bool(), torch.zeros(BATCH, 1)), r"values of .*got \(6, 1\)"),
         (
             ConceptIntervention(torch.ones(BATCH, 5).bool(), torch.zeros(BATCH, 5), "percentile"),
@@ -209,7 +209,7 @@ def test_interventions_that_do_not_fit(name, options, intervention, message):
 
 
 @every_layer
-def test_nothing_can_be_set_to_nan(name, options):
+def test_setting_a_concept_to_nan_is_an_error(name, options):
     layer = build(name, options).eval()
     unknown = everything(torch.full((BATCH, 5), torch.nan))
     with intervening({layer: unknown}), pytest.raises(RuntimeError, match="sets concepts to finite values"):
@@ -217,7 +217,7 @@ def test_nothing_can_be_set_to_nan(name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), [LAYERS[0], LAYERS[4]])
-def test_compiled_models_hear_of_interventions(name, options):
+def test_interventions_reach_compiled_models(name, options):
     layer, labels, x = build(name, options).eval(), truth(), torch.randn(BATCH, FEATURES)
     torch._dynamo.reset()
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
@@ -242,9 +242,9 @@ def test_predictions_are_probabilities_of_the_logits(name, options):
 
 @pytest.mark.parametrize("code", ["probability", "hard", "logit"])
 @pytest.mark.parametrize("name", ["concept", "stochastic_concept", "post_hoc_concept"])
-def test_the_space_of_corrections_is_that_of_the_code(name, code):
+def test_the_space_of_interventions_is_that_of_the_code(name, code):
     layer = build(name, {"code": code})
-    assert layer.correction_space == ("logit" if code == "logit" else "probability")
+    assert layer.intervention_space == ("logit" if code == "logit" else "probability")
 
 
 # ---- positions, draws
@@ -263,7 +263,7 @@ def test_concepts_are_read_from_the_mean_of_positions(name, options, rank):
 
 
 @every_layer
-def test_padding_has_no_concepts(name, options):
+def test_padding_does_not_affect_concepts(name, options):
     layer, x = build(name, options).eval(), torch.randn(3, 7, FEATURES)
     mask = torch.arange(7) < torch.tensor([7, 4, 1]).unsqueeze(1)
     expected = torch.stack([layer(x[i : i + 1, :length])[0, 0] for i, length in enumerate([7, 4, 1])])
@@ -293,9 +293,9 @@ def test_several_draws(name):
     assert averaged.shape == (BATCH, 2)
 
 
-def test_corrections_behind_the_draws_of_another_layer():
-    behind = build("concept_embedding", {"embedding_features": 3})
-    net = nn.Sequential(ibreg.VariationalBottleneck(FEATURES), behind)
+def test_interventions_after_the_samples_of_another_layer():
+    embedding = build("concept_embedding", {"embedding_features": 3})
+    net = nn.Sequential(ibreg.VariationalBottleneck(FEATURES), embedding)
     model, labels, x = ibreg.Regularized(net, draws=3), truth(), torch.randn(BATCH, FEATURES)
     assert model(x, concepts=labels).output.shape == (3, BATCH, 15)
     assert ibreg.predict(net, x, draws=3, mean="output").shape == (BATCH, 15)
@@ -325,14 +325,17 @@ def test_heads_and_their_sizes():
     ("options", "message"),
     [
         ({"concepts": None}, "does not know its concepts: pass their number, concepts=5"),
-        ({"head": "tree"}, "head must be one of 'identity', 'linear', 'mlp', got 'tree'"),
-        ({"head": "identity", "out_features": 3}, "puts the code out, which has 2 features: leave out_features=3 away"),
-        ({"out_features": 0}, "out_features must be an integer of at least 1 [(]size of the output[)], got 0"),
-        ({"pos_weight": [1.0]}, "pos_weight has 1 numbers for 2 concepts"),
-        ({"pos_weight": 0.0}, "pos_weight must be a finite number above 0"),
-        ({"pos_weight": [1.0, float("nan")]}, "each pos_weight must be a finite number above 0"),
-        ({"pos_weight": "balanced"}, "pos_weight must be a finite number above 0, got 'balanced'"),
-        ({"concepts": ["a", "a"]}, "'a' stands twice"),
+        ({"head": "tree"}, "head must be None or one of 'identity', 'linear', 'mlp', got 'tree'"),
+        (
+            {"head": "identity", "out_features": 3},
+            "so out_features must be its size 2, got 3: leave",
+        ),
+        ({"out_features": 0}, "out_features must be None or an integer of at least 1 [(]size of the output[)], got 0"),
+        ({"pos_weight": [1.0]}, "pos_weight must be one number or one for each of 2 concepts, got 1 numbers"),
+        ({"pos_weight": 0.0}, "pos_weight must be None, a finite number above 0, or a list .*, got 0.0"),
+        ({"pos_weight": [1.0, float("nan")]}, r"or a list of such numbers, one per concept, got \[1.0, nan\]"),
+        ({"pos_weight": "balanced"}, "pos_weight must be None, a finite number above 0, or .*, got 'balanced'"),
+        ({"concepts": ["a", "a"]}, "'a' is used twice"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -52,7 +52,7 @@ def test_a_hard_code_is_exactly_0_or_1_with_the_gradient_of_the_probability():
 
 
 @pytest.mark.parametrize("code", ["logit", "probability", "hard"])
-def test_corrections_in_both_spaces(code):
+def test_interventions_in_both_spaces(code):
     layer, x = build(code=code).eval(), torch.randn(BATCH, FEATURES)
     mask = torch.tensor([True, False, False, False, True]).expand(BATCH, -1)
     logits = torch.full((BATCH, 5), 1.5)
@@ -67,7 +67,7 @@ def test_corrections_in_both_spaces(code):
         np.testing.assert_allclose(layer(x).detach(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_truth_of_0_or_1_is_a_finite_logit():
+def test_setting_a_label_of_0_or_1_gives_a_finite_logit():
     layer = build(code="logit").eval()
     truth = torch.tensor([[1.0, 0, 1, 0, 3], [0.0, 0, 0, 1, -3]])
     with intervening({layer: ConceptIntervention(torch.ones(2, 5).bool(), truth)}):
@@ -76,7 +76,7 @@ def test_a_truth_of_0_or_1_is_a_finite_logit():
     torch.testing.assert_close(layer.concepts.probabilities(code), truth, rtol=0, atol=1e-5)
 
 
-def test_corrections_leave_the_residual_alone():
+def test_interventions_do_not_change_the_residual():
     layer, x = build(residual=2).eval(), torch.randn(BATCH, FEATURES)
     with intervening({layer: ConceptIntervention(torch.ones(BATCH, 5).bool(), torch.ones(BATCH, 5))}):
         torch.testing.assert_close(layer(x)[:, 5:], layer.encoder(x)[:, 5:])
@@ -100,7 +100,7 @@ def test_penalty_on_the_head(prior):
     assert "head_penalty" not in plain.measure(x, concepts=labels).logs
 
 
-def test_a_prior_decides_what_the_data_leave_open():
+def test_the_prior_determines_weights_that_the_data_leave_open():
     prior = [[1.0, -1.0], [-1.0, 1.0]]
     layer = ibreg.ConceptBottleneck(2, 2, out_features=2, head_l1=1.0, head_prior=prior)
     optimizer = torch.optim.SGD(layer.decoder.parameters(), lr=0.01)
@@ -117,17 +117,17 @@ def test_a_prior_decides_what_the_data_leave_open():
         ({"code": "soft"}, "code must be one of 'probability', 'hard', 'logit', got 'soft'"),
         (
             {"residual": -1},
-            "residual must be an integer of at least 0 [(]number of features that go past the concepts[)], got -1",
+            "residual must be an integer of at least 0 [(]number of features that bypass the concepts[)], got -1",
         ),
-        ({"residual": 1.5}, "residual is the number of features"),
+        ({"residual": 1.5}, "residual must be an integer of at least 0"),
         ({"head_l1": -1.0}, "head_l1 must be a finite number of at least 0"),
-        ({"head_l1": 1.0}, "head_l1 and head_l2 are for the weights of head='linear', this is 'identity'"),
-        ({"head_l1": 1.0, "head": "mlp"}, "this is 'mlp'"),
-        ({"head_prior": [[0] * 5]}, "give one of them, head_l1=1e-3"),
+        ({"head_l1": 1.0}, "head must be 'linear' with head_l1 or head_l2 above 0, got 'identity'"),
+        ({"head_l1": 1.0, "head": "mlp"}, "got 'mlp'"),
+        ({"head_prior": [[0] * 5]}, "must come with head_l1 or head_l2 above 0, got 0 for both: pass head_l1=1e-3"),
         ({"head_prior": [[0] * 5], "head_l1": 1.0, "out_features": 2}, "2 outputs and a column .* 5 .*, got 1 x 5"),
         ({"head_prior": [[0] * 4, [0] * 4], "head_l1": 1.0, "out_features": 2}, "got 2 x 4"),
-        ({"head_prior": [[0] * 4, [0] * 5], "head_l1": 1.0, "out_features": 2}, "head_prior is a matrix"),
-        ({"head_prior": [], "head_l1": 1.0, "out_features": 2}, "head_prior is a matrix"),
+        ({"head_prior": [[0] * 4, [0] * 5], "head_l1": 1.0, "out_features": 2}, "head_prior must be None or a matrix"),
+        ({"head_prior": [], "head_l1": 1.0, "out_features": 2}, "head_prior must be None or a matrix"),
     ],
 )
 def test_options_out_of_range(options, message):

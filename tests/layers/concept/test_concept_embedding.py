@@ -34,14 +34,14 @@ def values_in_training(layer, x, labels):
     return layer.train().transform(x, Scope(concepts=labels))[1].values.detach()
 
 
-def test_randint_draws_for_each_sample_and_concept():
+def test_randint_samples_each_sample_and_concept():
     samples, concepts = 4000, 8
     layer, x = build(concepts, intervention_probability=0.25), torch.randn(1, FEATURES).expand(samples, -1)
     labels = torch.randint(2, (samples, concepts)).float()
     values = values_in_training(layer, x, labels)
     replaced = values == labels
-    found = layer.predict_concepts(x)
-    torch.testing.assert_close(values[~replaced], found[~replaced])
+    predicted = layer.predict_concepts(x)
+    torch.testing.assert_close(values[~replaced], predicted[~replaced])
     deviation = (0.25 * 0.75 / samples) ** 0.5
     assert ((replaced.float().mean(0) - 0.25).abs() < 4 * deviation).all()
     counts = torch.bincount(replaced.sum(1), minlength=concepts + 1)  # Binomial(8, 1/4), neither all nor none at once
@@ -57,9 +57,9 @@ def test_a_categorical_group_is_set_as_a_whole_and_a_missing_label_never():
     labels[:, 2] = 1
     labels[:1000, 1:4] = torch.nan
     values = values_in_training(layer, x, labels)
-    group, found = values[:, 1:4], layer.predict_concepts(x)[:, 1:4]
+    group, predicted = values[:, 1:4], layer.predict_concepts(x)[:, 1:4]
     whole = (group == torch.tensor([0.0, 1.0, 0.0])).all(1)
-    torch.testing.assert_close(group[~whole], found[~whole])
+    torch.testing.assert_close(group[~whole], predicted[~whole])
     assert not whole[:1000].any()
     assert 0.45 < whole[1000:].float().mean() < 0.55
 
@@ -71,7 +71,7 @@ def test_never_and_always(probability, everywhere):
     assert torch.equal(values_in_training(layer, x, labels), labels if everywhere else layer.predict_concepts(x))
 
 
-def test_randint_is_for_training_and_does_not_touch_the_loss():
+def test_randint_acts_in_training_only_and_not_on_the_loss():
     layer, x, labels = build(2, intervention_probability=1.0), torch.randn(BATCH, FEATURES), torch.ones(BATCH, 2)
     assert layer.measure(x, concepts=labels).penalty > 0.01
     layer.eval()
@@ -92,5 +92,5 @@ def test_randint_is_for_training_and_does_not_touch_the_loss():
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)
-    with pytest.raises(ValueError, match="embedding_features is the size of a concept's vector, an integer"):
+    with pytest.raises(ValueError, match="embedding_features must be an integer of at least 1"):
         ibreg.ConceptEmbeddingBottleneck(FEATURES, 2, embedding_features=0)

@@ -25,7 +25,7 @@ def problem():
 
 
 @METHODS
-def test_directions_are_found(method):
+def test_fitted_vectors_have_the_true_directions(method):
     features, labels, directions = problem()
     layer = ibreg.PostHocConceptBottleneck(FEATURES, 3, out_features=2)
     fit_concept_vectors(layer, features, labels, method=method)
@@ -67,9 +67,9 @@ def test_missing_soft_and_other_kinds_of_labels(method):
     ("change", "options", "message"),
     [
         (lambda x, y: (x, y), {"method": "mean"}, "method must be one of 'svm', 'mean_difference', got 'mean'"),
-        (lambda x, y: (x[:, 1:], y), {}, r"features are \(600 samples of the labels, 6\), got \(600, 5\)"),
+        (lambda x, y: (x[:, 1:], y), {}, r"features must have shape \(600 samples of the labels, 6\), got \(600, 5\)"),
         (lambda x, y: (x[1:], y), {}, r"got \(599, 6\)"),
-        (lambda x, y: (x, y[:, :2]), {}, r"labels have shape \(batch, 3 concepts\)"),
+        (lambda x, y: (x, y[:, :2]), {}, r"labels must have shape \(batch, 3 concepts\)"),
         (lambda x, y: (x, y * torch.tensor([1, 0, 1])), {}, "all labels of concept 'concept_1' are 0: .* both"),
         (lambda x, y: (x, y * torch.tensor([1, math.nan, 1])), {}, "all labels of concept 'concept_1' are missing"),
         (lambda x, y: (x * 0, y), {"method": "mean_difference"}, "'concept_0' have the same mean features"),
@@ -131,7 +131,7 @@ def test_a_stronger_elastic_net_leaves_fewer_weights():
     assert strong.decoder.weight.abs().argmax(1).tolist() == [0, 0]
 
 
-def test_one_output_and_two_say_the_same():
+def test_one_output_and_two_are_equivalent():
     one, features, _ = fitted(1, lambda labels: labels[:, 0])
     two = ibreg.PostHocConceptBottleneck(FEATURES, 3, out_features=2, code="probability").eval()
     two.set_vectors(one.vectors, one.offsets)
@@ -143,10 +143,14 @@ def test_one_output_and_two_say_the_same():
 @pytest.mark.parametrize(
     ("options", "target", "message"),
     [
-        ({}, torch.zeros(SAMPLES).long(), r"for classes 0 to 1 with samples of each, the target has \[0\]"),
-        ({}, torch.arange(SAMPLES) % 3, r"the target has \[0, 1, 2\]"),
-        ({"head_l1": 0.0, "head_l2": 0.0}, torch.arange(SAMPLES) % 2, "train this head by gradient"),
-        ({"head_prior": [[0, 0, 1], [0, 0, 0]]}, torch.arange(SAMPLES) % 2, "no head_prior: train this head"),
+        ({}, torch.zeros(SAMPLES).long(), r"the target must hold each of the classes 0 to 1, got \[0\]"),
+        ({}, torch.arange(SAMPLES) % 3, r"the target must hold each of the classes 0 to 1, got \[0, 1, 2\]"),
+        (
+            {"head_l1": 0.0, "head_l2": 0.0},
+            torch.arange(SAMPLES) % 2,
+            "and no head_prior: train any other head",
+        ),
+        ({"head_prior": [[0, 0, 1], [0, 0, 0]]}, torch.arange(SAMPLES) % 2, "no head_prior: train any other head"),
     ],
 )
 def test_heads_that_cannot_be_fitted(options, target, message):

@@ -1,4 +1,4 @@
-"""The post-hoc layer: what lies along its vectors, the hybrid residual, the penalty on the head."""
+"""The post-hoc layer: projections on its vectors, the hybrid residual, the penalty on the head."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_against_numpy(code, hybrid):
     np.testing.assert_allclose(layer.concept_logits(x).detach(), logits, rtol=1e-5, atol=1e-6)
 
 
-def test_vectors_are_no_parameters_but_saved():
+def test_vectors_are_buffers_and_not_parameters():
     layer = build()
     assert [name for name, _ in layer.named_parameters()] == ["decoder.weight", "decoder.bias"]
     assert {"vectors", "offsets"} <= layer.state_dict().keys()
@@ -55,9 +55,9 @@ def test_penalty_is_the_elastic_net():
 @pytest.mark.parametrize(
     ("vectors", "offsets", "message"),
     [
-        (torch.zeros(2, FEATURES), torch.zeros(CONCEPTS), r"vectors have shape \(3, 5\), got \(2, 5\)"),
-        (torch.zeros(CONCEPTS, FEATURES), torch.zeros(2), r"offsets have shape \(3,\), got \(2,\)"),
-        (torch.full((CONCEPTS, FEATURES), torch.nan), torch.zeros(CONCEPTS), "vectors have NaN"),
+        (torch.zeros(2, FEATURES), torch.zeros(CONCEPTS), r"vectors must have shape \(3, 5\), got \(2, 5\)"),
+        (torch.zeros(CONCEPTS, FEATURES), torch.zeros(2), r"offsets must have shape \(3,\), got \(2,\)"),
+        (torch.full((CONCEPTS, FEATURES), torch.nan), torch.zeros(CONCEPTS), "vectors must be finite"),
     ],
 )
 def test_vectors_that_do_not_fit_change_nothing(vectors, offsets, message):
@@ -69,7 +69,7 @@ def test_vectors_that_do_not_fit_change_nothing(vectors, offsets, message):
 
 
 def test_options_out_of_range():
-    with pytest.raises(ValueError, match="code is one of"):
+    with pytest.raises(ValueError, match="code must be one of"):
         build(code="margin")
     with pytest.raises(ValueError, match="head_l2 must be a finite number of at least 0"):
         build(head_l2=-1.0)

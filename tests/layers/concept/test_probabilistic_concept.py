@@ -1,4 +1,4 @@
-"""Probabilistic concepts against numpy: distances to anchors, the divergence, what is uncertain and how much."""
+"""Probabilistic concepts against numpy: distances to anchors, the divergence, uncertainty of concepts and classes."""
 
 import numpy as np
 import pytest
@@ -107,11 +107,11 @@ def test_uncertainty_of_classes_is_the_variance_of_the_outputs():
     weight = layer.decoder.weight.detach().double().numpy()
     covariance = weight @ np.diag(scale.flatten() ** 2) @ weight.T
     np.testing.assert_allclose(expected[0], np.diag(covariance), rtol=1e-4)
-    with pytest.raises(ValueError, match="is that of a linear head in the layer, this one has head='identity'"):
+    with pytest.raises(ValueError, match="must be of a layer with head='linear', got head='identity'"):
         build().class_uncertainty(x)
 
 
-def test_what_the_features_do_not_show_stays_open():
+def test_a_concept_that_the_features_do_not_determine_has_probability_one_half():
     x = torch.cat([torch.randn(300, FEATURES), torch.zeros(300, FEATURES)])
     concepts = torch.cat([(x[:300, :1] > 0).float(), torch.randint(2, (300, 1)).float()])
     layer = ibreg.ProbabilisticConceptBottleneck(FEATURES, 1, embedding_features=SIZE)
@@ -129,12 +129,18 @@ def test_what_the_features_do_not_show_stays_open():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"concepts": ["a", {"name": "b", "kind": "continuous"}]}, "concept 'b' is continuous, which has no anchors"),
+        (
+            {"concepts": ["a", {"name": "b", "kind": "continuous"}]},
+            "concept 'b' must be binary or categorical",
+        ),
         (
             {"embedding_features": 0},
-            "embedding_features is the size of a concept's vector, an integer of at least 1, got 0",
+            "embedding_features must be an integer of at least 1 [(]size of a concept's vector[)], got 0",
         ),
-        ({"samples": 0}, "samples must be an integer of at least 1 [(]number of draws in the loss[)], got 0"),
+        (
+            {"samples": 0},
+            "samples must be an integer of at least 1 [(]number of Monte Carlo samples in the loss[)]",
+        ),
         ({"rate_weight": -1.0}, "rate_weight must be a finite number of at least 0, got -1.0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The specification of concepts: how it is described, what it refuses, and what labels it takes."""
+"""The specification of concepts: descriptions, errors, and checks of labels."""
 
 import json
 import math
@@ -64,10 +64,10 @@ def test_read_from_yaml(tmp_path):
     )
     assert Concepts.read(path) == mixed()
     path.write_text("red: 1\n")
-    with pytest.raises(ValueError, match=r"concepts.yaml describes no concepts: .*a list of names"):
+    with pytest.raises(ValueError, match=r"concepts.yaml does not describe concepts: .*a list of names"):
         Concepts.read(path)
     path.write_text("[red\n")
-    with pytest.raises(ValueError, match=r"concepts.yaml describes no concepts"):
+    with pytest.raises(ValueError, match=r"concepts.yaml does not describe concepts"):
         Concepts.read(path)
     with pytest.raises(FileNotFoundError):
         Concepts.read(tmp_path / "other.yaml")
@@ -76,13 +76,13 @@ def test_read_from_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        (0, "a number of concepts is at least 1, got 0"),
-        (True, "described by their number"),
-        ("red", "described by their number, by a list of names"),
-        ({"red": 1}, "described by their number"),
-        (2.5, "described by their number"),
+        (0, "the number of concepts must be at least 1, got 0"),
+        (True, "concepts must be their number"),
+        ("red", "must be their number, a list of names"),
+        ({"red": 1}, "concepts must be their number"),
+        (2.5, "concepts must be their number"),
         ([], "there is no concept"),
-        ([3], "a concept is a name or a mapping with a name, got 3"),
+        ([3], "a concept must be a name or a mapping with a name, got 3"),
         ([{"kind": "binary"}], "a mapping with a name"),
         ([{"name": "a", "wheight": 2}], "'a' has no field 'wheight': choose from name, kind, group, weight, values"),
         (
@@ -91,22 +91,25 @@ def test_read_from_yaml(tmp_path):
         ),
         ([{"name": "a", "weight": -1}], "the weight of concept 'a' must be a finite number of at least 0"),
         ([{"name": "a", "weight": math.nan}], "the weight of concept 'a' must be a finite number"),
-        (["a", "b", "a"], "'a' stands twice"),
+        (["a", "b", "a"], "'a' is used twice"),
         ([{"name": "a", "values": [0, 1], "kind": "binary"}], "'a' has values: it is categorical"),
         ([{"name": "a", "values": [0, 1], "group": "b"}], "its columns are a group of their own"),
-        ([{"name": "a", "values": [0]}], "the values of concept 'a' are a list of two or more"),
-        ([{"name": "a", "values": []}], "the values of concept 'a' are a list of two or more"),
-        ([{"name": "a", "values": "abc"}], "the values of concept 'a' are a list of two or more"),
-        ([{"name": "a", "weight": "two"}], "the weight of concept 'a' is a number"),
+        ([{"name": "a", "values": [0]}], "the values of concept 'a' must be a list of two or more"),
+        ([{"name": "a", "values": []}], "the values of concept 'a' must be a list of two or more"),
+        ([{"name": "a", "values": "abc"}], "the values of concept 'a' must be a list of two or more"),
+        (
+            [{"name": "a", "weight": "two"}],
+            "the weight of concept 'a' must be a finite number .*, got 'two'",
+        ),
         ([{"name": "g", "group": "h"}, {"name": "g", "values": [0, 1]}], "'g' is a concept of group 'h' and the name"),
-        ([{"name": "a", "kind": "categorical"}], "it needs two or more, side by side"),
+        ([{"name": "a", "kind": "categorical"}], "must have two or more columns side by side, 'a' has"),
         (
             [
                 {"name": "a", "kind": "categorical", "group": "g"},
                 "b",
                 {"name": "c", "kind": "categorical", "group": "g"},
             ],
-            r"group 'g' has columns \[0, 2\]: it needs two or more, side by side",
+            r"must have two or more columns side by side, 'g' has \[0, 2\]",
         ),
         (
             [{"name": "a", "kind": "categorical", "group": "g"}, {"name": "b", "group": "g"}],
@@ -114,22 +117,44 @@ def test_read_from_yaml(tmp_path):
         ),
         (
             [{"name": n, "kind": "categorical", "group": "g", "weight": w} for n, w in (("a", 1), ("b", 2))],
-            "'g' has one loss: give its columns one weight",
+            "'g' has one loss: give its columns the same weight",
         ),
     ],
 )
-def test_descriptions_that_are_none(description, message):
+def test_invalid_descriptions(description, message):
     with pytest.raises(ValueError, match=message):
         Concepts.of(description)
 
 
-def test_fields_of_different_lengths():
-    with pytest.raises(ValueError, match="2 names, 1 kinds, 2 groups and 2 weights"):
-        Concepts(("a", "b"), ("binary",), ("a", "b"), (1.0, 1.0))
+def test_columns_of_variables_are_consecutive():
+    first, second = Concepts.of(["a", "b"]).variables
+    assert Concepts((first, second)) == Concepts.of(["a", "b"])
+    for variables in ((second, first), (second,), (first, first)):
+        with pytest.raises(ValueError, match="columns of the variables must be 0, 1, 2"):
+            Concepts(variables)
+
+
+def test_variables_keep_the_entries_and_their_columns():
+    assert [(v.name, v.kind, v.columns, v.values) for v in mixed().variables] == [
+        ("red", "binary", (0,), ()),
+        ("striped", "binary", (1,), ()),
+        ("dotted", "binary", (2,), ()),
+        ("digit", "categorical", (3, 4, 5), ("zero", "one", "two")),
+        ("size", "continuous", (6,), ()),
+    ]
+    entries = [*MIXED[:2], {"name": "b", "kind": "categorical", "group": "g"}]
+    entries.append({"name": "c", "kind": "categorical", "group": "g"})
+    assert Concepts.of(entries).entries() == entries
+    assert mixed().entries() == MIXED
+
+
+def test_units_are_categorical_groups_and_single_columns():
+    expected = {"red": (0,), "striped": (1,), "dotted": (2,), "digit": (3, 4, 5), "size": (6,)}
+    assert mixed().units == expected
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="no concept is called 'blue': there are red, striped"):
+    with pytest.raises(ValueError, match="there is no concept 'blue': choose from red, striped"):
         mixed().index("blue")
 
 
@@ -200,14 +225,17 @@ def broken(change):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.zeros(4), r"concept labels have shape \(batch, 7 concepts\), got \(4,\)"),
-        (torch.zeros(4, 6), r"concept labels have shape \(batch, 7 concepts\), got \(4, 6\)"),
-        (broken(lambda y: y[0, :1].fill_(1.5)), r"labels of concept 'red' are in \[0, 1\] or NaN \(missing\), got 1.5"),
-        (broken(lambda y: y[0, :1].fill_(-1)), "labels of concept 'red' are in"),
-        (broken(lambda y: y[0, 6:].fill_(math.inf)), "labels of concept 'size' are finite"),
+        (torch.zeros(4), r"concept labels must have shape \(batch, 7 concepts\), got \(4,\)"),
+        (torch.zeros(4, 6), r"concept labels must have shape \(batch, 7 concepts\), got \(4, 6\)"),
+        (
+            broken(lambda y: y[0, :1].fill_(1.5)),
+            r"labels of concept 'red' must be in \[0, 1\] or NaN .*, got 1.5",
+        ),
+        (broken(lambda y: y[0, :1].fill_(-1)), "labels of concept 'red' must be in"),
+        (broken(lambda y: y[0, 6:].fill_(math.inf)), "labels of concept 'size' must be finite"),
         (broken(lambda y: y[:, 2].fill_(math.nan)), "all labels of concept 'dotted' are missing"),
         (broken(lambda y: y[0, 3:4].fill_(math.nan)), "labels for a part of group 'digit'"),
-        (broken(lambda y: y[0, 3:4].fill_(1)), "labels of the categorical group 'digit' sum to 1"),
+        (broken(lambda y: y[0, 3:4].fill_(1)), "labels of the categorical group 'digit' must sum to 1"),
         (torch.zeros(0, 7), "all labels of concept 'red' are missing"),
     ],
 )

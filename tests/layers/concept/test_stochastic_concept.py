@@ -1,4 +1,4 @@
-"""Stochastic concepts against numpy: the Gaussian, its conditional after a correction, joint loss and precision."""
+"""Stochastic concepts against numpy: the Gaussian, its conditional after an intervention, joint loss, precision."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def conditional(mean, covariance, mask, values):
     return expected_mean, expected_covariance
 
 
-def findings(layer, x):
+def state_of(layer, x):
     scope = Scope()
     with opened(scope):
         layer(x)
@@ -77,14 +77,14 @@ def test_mean_and_covariance(covariance):
 
 
 @both
-def test_one_correction_moves_the_others_to_the_conditional_gaussian(covariance):
+def test_an_intervention_moves_the_others_to_the_conditional_gaussian(covariance):
     layer, x = build(covariance=covariance, code="logit").eval(), torch.randn(BATCH, FEATURES)
     means, covariances = gaussian(layer, x)
     mask = torch.rand(BATCH, CONCEPTS) < 0.4
     mask[0], mask[1], mask[2] = torch.eye(CONCEPTS)[0].bool(), False, True
     values = 2 * torch.randn(BATCH, CONCEPTS)
     with intervening({layer: ConceptIntervention(mask, values, "logit")}):
-        code, (mean, covariance_after), state = layer(x), layer.gaussian(x), findings(layer, x)
+        code, (mean, covariance_after), state = layer(x), layer.gaussian(x), state_of(layer, x)
     for row in range(BATCH):
         expected = conditional(means[row], covariances[row], mask[row].numpy(), values[row].double().numpy())
         np.testing.assert_allclose(code[row].detach(), expected[0], rtol=1e-5, atol=1e-5)
@@ -95,21 +95,21 @@ def test_one_correction_moves_the_others_to_the_conditional_gaussian(covariance)
     assert not torch.equal(code[0, 1:], layer(x)[0, 1:])
 
 
-def test_draws_follow_the_conditional():
+def test_samples_follow_the_conditional():
     layer, x = build(code="logit", samples=1).train(), torch.randn(1, FEATURES)
     (mean,), (covariance,) = gaussian(layer, x)
     mask, values = torch.tensor([[False, True, False, True]]), torch.tensor([[0.0, 2.0, 0.0, -1.0]])
     many = 60_000
     plain = layer.measure(x.expand(many, -1), concepts=torch.zeros(many, CONCEPTS)).z.detach()
     with intervening({layer: ConceptIntervention(mask.expand(many, -1), values.expand(many, -1), "logit")}):
-        corrected = layer.measure(x.expand(many, -1), concepts=torch.zeros(many, CONCEPTS)).z.detach()
+        after_intervention = layer.measure(x.expand(many, -1), concepts=torch.zeros(many, CONCEPTS)).z.detach()
     after = conditional(mean, covariance, mask[0].numpy(), values[0].double().numpy())
-    for draws, expected in ((plain, (mean, covariance)), (corrected, after)):
+    for draws, expected in ((plain, (mean, covariance)), (after_intervention, after)):
         np.testing.assert_allclose(draws.mean(0), expected[0], atol=0.05)
         np.testing.assert_allclose(draws.T.cov(), expected[1], rtol=0.05, atol=0.05)
 
 
-def test_a_truth_conditions_as_sure_as_stated_and_never_less_than_the_layer_is():
+def test_conditioning_uses_the_certainty_or_the_predicted_mean_if_that_is_stronger():
     layer = build(certainty=0.9).eval()
     with torch.no_grad():
         layer.encoder.weight.zero_()
@@ -121,7 +121,7 @@ def test_a_truth_conditions_as_sure_as_stated_and_never_less_than_the_layer_is()
     known = np.array([[logit(0.9), 5.0, logit(0.9), 0.0], [-logit(0.9), -logit(0.9), -5.0, 0.0]])
     with intervening({layer: ConceptIntervention(mask, truth)}):
         mean, _ = layer.gaussian(x)
-        state = findings(layer, x)
+        state = state_of(layer, x)
         assert torch.equal(layer(x)[:, :3], truth[:, :3])
     for row in range(2):
         expected, _ = conditional(means[row], covariances[row], mask[row].numpy(), known[row])
@@ -144,7 +144,7 @@ def test_a_categorical_truth_keeps_the_sum_of_its_logits():
 
 
 @pytest.mark.parametrize("concepts", [CONCEPTS, MIXED])
-def test_a_hard_code_is_drawn_with_its_probability_and_passes_the_gradient_on(concepts):
+def test_a_hard_code_is_sampled_with_the_gradient_of_its_probability(concepts):
     layer, x = build(concepts, samples=1).train(), torch.randn(1, FEATURES).expand(20_000, -1)
     labels = torch.zeros(20_000, 4)
     labels[:, 1] = 1
@@ -227,7 +227,7 @@ def test_it_learns_that_concepts_go_together():
     layer.eval()
     mask = torch.tensor([True, False, False]).expand(500, -1)
     with intervening({layer: ConceptIntervention(mask, concepts)}):
-        values = findings(layer, x).values
+        values = state_of(layer, x).values
     assert ((values > 0.5) == (concepts > 0.5)).float().mean() > 0.99
     assert ((layer.predict_concepts(x)[:, 1:] > 0.5) == (concepts[:, 1:] > 0.5)).float().mean() < 0.65
 
@@ -237,7 +237,10 @@ def test_it_learns_that_concepts_go_together():
     [
         ({"code": "soft"}, "code must be one of 'probability', 'hard', 'logit', got 'soft'"),
         ({"covariance": "diagonal"}, "covariance must be one of 'amortized', 'global', got 'diagonal'"),
-        ({"samples": 0}, "samples must be an integer of at least 1 [(]number of draws in the loss[)], got 0"),
+        (
+            {"samples": 0},
+            "samples must be an integer of at least 1 [(]number of Monte Carlo samples in the loss[)]",
+        ),
         ({"precision_weight": -1.0}, "precision_weight must be a finite number of at least 0, got -1.0"),
         ({"certainty": 0.5}, "certainty must be a finite number above 0.5 and at most 0.999, got 0.5"),
         ({"certainty": 1.0}, "certainty must be a finite number above 0.5 and at most 0.999, got 1.0"),

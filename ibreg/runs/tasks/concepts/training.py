@@ -118,7 +118,7 @@ def _detached(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
 
 def _independent(model: Regularized) -> Regularized:
     model = _sequential(model)
-    if concept_layer(model).correction_space != "probability":
+    if concept_layer(model).intervention_space != "probability":
         raise ValueError(
             "independent training gives the head true concepts, which are no logits: use code=probability or code=hard"
         )
