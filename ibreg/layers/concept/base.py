@@ -7,7 +7,7 @@ from them, and the output of the head is repeated at every position.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -93,7 +93,12 @@ class ConceptLayer(Bottleneck):
         "pos_weight": PositiveWeight(),
     }
 
+    # Options: `in_features`, `concepts`, `out_features` and `head` may be None until `create_parameters`.
+    in_features: int
     concepts: Concepts
+    out_features: int
+    head: str
+    pos_weight: float | list[float] | None
 
     concept_weights: Tensor
     positive_weights: Tensor
@@ -164,8 +169,9 @@ class ConceptLayer(Bottleneck):
             self.concept_weights.copy_(torch.tensor(self.concepts.weights))
             self.positive_weights.copy_(torch.tensor(positive))
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Any]:
         """Return the output of the head, repeated at every position, and the state."""
@@ -263,7 +269,7 @@ class ConceptLayer(Bottleneck):
             ValueError: If the labels have another shape.
             RuntimeError: If labels of binary or categorical concepts are outside [0, 1], where that can be asserted.
         """
-        labels = scope.concepts.to(logits.dtype)
+        labels = cast(Tensor, scope.concepts).to(logits.dtype)
         if labels.shape != logits.shape:
             raise ValueError(
                 f"bottleneck {scope.name_of(self)} takes concept labels of shape (batch, concepts) = "

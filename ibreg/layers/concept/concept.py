@@ -95,6 +95,12 @@ class ConceptBottleneck(ConceptLayer):
         "head_prior": Optional(Matrix()),
     }
 
+    code: str
+    residual: int
+    head_l1: float
+    head_l2: float
+    head_prior: list[list[float]] | None
+
     def __init__(
         self,
         in_features: int | None = None,

@@ -69,6 +69,9 @@ class ConceptEmbeddingBottleneck(ConceptLayer):
         "intervention_probability": Between(0, 1),
     }
 
+    embedding_features: int
+    intervention_probability: float
+
     def __init__(
         self,
         in_features: int | None = None,

@@ -172,7 +172,7 @@ def _support_vectors(
     """Return the normal and the threshold of a linear support vector machine."""
     machine = LinearSVC(C=regularization, class_weight="balanced", random_state=seed, max_iter=20_000)
     machine.fit(rows, target)
-    return machine.coef_[0], machine.intercept_[0]
+    return machine.coef_[0], float(np.ravel(machine.intercept_)[0])
 
 
 def _mean_difference(rows: np.ndarray, target: np.ndarray, name: str) -> tuple[np.ndarray, float]:
@@ -188,7 +188,7 @@ def _platt_scaled(
     rows: np.ndarray, target: np.ndarray, normal: np.ndarray, threshold: float
 ) -> tuple[np.ndarray, float]:
     """Return the vector and the offset whose sum is the log odds of the label given the margin."""
-    length = np.linalg.norm(normal)
+    length = float(np.linalg.norm(normal))
     normal, threshold = normal / length, threshold / length
     scaling = LogisticRegression().fit((rows @ normal + threshold)[:, None], target)
     slope = scaling.coef_.item()

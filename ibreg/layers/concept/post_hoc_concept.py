@@ -91,6 +91,13 @@ class PostHocConceptBottleneck(ConceptLayer):
         "head_prior": Optional(Matrix()),
     }
 
+    code: str
+    hybrid: bool
+    head_l1: float
+    head_l2: float
+    head_prior: list[list[float]] | None
+    decoder: nn.Linear
+
     vectors: Tensor
     offsets: Tensor
 

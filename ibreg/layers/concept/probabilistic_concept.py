@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,10 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         "samples": Count("number of Monte Carlo samples in the loss"),
         "rate_weight": AtLeast(0),
     }
+
+    embedding_features: int
+    samples: int
+    rate_weight: float
 
     def __init__(
         self,
@@ -216,7 +220,8 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
                 "out_features=classes, or compute the variance over ibreg.predict_samples"
             )
         _, scale, _ = self._gaussians(self.pooled(x, None))
-        return scale.flatten(1).square() @ self.decoder.weight.square().to(scale.dtype).mT
+        weight = cast(nn.Linear, self.decoder).weight
+        return scale.flatten(1).square() @ weight.square().to(scale.dtype).mT
 
     def _gaussians(self, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return means and standard deviations of the vectors, and the anchors."""

@@ -113,6 +113,12 @@ class StochasticConceptBottleneck(ConceptLayer):
         "certainty": Number(above=0.5, most=MOST_CERTAIN),
     }
 
+    code: str
+    covariance: str
+    samples: int
+    precision_weight: float
+    certainty: float
+
     def __init__(
         self,
         in_features: int | None = None,
