@@ -1,7 +1,6 @@
-"""Small networks, many trained at a time: what can be read off from which features.
+"""Probes: small networks that predict labels from subsets of features, many of them trained at once.
 
-A probe sees some of the features and predicts all labels. It is fitted on one half of the samples and judged on the
-other, so that it counts what is there to be found again, not what it can learn by heart.
+A probe is fitted on one half of the samples and evaluated on the other, so that memorized labels do not count.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ HIDDEN = 16
 STEPS = 150
 LEARNING_RATE = 0.03
 WEIGHT_DECAY = 1e-3
-# With fewer samples in a half neither a network nor an area under a curve says anything.
+# With fewer samples in a half, neither a network nor an AUROC is meaningful.
 LEAST_SAMPLES = 20
 
 
 class _Networks(nn.Module):
-    """Networks of one hidden layer side by side; each sees the features that its row of a mask has."""
+    """Networks with one hidden layer, evaluated in parallel; each reads the features of its row of a mask."""
 
     def __init__(self, mask: Tensor, outputs: int, generator: torch.Generator):
         super().__init__()
@@ -34,31 +33,31 @@ class _Networks(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(networks, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `(samples, features)` to logits `(networks, samples, outputs)`."""
+        """Map `(samples, features)` to logits `(networks, samples, outputs)`."""
         hidden = torch.relu(x @ (self.hidden * self.mask) + self.hidden_bias)
         return hidden @ self.output + self.output_bias
 
 
 def probe(features: Tensor, labels: Tensor, masks: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Fits one network per mask on half of the samples and returns what they say of the other half.
+    """Fit one network per mask on half of the samples and return its predictions for the other half.
 
-    A network has one hidden layer of 16 rectifiers, and learns all labels together by the binary cross-entropy.
+    A network has one hidden layer of 16 ReLUs, and learns all labels jointly by the binary cross-entropy.
 
     Args:
-        features: `(samples, features)`; standardized by the half that is fitted.
-        labels: `(samples, outputs)`, 0 or 1 (or between), NaN where there is none.
-        masks: `(probes, features)`, True where a probe sees a feature.
-        seed: of the halves and of the networks; the global generator stays as it is.
+        features: `(samples, features)`; standardized by the half that is fitted on.
+        labels: `(samples, outputs)`, from 0 to 1, NaN where one is missing.
+        masks: `(probes, features)`, True where a probe reads a feature.
+        seed: random seed of the halves and of the networks; the global generator is not used.
 
     Returns:
-        logits `(probes, held-out samples, outputs)`, and the rows of these samples.
+        Logits `(probes, held-out samples, outputs)`, and the rows of these samples.
 
     Raises:
-        ValueError: fewer than 40 samples.
+        ValueError: If there are fewer than 40 samples.
     """
     samples = len(features)
     if samples < 2 * LEAST_SAMPLES:
-        raise ValueError(f"a probe is fitted and judged on {LEAST_SAMPLES} samples each, there are {samples} in all")
+        raise ValueError(f"a probe must be fitted and evaluated on {LEAST_SAMPLES} samples each, got {samples} in all")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(samples))
     fitted, held_out = order[: samples // 2], order[samples // 2 :]
     features = features.detach().to("cpu", torch.float32)
@@ -81,19 +80,19 @@ def probe(features: Tensor, labels: Tensor, masks: Tensor, *, seed: int = 0) -> 
 
 
 def probed_auroc(features: Tensor, labels: Tensor, masks: Tensor, *, seed: int = 0) -> np.ndarray:
-    """Measures the area under the ROC curve of every label from every set of features, on held-out samples.
+    """Measure the AUROC of each label predicted from each set of features, on held-out samples.
 
     Args:
         features: `(samples, features)`.
-        labels: `(samples, outputs)`, 0 or 1, NaN where there is none.
-        masks: `(probes, features)`, True where a probe sees a feature. A probe that sees none has 0.5.
+        labels: `(samples, outputs)`, 0 or 1, NaN where one is missing.
+        masks: `(probes, features)`, True where a probe reads a feature. A probe without features has AUROC 0.5.
         seed: as for `probe`.
 
     Returns:
         `(probes, outputs)`.
 
     Raises:
-        ValueError: as for `probe`, or one of the two halves has one value of a label alone.
+        ValueError: As for `probe`, or if a label has a single value in one of the two halves.
 
     Example:
         >>> x = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
@@ -104,23 +103,23 @@ def probed_auroc(features: Tensor, labels: Tensor, masks: Tensor, *, seed: int =
     labels = labels.detach().to("cpu", torch.float32)
     fitted = torch.ones(len(labels), dtype=torch.bool)
     fitted[held_out] = False
-    found = np.empty((len(masks), labels.shape[1]))
+    areas = np.empty((len(masks), labels.shape[1]))
     for output in range(labels.shape[1]):
         for half in (labels[fitted, output], labels[held_out, output]):
             if len(half[~half.isnan()].unique()) < 2:
                 raise ValueError(
-                    f"label {output} has one value alone in one of the halves that a probe is fitted and judged on: "
-                    "give more samples, or leave it out"
+                    f"label {output} must have two values in both halves that a probe is fitted and evaluated on, got "
+                    "one: give more samples, or leave it out"
                 )
         truth = labels[held_out, output]
         known = ~truth.isnan()
-        found[:, output] = _auroc(logits[:, known, output].numpy(), truth[known].numpy() > 0.5)
-    found[~masks.any(1).numpy()] = 0.5
-    return found
+        areas[:, output] = _auroc(logits[:, known, output].numpy(), truth[known].numpy() > 0.5)
+    areas[~masks.any(1).numpy()] = 0.5
+    return areas
 
 
 def _auroc(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Areas of many scores `(probes, samples)` of one label, by the rank sum of Mann and Whitney."""
+    """Return the AUROC of scores `(probes, samples)` of one label, by the rank sum of Mann and Whitney."""
     positives, negatives = positive.sum(), (~positive).sum()
     ranks = rankdata(scores, axis=1)[:, positive].sum(1)
     return (ranks - positives * (positives + 1) / 2) / (positives * negatives)

@@ -1,31 +1,23 @@
-r"""How far a model relies on its concepts: what it does where they are all set, all wiped out, or turned round.
+r"""Reliance of a model on its concepts: its accuracy with all concepts set or ablated, and effects of single ones.
 
 .. math::
     \mathrm{completeness} = \frac{a(\text{concepts}) - \text{chance}}{a(\text{no bottleneck}) - \text{chance}}
 
-Completeness: Yeh et al. 2020 (arXiv 1910.07969), chance being the largest class. Each number has a control, the same
-against shuffled targets.
+Completeness: Yeh et al. 2020 (arXiv 1910.07969), chance being the fraction of the largest class. Each measure has a
+control, the same with shuffled targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ibreg.evaluation.concepts.curves import corrections
-from ibreg.evaluation.concepts.interventions import (
-    ROWS_AT_ONCE,
-    as_corrections,
-    class_probabilities,
-    concept_layer,
-    find_concepts,
-    intervene,
-    wrong_labels,
-)
+from ibreg.evaluation.concepts.controls import shuffled, with_control
+from ibreg.evaluation.concepts.interventions import concept_layer, intervene, intervention_values, wrong_labels
+from ibreg.evaluation.concepts.predictions import ROWS_AT_ONCE, accuracy, class_probabilities, predict_concepts
 from ibreg.evaluation.concepts.probes import probe
 from ibreg.modes import evaluating
 from ibreg.regularized import network_to_run
@@ -34,125 +26,102 @@ from ibreg.regularized import network_to_run
 def concept_reliance(
     model: nn.Module, x: Tensor, target: Tensor, labels: Tensor, training_logits: Tensor, *, seed: int = 0
 ) -> dict[str, float]:
-    """Measures what a model does when its concepts are set, each beside the same against shuffled targets.
+    """Measure how a model depends on its concepts, each measure beside its control with shuffled targets.
 
     Args:
         model: a classifier with one concept layer, wrapped or not.
         x: `(samples, ...)`.
         target: `(samples,)`, classes.
-        labels: `(samples, concepts)`; where it is NaN nothing is set.
-        training_logits: `(training samples, concepts)`: `find_concepts(model, x_train).logits`.
-        seed: of the shuffle and of wrong values.
+        labels: `(samples, concepts)`; where they are NaN nothing is set.
+        training_logits: `(training samples, concepts)`: `predict_concepts(model, x_train).logits`.
+        seed: random seed of the shuffle and of incorrect values.
 
     Returns:
-        `truth_accuracy`: all concepts set to the truth. Where it is lower than the plain accuracy, the head reads
-        something else from them. `certain_accuracy`: the same with a code of logits set to those of probabilities 0 and
-        1 (`Concepts.logits`) in place of percentiles; equal for codes of probabilities. `ablated_accuracy`: all set to
-        their training mean, so that what is above its control goes past the concepts. `sign`: of single concepts, the
-        share of samples where the true class is more probable with the true value than with a wrong one, ties half; 1:
-        corrections help always, 0.5: they do nothing. Each with `<name>_control`.
+        `truth_accuracy`: accuracy with all concepts set to the truth. If it is below the plain accuracy, the head uses
+        the predicted concepts for something else. `certain_accuracy`: the same, but a code of logits is set to the
+        logits of probabilities 0 and 1 (`Concepts.logits`) instead of percentiles; equal for codes of probabilities.
+        `ablated_accuracy`: accuracy with all concepts at their training mean; what exceeds its control bypasses the
+        concepts. `sign`: mean over concepts of the fraction of samples for which the true class is more probable with
+        the true value than with an incorrect one, ties counted half; 1: interventions always help, 0.5: they have no
+        effect. Each with `<name>_control`.
 
     Raises:
-        ValueError: not one concept layer, shapes that do not fit.
+        ValueError: If the model does not have one concept layer, or the shapes do not fit.
     """
-    layer = concept_layer(model)
-    shuffled = target[torch.from_numpy(np.random.default_rng(seed).permutation(len(target))).to(target.device)]
+    names = concept_layer(model).concepts.names
     everything = torch.ones_like(labels, dtype=torch.bool)
-    set_to_truth = find_concepts(model, x, mask=everything, labels=labels, training_logits=training_logits).output
-    set_to_certain = _set_to(model, x, ~labels.isnan(), labels.nan_to_num(), "probability")
-    wiped = silenced(model, x, layer.concepts.names, training_logits)
-    wrong = wrong_labels(layer.concepts, labels, seed=seed)
-    binary_or_categorical = [
-        columns
-        for columns in corrections(layer.concepts, "concept").values()
-        if layer.concepts.kinds[columns[0]] != "continuous"
-    ]
-    better, better_shuffled = [], []
-    for columns in binary_or_categorical:
-        mask = torch.zeros_like(everything)
-        mask[:, list(columns)] = True
-        rows = ~labels[:, list(columns)].isnan().any(1)
-        if not rows.any():
-            continue
-        right, turned = (
-            class_probabilities(
-                find_concepts(model, x, mask=mask, labels=those, training_logits=training_logits).output
-            )
-            for those in (labels, wrong)
-        )
-        for shares, true in ((better, target), (better_shuffled, shuffled)):
-            difference = (right - turned).gather(1, true.unsqueeze(1))[rows, 0]
-            shares.append((difference.sign() + 1).mean() / 2)
-    found = {}
-    for ending, true, shares in (("", target, better), ("_control", shuffled, better_shuffled)):
-        found[f"truth_accuracy{ending}"] = _accuracy(set_to_truth, true)
-        found[f"certain_accuracy{ending}"] = _accuracy(set_to_certain, true)
-        found[f"ablated_accuracy{ending}"] = _accuracy(wiped, true)
-        if shares:
-            found[f"sign{ending}"] = float(torch.stack(shares).mean())
-    return found
+    truth = predict_concepts(model, x, mask=everything, labels=labels, training_logits=training_logits).output
+    certain = _output_with(model, x, ~labels.isnan(), labels.nan_to_num(), "probability")
+    without = ablated(model, x, names, training_logits)
+    outputs = {"truth_accuracy": truth, "certain_accuracy": certain, "ablated_accuracy": without}
+    gains = list(_gains_of_truth(model, x, labels, training_logits, seed))
+
+    def measures(target: Tensor) -> dict[str, float]:
+        values = {name: accuracy(output, target) for name, output in outputs.items()}
+        if gains:
+            fractions = [_fraction_of_positive(gain, target[rows]) for rows, gain in gains]
+            values["sign"] = float(torch.stack(fractions).mean())
+        return values
+
+    return with_control(measures, target, shuffled(target, seed))
 
 
 def completeness(
     concepts: Tensor, target: Tensor, *, reference: float, classes: int | None = None, seed: int = 0
 ) -> dict[str, float]:
-    """Measures how much of the accuracy without a bottleneck a small network reaches from the concepts alone.
+    """Measure how much of the accuracy without a bottleneck a small network reaches from the concepts alone.
 
     Args:
-        concepts: `(samples, concepts)`, labels or what a model decided.
+        concepts: `(samples, concepts)`, labels or decisions of a model.
         target: `(samples,)`, classes.
         reference: accuracy without a bottleneck, a fraction.
-        classes: how many there are; None: as many as the target has.
-        seed: of the halves that the network is fitted and judged on, and of the shuffle.
+        classes: number of classes; None: that of the target.
+        seed: random seed of the split into a half to fit and a half to evaluate the network, and of the shuffle.
 
     Returns:
-        `completeness`: 0 at the share of the largest class, 1 at the reference; and `completeness_control`.
+        `completeness`: 0 at the fraction of the largest class, 1 at the reference; and `completeness_control`.
 
     Raises:
-        ValueError: a reference that is no better than the largest class; what `probes.probe` raises.
+        ValueError: If the reference is not above the fraction of the largest class, and as for `probes.probe`.
 
     Example:
         >>> truth = torch.randint(2, (400, 3), generator=torch.Generator().manual_seed(0)).float()
-        >>> found = completeness(truth, truth[:, 0].long(), reference=1.0)
-        >>> round(found["completeness"], 1)
+        >>> measured = completeness(truth, truth[:, 0].long(), reference=1.0)
+        >>> round(measured["completeness"], 1)
         1.0
     """
     chance = float(torch.bincount(target).max() / len(target))
     if not chance < reference <= 1:
         raise ValueError(
-            f"completeness compares with an accuracy without a bottleneck above the largest class's share "
+            f"the reference must be an accuracy without a bottleneck above that of the largest class, "
             f"{chance:.3f}, got {reference}"
         )
-    shuffled = target[torch.from_numpy(np.random.default_rng(seed).permutation(len(target)))]
+    classes = classes or int(target.max()) + 1
     everything = torch.ones(1, concepts.shape[1], dtype=torch.bool)
-    found = {}
-    for ending, true in (("", target), ("_control", shuffled)):
-        one_hot = F.one_hot(true.cpu(), classes or int(target.max()) + 1).float()
-        logits, rows = probe(concepts, one_hot, everything, seed=seed)
-        accuracy = float((logits[0].argmax(1) == true.cpu()[rows]).double().mean())
-        found[f"completeness{ending}"] = (accuracy - chance) / (reference - chance)
-    return found
 
+    def measures(target: Tensor) -> dict[str, float]:
+        logits, rows = probe(concepts, F.one_hot(target, classes).float(), everything, seed=seed)
+        reached = float((logits[0].argmax(1) == target[rows]).double().mean())
+        return {"completeness": (reached - chance) / (reference - chance)}
 
-def _accuracy(output: Tensor, target: Tensor) -> float:
-    return float((class_probabilities(output).argmax(1) == target).double().mean())
+    return with_control(measures, target.cpu(), shuffled(target.cpu(), seed))
 
 
 @torch.no_grad()
-def silenced(model: nn.Module, x: Tensor, names: Sequence[str], training_logits: Tensor) -> Tensor:
-    """Returns the output with some concepts at their training mean: what a head without their weights says.
+def ablated(model: nn.Module, x: Tensor, names: Sequence[str], training_logits: Tensor) -> Tensor:
+    """Return the output with some concepts at their training mean, as that of a head without their weights.
 
     Args:
         model: a classifier with one concept layer, wrapped or not.
         x: `(samples, ...)`.
-        names: of the concepts; of a categorical group all of them.
+        names: names of the concepts; of a categorical group all of them.
         training_logits: as for `concept_reliance`.
 
     Returns:
         `(samples, outputs)`.
 
     Raises:
-        ValueError: a name that no concept has.
+        ValueError: If no concept has one of the names.
     """
     layer = concept_layer(model)
     space = layer.intervention_space
@@ -160,42 +129,23 @@ def silenced(model: nn.Module, x: Tensor, names: Sequence[str], training_logits:
     mask = torch.zeros(len(x), len(layer.concepts), dtype=torch.bool, device=x.device)
     mask[:, [layer.concepts.index(name) for name in names]] = True
     values = training.mean(0).expand_as(mask)
-    return _set_to(model, x, *_held(model, x, mask, values, space), space)
-
-
-def _held(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: str) -> tuple[Tensor, Tensor]:
-    """Returns a mask and values that also set all other concepts to what was found, where corrections move them."""
-    if not concept_layer(model).interventions_move_others:
-        return mask, values
-    found = find_concepts(model, x)
-    return torch.ones_like(mask), torch.where(mask, values, found.logits if space == "logit" else found.values)
-
-
-@torch.no_grad()
-def _set_to(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: str) -> Tensor:
-    """Returns the output with some concepts set."""
-    outputs = []
-    with evaluating(model):
-        for rows in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
-            with intervene(model, mask[rows], values[rows], space):
-                outputs.append(network_to_run(model)(x[rows]))
-    return torch.cat(outputs)
+    return _output_with(model, x, *_others_held(model, x, mask, values, space), space)
 
 
 @torch.no_grad()
 def head_effects(model: nn.Module, x: Tensor, training_logits: Tensor) -> Tensor:
-    """Measures what setting a concept from 0 to 1 does to the output, on average: the weights of a linear head.
+    """Measure the mean change of the output when a concept is set from 0 to 1: the weights of a linear head.
 
-    Of a value of a categorical concept it is the output with this value minus the mean over all values. Of a continuous
-    concept it is that of its training mean plus one standard deviation minus that of its mean.
+    For a value of a categorical concept, it is the output with this value minus the mean over all values. For a
+    continuous concept, it is the change from its training mean to the mean plus one standard deviation.
 
     Args:
         model: a classifier with one concept layer, wrapped or not.
-        x: `(samples, ...)`, over which the mean is.
+        x: `(samples, ...)`, over which the mean is taken.
         training_logits: as for `concept_reliance`.
 
     Returns:
-        `(outputs, concepts)`; nothing but the head's weights where the head is linear and reads probabilities.
+        `(outputs, concepts)`; equal to the head's weights if the head is linear and reads probabilities.
 
     Example:
         >>> import ibreg
@@ -203,28 +153,77 @@ def head_effects(model: nn.Module, x: Tensor, training_logits: Tensor) -> Tensor
         >>> torch.allclose(head_effects(net, torch.randn(5, 4), torch.zeros(9, 2)), net[1].weight, atol=1e-6)
         True
     """
-    layer = concept_layer(model)
-    concepts = layer.concepts
-    mask = torch.zeros(len(x), len(concepts), dtype=torch.bool, device=x.device)
-
-    def set_to(columns, values) -> Tensor:
-        own, labels = mask.clone(), torch.zeros(mask.shape, device=x.device)
-        own[:, columns], labels[:, columns] = True, torch.as_tensor(values, device=x.device, dtype=labels.dtype)
-        set_values, space = as_corrections(layer, labels, training_logits)
-        return _set_to(model, x, *_held(model, x, own, set_values, space), space).mean(0)
-
     effects = []
-    for kind, run in concepts.runs:
+    for kind, run in concept_layer(model).concepts.runs:
         columns = list(range(run.start, run.stop))
         if kind == "categorical":
-            each = torch.stack([set_to(columns, row) for row in torch.eye(len(columns))])
-            effects += list(each - each.mean(0))
-        elif kind == "binary":
-            effects += [set_to([column], 1.0) - set_to([column], 0.0) for column in columns]
+            outputs = torch.stack(
+                [_mean_output(model, x, columns, value, training_logits) for value in torch.eye(len(columns))]
+            )
+            effects += list(outputs - outputs.mean(0))
+            continue
+        if kind == "binary":
+            low, high = torch.zeros(len(columns)), torch.ones(len(columns))
         else:
-            means, deviations = training_logits[:, run].mean(0), training_logits[:, run].std(0)
-            effects += [
-                set_to([column], mean + deviation) - set_to([column], mean)
-                for column, mean, deviation in zip(columns, means, deviations, strict=True)
-            ]
+            low = training_logits[:, run].mean(0)
+            high = low + training_logits[:, run].std(0)
+        effects += [
+            _mean_output(model, x, [column], after, training_logits)
+            - _mean_output(model, x, [column], before, training_logits)
+            for column, before, after in zip(columns, low, high, strict=True)
+        ]
     return torch.stack(effects, 1)
+
+
+def _gains_of_truth(
+    model: nn.Module, x: Tensor, labels: Tensor, training_logits: Tensor, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each concept its labeled rows, and class probabilities with the true minus those with a wrong value."""
+    concepts = concept_layer(model).concepts
+    wrong = wrong_labels(concepts, labels, seed=seed)
+    for columns in map(list, concepts.units.values()):
+        rows = ~labels[:, columns].isnan().any(1)
+        if concepts.kinds[columns[0]] == "continuous" or not rows.any():
+            continue
+        mask = torch.zeros_like(labels, dtype=torch.bool)
+        mask[:, columns] = True
+        with_truth, with_wrong = (
+            predict_concepts(model, x, mask=mask, labels=values, training_logits=training_logits).output
+            for values in (labels, wrong)
+        )
+        yield rows, (class_probabilities(with_truth) - class_probabilities(with_wrong))[rows]
+
+
+def _fraction_of_positive(gain: Tensor, target: Tensor) -> Tensor:
+    """Return the fraction of samples with a positive gain of the target class, ties counted half."""
+    return (gain.gather(1, target.unsqueeze(1))[:, 0].sign() + 1).mean() / 2
+
+
+def _mean_output(model: nn.Module, x: Tensor, columns: list[int], value: Tensor, training_logits: Tensor) -> Tensor:
+    """Return the mean output with some columns set to a label in all samples."""
+    layer = concept_layer(model)
+    mask = torch.zeros(len(x), len(layer.concepts), dtype=torch.bool, device=x.device)
+    labels = torch.zeros(mask.shape, device=x.device)
+    mask[:, columns], labels[:, columns] = True, value.to(labels)
+    values, space = intervention_values(layer, labels, training_logits)
+    return _output_with(model, x, *_others_held(model, x, mask, values, space), space).mean(0)
+
+
+def _others_held(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: str) -> tuple[Tensor, Tensor]:
+    """Return a mask and values that also fix the other concepts at their predictions, if interventions move them."""
+    if not concept_layer(model).interventions_move_others:
+        return mask, values
+    predicted = predict_concepts(model, x)
+    others = predicted.logits if space == "logit" else predicted.values
+    return torch.ones_like(mask), torch.where(mask, values, others)
+
+
+@torch.no_grad()
+def _output_with(model: nn.Module, x: Tensor, mask: Tensor, values: Tensor, space: str) -> Tensor:
+    """Return the output with some concepts set."""
+    outputs = []
+    with evaluating(model):
+        for rows in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
+            with intervene(model, mask[rows], values[rows], space):
+                outputs.append(network_to_run(model)(x[rows]))
+    return torch.cat(outputs)

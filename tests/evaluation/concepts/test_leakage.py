@@ -1,4 +1,4 @@
-"""Leakage of codes made to leak nothing or all, estimators against closed forms and scikit-learn."""
+"""Leakage of codes constructed without and with leakage; estimators against closed forms and scikit-learn."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def coins(rows, concepts, seed=0):
 
 
 def noisy(truth, seed=1):
-    """Probabilities that tell nothing but their own concept."""
+    """Probabilities without information beyond their own concept."""
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed))
     return torch.sigmoid(3 * (2 * truth - 1) + 2 * noise)
 
@@ -46,7 +46,7 @@ def test_corrected_entropies_are_those_of_the_counts_plus_miller_and_madow(pairs
     assert mutual_information(first, second) == pytest.approx(max(0, expected), abs=1e-12)
 
 
-def test_the_correction_takes_the_bias_away():
+def test_the_correction_removes_the_bias():
     rng = np.random.default_rng(0)
     draws = [(rng.integers(10, size=200), rng.integers(5, size=200)) for _ in range(50)]
     uncorrected = np.mean([mutual_info_score(x, y) for x, y in draws])
@@ -70,7 +70,7 @@ def test_equal_values_are_in_one_cell_and_frequent_ones_alone(values, bins):
         assert (np.diff(rare) >= 0).all()
 
 
-def test_cells_of_a_continuous_code_hold_equally_many():
+def test_cells_of_a_continuous_code_are_equally_large():
     found = cells(torch.randn(1000), 10)
     assert np.bincount(found).tolist() == [100] * 10
     vectors = torch.cat([torch.randn(100, 3) * 0.01, torch.randn(100, 3) * 0.01 + 1])
@@ -79,8 +79,8 @@ def test_cells_of_a_continuous_code_hold_equally_many():
     assert found[0] != found[-1]
 
 
-def test_a_saturated_code_tells_what_its_cells_tell():
-    """Nine tenths of all probabilities are exactly 1 or 0: no cell is cut through them, and nothing is lost."""
+def test_a_saturated_code_keeps_its_information():
+    """90 % of the probabilities are exactly 1 or 0: each has a cell of its own, and no information is lost."""
     truth = coins(2000, 1)[:, 0]
     code = torch.where(torch.rand(2000, generator=torch.Generator().manual_seed(0)) < 0.9, truth, 0.5)
     found = mutual_information(cells(code), truth.numpy())
@@ -118,7 +118,7 @@ def test_areas_are_those_of_scikit_learn_with_ties_too():
     np.testing.assert_allclose(_auroc(scores, positive), expected)
 
 
-def test_probes_see_their_features_alone_and_leave_the_global_generator():
+def test_probes_read_their_features_only_and_do_not_use_the_global_generator():
     truth = coins(600, 3)
     state = torch.get_rng_state()
     masks = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
@@ -136,7 +136,7 @@ def test_probes_see_their_features_alone_and_leave_the_global_generator():
     assert len(rows.unique()) == 300
 
 
-def test_probes_learn_from_the_labels_that_there_are():
+def test_probes_learn_from_the_known_labels():
     truth = coins(400, 2)
     labels = truth.clone()
     labels[:150, 0] = torch.nan
@@ -147,7 +147,7 @@ def test_probes_learn_from_the_labels_that_there_are():
 # --- no leak, full leak
 
 
-def test_the_truth_and_its_noisy_copy_leak_nothing():
+def test_the_truth_and_its_noisy_copy_have_no_leakage():
     truth = coins(2000, 3)
     target = (truth.sum(1) > 1).long()
     for codes in (truth, noisy(truth)):
@@ -160,8 +160,8 @@ def test_the_truth_and_its_noisy_copy_leak_nothing():
     assert leakage(truth, truth, target)["nis"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_code_that_says_the_class_leaks_all_of_it():
-    """Concepts say nothing of the class, of which every code keeps one bit beside its own."""
+def test_a_code_that_encodes_the_class_leaks_all_of_it():
+    """Concepts have no information on the class, which every code encodes in one bit beside its own."""
     truth, target = coins(2000, 3), coins(2000, 1, seed=5)[:, 0].long()
     codes = truth + 0.25 * target.unsqueeze(1)
     np.testing.assert_allclose(concept_task_leakage(codes, truth, target), 1, atol=0.01)
@@ -170,14 +170,14 @@ def test_a_code_that_says_the_class_leaks_all_of_it():
     assert found["ctl_control"] < 0.02
 
 
-def test_codes_that_say_all_concepts_leak_them_to_each_other():
+def test_codes_that_encode_all_concepts_leak_them_to_each_other():
     count = 5
     truth = coins(3000, count)
     every = (truth * 2.0 ** torch.arange(count)).sum(1, keepdim=True).expand(-1, count)
     pairs = inter_concept_leakage(every, truth, bins=32)
     assert pairs[~np.eye(count, dtype=bool)] == pytest.approx(1, abs=0.01)
     assert (np.diag(pairs) == 0).all()
-    # Each code, an embedding here, tells every concept: 2/k * sqrt(k (k - 1)) / 2 is as far from the truth as can be.
+    # Each code, here an embedding, predicts every concept: the maximum is 2/k * sqrt(k (k - 1)) / 2.
     embedded = torch.stack(
         [truth @ torch.randn(count, 8, generator=torch.Generator().manual_seed(s)) for s in range(count)], 1
     )
@@ -185,8 +185,8 @@ def test_codes_that_say_all_concepts_leak_them_to_each_other():
     assert oracle_impurity(truth, truth) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_concept_that_is_told_outside_of_its_niche_is_impure():
-    """Each code is ±1 where the other concept is absent and ±2 where it is there: uncorrelated, and it tells all."""
+def test_a_concept_that_is_predicted_outside_of_its_niche_is_impure():
+    """Each code is ±1 if the other concept is absent and ±2 if present: uncorrelated, yet it predicts both."""
     truth = coins(3000, 2)
     codes = (2 * truth - 1) * (1 + truth.flip(1))
     # At beta 0 all codes are in the niche, so that nothing is outside; at 0.1 ... 0.9 the other one is.
@@ -194,7 +194,7 @@ def test_a_concept_that_is_told_outside_of_its_niche_is_impure():
     assert leakage(codes, truth, truth[:, 0].long())["nis_control"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_shuffling_within_concepts_is_a_code_that_cannot_leak():
+def test_a_code_shuffled_within_concepts_cannot_leak():
     truth, target = coins(2000, 3), coins(2000, 1, seed=7)[:, 0].long()
     codes = truth + 0.2 * target.unsqueeze(1) + 0.4 * truth.flip(1)
     found = leakage(codes, truth, target)
@@ -227,30 +227,33 @@ def test_one_concept_has_no_pair():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c, t, y: (c[:, :2], t, y), r"codes are \(samples, concepts\)"),
-        (lambda c, t, y: (c, 2 * t, y), r"concept labels are in \[0, 1\], got 0 \.\.\. 2"),
-        (lambda c, t, y: (c, torch.cat([t[:, :2], 0 * t[:, :1]], 1), y), "concept 2 have one value alone"),
-        (lambda c, t, y: (c, t, 0 * y), "concept 0 have one class alone"),
-        (lambda c, t, y: (c, t, y[:50]), "one class per sample"),
-        (lambda c, t, y: (c[:40], t[:40], y[:40]), "10 cells take 50 labeled samples or more, concept 0 has 40"),
-        (lambda c, t, y: (c / 0, t, y), "codes have NaN or infinite values"),
+        (lambda c, t, y: (c[:, :2], t, y), r"codes must have shape \(samples, concepts\)"),
+        (lambda c, t, y: (c, 2 * t, y), r"concept labels must be in \[0, 1\], got 0 \.\.\. 2"),
+        (lambda c, t, y: (c, torch.cat([t[:, :2], 0 * t[:, :1]], 1), y), "concept 2 must have more than one value"),
+        (lambda c, t, y: (c, t, 0 * y), "concept 0 must have more than one class"),
+        (lambda c, t, y: (c, t, y[:50]), "must have one class per sample"),
+        (
+            lambda c, t, y: (c[:40], t[:40], y[:40]),
+            "concept 0 must have 50 or more labeled samples for 10 cells, got 40",
+        ),
+        (lambda c, t, y: (c / 0, t, y), "codes must be finite, got NaN or infinite values"),
     ],
 )
-def test_what_cannot_be_measured_says_why(change, message):
+def test_invalid_inputs_are_errors(change, message):
     truth = coins(100, 3)
     with pytest.raises(ValueError, match=message):
         leakage(*change(truth, truth, truth[:, 0].long()))
 
 
-def test_one_class_in_a_half_says_so():
+def test_a_label_with_a_single_value_in_a_half_is_an_error():
     truth = coins(100, 2)
     truth[:, 1] = 0
     truth[3, 1] = 1
-    with pytest.raises(ValueError, match="label 1 has one value alone in one of the halves"):
+    with pytest.raises(ValueError, match="label 1 must have two values in both halves"):
         oracle_impurity(truth, truth)
 
 
-def test_two_annotators_who_share_no_sample_leave_pairs_out():
+def test_pairs_of_concepts_without_common_labels_are_left_out():
     truth = coins(400, 3)
     labels = truth.clone()
     labels[::2, 0] = torch.nan

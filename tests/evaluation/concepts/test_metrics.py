@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import ibreg
 from ibreg.evaluation.classification.metrics import classification_metrics
 from ibreg.evaluation.concepts.metrics import class_concept_matrix, concept_metrics, head_agreement
-from ibreg.evaluation.concepts.reliance import completeness, concept_reliance, head_effects, silenced
+from ibreg.evaluation.concepts.reliance import ablated, completeness, concept_reliance, head_effects
 from ibreg.layers.concept.specification import Concepts
 
 MIXED = Concepts.of(["red", {"name": "digit", "values": [0, 1, 2]}, {"name": "size", "kind": "continuous"}])
@@ -48,8 +48,8 @@ def test_metrics_agree_with_scikit_learn_and_with_their_formulas():
     assert found["concept_rmse"] == pytest.approx(float((logits[:, 4] - labels[:, 4]).square().mean().sqrt()))
 
 
-def test_the_threshold_is_a_logit_of_0_and_the_area_is_of_probabilities():
-    """A logit of 0.3 is a yes: a threshold of a half on logits would miss it."""
+def test_the_threshold_is_a_logit_of_0_and_the_auroc_is_of_probabilities():
+    """A logit of 0.3 is a positive prediction: a threshold of 0.5 on logits would miss it."""
     labels = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
     found = concept_metrics(torch.tensor([[0.3], [0.2], [-0.1], [-4.0]]), labels, Concepts.of(1))
     assert found["concept_accuracy"] == 1
@@ -60,15 +60,15 @@ def test_the_threshold_is_a_logit_of_0_and_the_area_is_of_probabilities():
     assert ordered["concept_accuracy"] == 0.5
 
 
-def test_a_concept_of_one_value_has_no_area():
+def test_a_concept_whose_labels_are_all_the_same_has_no_auroc():
     labels = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
     found = concept_metrics(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), labels, Concepts.of(2))
     assert found["concept_auroc"] == 1
     assert "concept_auroc" not in concept_metrics(torch.ones(2, 1), torch.ones(2, 1), Concepts.of(1))
 
 
-def test_wrong_shapes_and_labels_say_what_is_valid():
-    with pytest.raises(ValueError, match=r"concept logits have shape \(batch, 2 concepts\)"):
+def test_invalid_shapes_and_labels():
+    with pytest.raises(ValueError, match=r"concept logits must have shape \(batch, 2 concepts\)"):
         concept_metrics(torch.ones(4, 3), torch.ones(4, 2), Concepts.of(2))
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         concept_metrics(torch.ones(4, 2), 2 * torch.ones(4, 2), Concepts.of(2))
@@ -97,7 +97,7 @@ def test_a_head_agrees_with_the_matrix_that_it_is_made_of():
     matrix = class_concept_matrix(labels, target, 3)
     expected = np.stack([np.nanmean(labels[target == label].numpy(), 0) for label in range(3)])
     assert_close(matrix, torch.tensor(expected))
-    # What all classes share, and the scale, are nothing that a softmax sees.
+    # A softmax is invariant to terms shared by all classes, and the agreement to scale.
     assert head_agreement(7 * matrix + torch.randn(1, 4, generator=generator), matrix) == pytest.approx(1)
     assert head_agreement(-matrix, matrix) == pytest.approx(-1)
     one = torch.tensor([[1.0, -2.0]])
@@ -106,9 +106,9 @@ def test_a_head_agrees_with_the_matrix_that_it_is_made_of():
     centered, other = (part - part.mean(0) for part in (weights, matrix))
     expected = torch.nn.functional.cosine_similarity(centered.flatten(), other.flatten(), dim=0)
     assert head_agreement(weights, matrix) == pytest.approx(float(expected), abs=1e-6)
-    with pytest.raises(ValueError, match="same for all classes"):
+    with pytest.raises(ValueError, match="must differ between classes"):
         head_agreement(torch.ones(3, 4), matrix)
-    with pytest.raises(ValueError, match=r"weights and matrix are \(classes, concepts\)"):
+    with pytest.raises(ValueError, match=r"weights and matrix must have the same shape \(classes, concepts\)"):
         head_agreement(weights, matrix[:, :3])
     with pytest.raises(ValueError, match="class 3 has no known label of concept 0"):
         class_concept_matrix(labels, target, 4)
@@ -117,17 +117,17 @@ def test_a_head_agrees_with_the_matrix_that_it_is_made_of():
 # --- reliance
 
 
-def built(residual=0, turned=False):
-    """Concepts are the first two inputs, found without fault; the class is the first one, said by it or past it."""
+def built(residual=0, flipped=False):
+    """Concepts are both inputs, predicted without error; the class is the first one, read from it or bypassing it."""
     layer = ibreg.ConceptBottleneck(2, 2, residual=residual)
     net = nn.Sequential(layer, nn.Linear(2 + residual, 2)).eval()
     with torch.no_grad():
         layer.encoder.weight.copy_(torch.cat([20 * torch.eye(2), torch.tensor([[20.0, 0.0]] * residual)]))
         layer.encoder.bias.zero_()
         read = torch.zeros(2 + residual)
-        read[2 if residual else 0] = -1.0 if turned else 1.0
+        read[2 if residual else 0] = -1.0 if flipped else 1.0
         net[1].weight.copy_(torch.stack([-read, read]) * 10)
-        net[1].bias.copy_(torch.zeros(2) if residual else torch.tensor([5.0, -5.0]) * (-1 if turned else 1))
+        net[1].bias.copy_(torch.zeros(2) if residual else torch.tensor([5.0, -5.0]) * (-1 if flipped else 1))
     return net
 
 
@@ -152,7 +152,7 @@ def test_a_model_that_reads_its_concepts_fails_without_them():
         assert found[f"{name}_control"] == pytest.approx(0.5, abs=0.08)
 
 
-def test_a_model_that_goes_past_its_concepts_does_not_miss_them():
+def test_a_model_that_bypasses_its_concepts_keeps_its_accuracy_without_them():
     net, (x, target, truth) = built(residual=1), samples()
     found = concept_reliance(net, x, target, truth, training_logits(net, x))
     assert found["ablated_accuracy"] == 1
@@ -160,8 +160,8 @@ def test_a_model_that_goes_past_its_concepts_does_not_miss_them():
     assert found["ablated_accuracy_control"] == pytest.approx(0.5, abs=0.08)
 
 
-def test_a_head_that_reads_a_concept_the_wrong_way_has_a_wrong_sign():
-    net, (x, target, truth) = built(turned=True), samples()
+def test_a_head_with_a_flipped_weight_has_a_low_sign():
+    net, (x, target, truth) = built(flipped=True), samples()
     found = concept_reliance(net, x, target, truth, training_logits(net, x))
     assert found["truth_accuracy"] == 0
     assert found["sign"] == pytest.approx(0.25)
@@ -192,9 +192,9 @@ def test_completeness_is_0_at_chance_and_1_at_the_reference():
     half = completeness(truth[:, :1], truth[:, 0].long() + truth[:, 1].long(), reference=1.0, classes=3)
     # From one of two coins: the most frequent sum of its side, 1/2, which is the largest class's share.
     assert abs(half["completeness"]) < 0.15
-    with pytest.raises(ValueError, match=r"above the largest class's share 0\.\d+, got 0\.4"):
+    with pytest.raises(ValueError, match=r"above that of the largest class, 0\.\d+, got 0\.4"):
         completeness(truth, exclusive, reference=0.4)
-    with pytest.raises(ValueError, match="fitted and judged on 20 samples each, there are 30"):
+    with pytest.raises(ValueError, match="fitted and evaluated on 20 samples each, got 30"):
         completeness(truth[:30], exclusive[:30], reference=1.0)
 
 
@@ -202,7 +202,7 @@ def test_completeness_is_0_at_chance_and_1_at_the_reference():
 
 
 @torch.no_grad()
-def test_a_silenced_concept_is_a_head_without_its_weights():
+def test_an_ablated_concept_is_a_head_without_its_weights():
     layer = ibreg.ConceptBottleneck(4, MIXED)
     net = nn.Sequential(layer, nn.Linear(5, 3)).eval()
     x, training = torch.randn(30, 4), torch.randn(200, 5)
@@ -211,9 +211,9 @@ def test_a_silenced_concept_is_a_head_without_its_weights():
     expected.weight.copy_(net[1].weight)
     expected.weight[:, :4] = 0
     expected.bias.copy_(net[1].bias + net[1].weight[:, :4] @ MIXED.probabilities(training).mean(0)[:4])
-    assert_close(silenced(ibreg.Regularized(net), x, without, training), expected(layer(x)))
-    with pytest.raises(ValueError, match="no concept is called 'blue'"):
-        silenced(net, x, ["blue"], training)
+    assert_close(ablated(ibreg.Regularized(net), x, without, training), expected(layer(x)))
+    with pytest.raises(ValueError, match="there is no concept 'blue'"):
+        ablated(net, x, ["blue"], training)
 
 
 @torch.no_grad()

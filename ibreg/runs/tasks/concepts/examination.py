@@ -9,13 +9,14 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
-from ibreg.evaluation.concepts.curves import InterventionCurve, corrections, intervention_curve, prices_of
-from ibreg.evaluation.concepts.interventions import class_probabilities, find_concepts
+from ibreg.evaluation.concepts.curves import InterventionCurve, intervention_curve
+from ibreg.evaluation.concepts.interventions import intervention_costs, intervention_groups
 from ibreg.evaluation.concepts.leakage import BINS, SAMPLES_PER_BIN, leakage
 from ibreg.evaluation.concepts.metrics import class_concept_matrix, concept_metrics, head_agreement
 from ibreg.evaluation.concepts.policies import POLICIES
+from ibreg.evaluation.concepts.predictions import accuracy, predict_concepts
 from ibreg.evaluation.concepts.probes import LEAST_SAMPLES
-from ibreg.evaluation.concepts.reliance import completeness, concept_reliance, head_effects, silenced
+from ibreg.evaluation.concepts.reliance import ablated, completeness, concept_reliance, head_effects
 from ibreg.layers.concept.specification import Concepts
 from ibreg.plots.concepts import ConceptSample
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRows
@@ -71,9 +72,9 @@ def examine(
     """
     concepts = data.concepts
     training_x, _, _ = some_rows(data.train, options.rows, device)
-    training_logits = find_concepts(model, training_x).logits
+    training_logits = predict_concepts(model, training_x).logits
     x, target, labels = some_rows(data.test, options.rows, device)
-    found = find_concepts(model, x)
+    found = predict_concepts(model, x)
     metrics = concept_metrics(found.logits, labels, concepts)
     metrics |= concept_reliance(model, x, target, labels, training_logits)
     # The measures below count: a column needs some labels of either value in each half of the samples.
@@ -134,7 +135,7 @@ def check_interventions(cfg: DictConfig, data: ConceptData) -> None:
     if unknown:
         raise ValueError(f"interventions.policies has {', '.join(unknown)}: choose from {', '.join(POLICIES)}")
     try:
-        prices_of(corrections(data.concepts, asked.by), OmegaConf.to_container(asked.costs))
+        intervention_costs(intervention_groups(data.concepts, asked.by), OmegaConf.to_container(asked.costs))
     except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
         raise ValueError(f"interventions.costs: {error}") from error
     for name in cfg.edit:
@@ -166,28 +167,28 @@ def _edited(model, data: ConceptData, options: DictConfig, device, training_logi
             continue
         x, target, labels = some_rows(part, options.rows, device)
         if options.edit:
-            output = silenced(model, x, list(options.edit), training_logits)
-            found[f"{beginning}edited_accuracy"] = _accuracy(output, target)
+            output = ablated(model, x, list(options.edit), training_logits)
+            found[f"{beginning}edited_accuracy"] = accuracy(output, target)
         if beginning:
             everything = torch.ones_like(labels, dtype=torch.bool)
-            truth = find_concepts(model, x, mask=everything, labels=labels, training_logits=training_logits)
-            found["shifted_truth_accuracy"] = _accuracy(truth.output, target)
+            truth = predict_concepts(model, x, mask=everything, labels=labels, training_logits=training_logits)
+            found["shifted_truth_accuracy"] = accuracy(truth.output, target)
             found |= {
                 f"shifted_{name}": value
-                for name, value in concept_metrics(find_concepts(model, x).logits, labels, data.concepts).items()
+                for name, value in concept_metrics(predict_concepts(model, x).logits, labels, data.concepts).items()
             }
     return found
 
 
 def _samples(model: nn.Module, data: ConceptData, device, training_logits) -> list[ConceptSample]:
     x, target, labels = some_rows(data.test, SAMPLES_SHOWN, device)
-    found = find_concepts(model, x)
+    found = predict_concepts(model, x)
     predicted = found.output.argmax(1, keepdim=True)
     own = found.output.gather(1, predicted)
     contributions = torch.zeros_like(found.values)
-    for columns in corrections(data.concepts, "concept").values():
+    for columns in data.concepts.units.values():
         names = [data.concepts.names[column] for column in columns]
-        added = own - silenced(model, x, names, training_logits).gather(1, predicted)
+        added = own - ablated(model, x, names, training_logits).gather(1, predicted)
         # What a categorical concept adds stands beside the value that it has.
         place = found.values[:, list(columns)].argmax(1, keepdim=True) + columns[0]
         contributions.scatter_(1, place, added)
@@ -215,5 +216,5 @@ def _is_countable(concepts: Concepts, labels: Tensor, target: Tensor, column: in
     )
 
 
-def _accuracy(output: Tensor, target: Tensor) -> float:
+def accuracy(output: Tensor, target: Tensor) -> float:
     return float((class_probabilities(output).argmax(1) == target).double().mean())
