@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
-from ibreg.evaluation.concepts.interventions import find_concepts
 from ibreg.evaluation.concepts.metrics import concept_metrics
+from ibreg.evaluation.concepts.predictions import predict_concepts
 from ibreg.layers.concept.base import ConceptLayer
 from ibreg.plots.classification import learning_curves
 from ibreg.plots.concepts import head_plot, intervention_plot, leakage_plot, sample_plot
@@ -144,7 +144,7 @@ def measure(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: A
     metrics = classify(model, data.validation, accelerator, draws=cfg.prediction_draws).metrics()
     if has_concepts(model):
         x, _, labels = some_rows(data.validation, cfg.rows, accelerator.device)
-        metrics |= concept_metrics(find_concepts(model, x).logits, labels, data.concepts)
+        metrics |= concept_metrics(predict_concepts(model, x).logits, labels, data.concepts)
     return metrics
 
 

@@ -214,7 +214,3 @@ def _is_countable(concepts: Concepts, labels: Tensor, target: Tensor, column: in
         and min((known == 0).sum(), (known == 1).sum()) >= LEAST_SAMPLES
         and len(target[labeled].unique()) > 1
     )
-
-
-def accuracy(output: Tensor, target: Tensor) -> float:
-    return float((class_probabilities(output).argmax(1) == target).double().mean())
