@@ -186,7 +186,7 @@ def test_errors_state_what_is_valid():
 
 
 def solvable(rows=200, concepts=4, seed=0, accuracy=0.7):
-    """A model whose head is correct if its concepts are, y = [more than half], and which predicts a fraction correctly."""
+    """A model whose head is correct where its concepts are, y = [more than half]; a fraction of them is correct."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randint(2, (rows, concepts), generator=generator).float()
     correct = torch.rand(rows, concepts, generator=generator) < accuracy
