@@ -24,13 +24,14 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
-from ibreg.plots.classification import learning_curves, method_label, reliability_diagram, sort_methods
+from ibreg.plots.classification import learning_curves, reliability_diagram
 from ibreg.plots.robustness import (
     accuracy_under_attack,
     accuracy_under_corruption,
     attacked_images,
-    outlier_histograms,
+    ood_histograms,
 )
+from ibreg.plots.style import method_label, sort_methods
 from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.config.checks import check_configuration, check_steps
@@ -203,7 +204,8 @@ def draw(
             }
             for method, seeds in report.items()
         }
-        outlier_histograms(scores, folder / "outliers.png", inside=data.name, outside=cfg.outliers.data)
+        names = {"in_distribution": data.name, "out_of_distribution": cfg.outliers.data}
+        ood_histograms(scores, folder / "outliers.png", **names)
     firsts = {method: report[method][0]["examples"] for method in sort_methods(report) if report[method][0]["examples"]}
     if firsts and data.input_shape[0] in (1, 3):
         first = next(iter(firsts.values()))

@@ -1,4 +1,4 @@
-"""Several runs in one image: a line for each method of each run, its seeds and their mean."""
+"""Plot of several runs: a line per run and method with the values of its seeds and their mean."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ibreg.plots.classification import method_label, method_styles, write_png
+from ibreg.plots.panels import write_png
+from ibreg.plots.style import method_label, method_styles
 
 
 def comparison_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, *, heading: str, scale: float = 1) -> Path:
-    """Draws the values of a metric, per run and method a faint point for every seed and a strong one for their mean.
+    """Draws the values of a metric: per run and method a faint point for each seed and a large one for their mean.
 
     Args:
-        rows: `run`, `method` and `values`, one value for each seed; what is None or not finite is not drawn.
-        path: where the PNG goes.
+        rows: `run`, `method` and `values`, one value per seed; None and values that are not finite are not drawn.
+        path: path of the PNG file.
         heading: name of the metric with its unit.
-        scale: what the values are multiplied by for that unit.
+        scale: factor that converts the values to that unit.
 
     Raises:
-        ValueError: no row has a value.
+        ValueError: If no row has a finite value.
 
     Example:
         >>> import tempfile
@@ -45,10 +46,10 @@ def _draw(rows: Sequence[Mapping[str, Any]], heading: str, scale: float) -> Figu
     styles = method_styles(method for _, method, _ in drawn)
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(drawn)), layout="constrained")
     axes = figure.subplots()
-    for place, (_, method, values) in enumerate(drawn):
+    for line, (_, method, values) in enumerate(drawn):
         color, marker = styles[method]["color"], styles[method]["marker"]
-        axes.plot(values, np.full(len(values), place), linestyle="", marker=marker, color=color, alpha=0.35)
-        axes.plot(values.mean(), place, linestyle="", marker=marker, color=color, markersize=9)
+        axes.plot(values, np.full(len(values), line), linestyle="", marker=marker, color=color, alpha=0.35)
+        axes.plot(values.mean(), line, linestyle="", marker=marker, color=color, markersize=9)
     axes.set_yticks(range(len(drawn)), [label for label, _, _ in drawn])
     axes.invert_yaxis()
     axes.set_xlabel(heading)

@@ -1,7 +1,4 @@
-"""Plots of a concept run as PNG files: corrections, leakage, what the head does, and concepts of a few samples.
-
-Methods, colors and lines are those of `ibreg.plots.classification`.
-"""
+"""Plots of a concept run as PNG files: interventions, leakage, effects of the head, and concepts of a few samples."""
 
 from __future__ import annotations
 
@@ -17,30 +14,32 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ibreg.evaluation.concepts.curves import InterventionCurve
-from ibreg.plots.classification import finish, method_label, method_styles, panel_grid, write_png
+from ibreg.evaluation.intervals import mean_interval
+from ibreg.plots.panels import draw_curves, finish, panel_grid, write_png
+from ibreg.plots.style import method_label, method_styles
 
-# What leakage is drawn of, under which title; each has a control under `<name>_control`.
+# Titles of the measures of leakage; the control of each has the key `<name>_control`.
 MEASURES = {
     "truth_accuracy": "accuracy, concepts set to the truth",
-    "ablated_accuracy": "accuracy, concepts wiped out",
-    "sign": "corrections that help",
-    "ctl": "CTL: codes tell the task",
-    "icl": "ICL: codes tell each other",
-    "ois": "OIS: codes tell other concepts",
-    "nis": "NIS: told outside of the niche",
+    "ablated_accuracy": "accuracy, concepts ablated",
+    "sign": "interventions that help",
+    "ctl": "CTL: codes predict the task",
+    "icl": "ICL: codes predict each other",
+    "ois": "OIS: codes predict other concepts",
+    "nis": "NIS: predicted outside of the niche",
     "completeness": "completeness of the concepts",
 }
-MOST_NAMES = 30  # with more concepts or classes their names would not be read
+MOST_NAMES = 30  # names of more concepts or classes would be illegible
 
 
 def intervention_plot(curves: Mapping[str, Mapping[str, Sequence[InterventionCurve]]], path: str | Path) -> Path:
-    """Draws accuracy over corrected concepts: a panel per policy, the mean and its 95 % interval over seeds.
+    """Draws accuracy over interventions: a panel per policy, per method the mean and its 95 % CI over seeds.
 
-    With one seed the interval is that over the orders of a policy with randomness.
+    With one seed the interval is over the orders of a random policy. Both are Student's t.
 
     Args:
-        curves: per panel and method the curves of the seeds, all of one length.
-        path: Where the PNG goes.
+        curves: per panel and method the curves of the seeds, all of the same length.
+        path: path of the PNG file.
 
     Raises:
         ValueError: If there is no curve.
@@ -55,34 +54,35 @@ def intervention_plot(curves: Mapping[str, Mapping[str, Sequence[InterventionCur
     if not curves:
         raise ValueError("there is nothing to draw: no curve of interventions")
     styles = method_styles(method for methods in curves.values() for method in methods)
-    height, width = panel_grid(len(curves), most=3)
-    figure = Figure(figsize=(4 * width, 3.2 * height + 0.6), layout="constrained")
-    panels = figure.subplots(height, width, squeeze=False, sharey=True)
+    figure, panels = panel_grid(len(curves), most=3, size=(4, 3.2), sharey=True)
     for panel, (title, methods) in zip(panels.flat, curves.items(), strict=False):
-        for method, of_seeds in methods.items():
-            # A mean over orders counts once: orders of one training are not as independent as trainings.
-            means = [each.mean for each in of_seeds] if len(of_seeds) > 1 else of_seeds[0].accuracy
-            pooled = InterventionCurve(np.stack(list(means)), of_seeds[0].spent)
-            counts = np.arange(len(pooled.spent))
-            style = styles[method] | {"marker": styles[method]["marker"] if len(counts) <= 12 else ""}
-            panel.plot(counts, pooled.mean, **style, label=method_label(method))
-            low, high = pooled.mean - pooled.half_width, pooled.mean + pooled.half_width
-            panel.fill_between(counts, low, high, color=style["color"], alpha=0.2, linewidth=0)
-        panel.set(title=title, xlabel="corrections")
+        accuracies = {method: dict(enumerate(_accuracies(seeds).T.tolist())) for method, seeds in methods.items()}
+        many = max(map(len, accuracies.values())) > 12
+        lines = {method: style | ({"marker": ""} if many else {}) for method, style in styles.items()}
+        draw_curves(panel, accuracies, lines, bounds=mean_interval)
+        panel.set(title=title, xlabel="interventions")
         panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         panel.tick_params(labelleft=True)
-        panel.grid(alpha=0.3)
     for panel in panels[:, 0]:
         panel.set(ylabel="accuracy (fraction)")
     return write_png(finish(figure), path)
 
 
+def _accuracies(seeds: Sequence[InterventionCurve]) -> np.ndarray:
+    """Returns accuracies `(seeds or orders, interventions + 1)` whose mean has the interval that is drawn.
+
+    Each seed counts once, by its mean over orders: orders of one training run are less independent than training runs.
+    """
+    return np.stack([curve.mean for curve in seeds]) if len(seeds) > 1 else seeds[0].accuracy
+
+
 def leakage_plot(measured: Mapping[str, Sequence[Mapping[str, float]]], path: str | Path) -> Path:
-    """Draws each measure of leakage and reliance: the mean over seeds, its standard deviation, and the control's mean.
+    """Draws each measure of leakage and reliance: mean and standard deviation over seeds, and the mean of its control.
 
     Args:
-        measured: per method the measures of the seeds, named as in `MEASURES`; what none has is left out.
-        path: Where the PNG goes.
+        measured: per method the measures of the seeds, named as in `MEASURES`; measures that no method has are left
+            out.
+        path: path of the PNG file.
 
     Raises:
         ValueError: If no method has a measure.
@@ -97,19 +97,17 @@ def leakage_plot(measured: Mapping[str, Sequence[Mapping[str, float]]], path: st
     if not shown:
         raise ValueError("there is nothing to draw: no method has a measure of leakage")
     styles = method_styles(measured)
-    height, width = panel_grid(len(shown), most=4)
-    figure = Figure(figsize=(3.4 * width, 2.8 * height + 0.6), layout="constrained")
-    panels = figure.subplots(height, width, squeeze=False)
+    figure, panels = panel_grid(len(shown), most=4, size=(3.4, 2.8))
     for panel, name in zip(panels.flat, shown, strict=False):
-        for place, (method, style) in enumerate(styles.items()):
+        for position, (method, style) in enumerate(styles.items()):
             values = np.array([seed[name] for seed in measured[method] if name in seed])
             controls = np.array([seed[f"{name}_control"] for seed in measured[method] if f"{name}_control" in seed])
             if not len(values):
                 continue
             spread = values.std(ddof=1) if len(values) > 1 else 0
-            panel.bar(place, values.mean(), color=style["color"], yerr=spread, capsize=3, label=method_label(method))
+            panel.bar(position, values.mean(), color=style["color"], yerr=spread, capsize=3, label=method_label(method))
             if len(controls):
-                panel.plot(place, controls.mean(), "D", color="white", markeredgecolor="black", label="control")
+                panel.plot(position, controls.mean(), "D", color="white", markeredgecolor="black", label="control of the measure")
         panel.set_title(fill(MEASURES[name], 30), fontsize="medium")
         low, high = panel.get_ylim()
         panel.set(xticks=[], ylim=(min(0, low), max(1.05, high)))
@@ -120,13 +118,13 @@ def leakage_plot(measured: Mapping[str, Sequence[Mapping[str, float]]], path: st
 def head_plot(
     effects: Mapping[str, Tensor], path: str | Path, *, concepts: Sequence[str], classes: Sequence[str]
 ) -> Path:
-    """Draws what setting each concept does to each class: of a linear head its weights, without what classes share.
+    """Draws the effect of each concept on each class: of a linear head the weights, minus their mean over classes.
 
     Args:
-        effects: per method `(classes, concepts)`, as `concept_reliance.head_effects` measures them.
-        path: Where the PNG goes.
-        concepts: their names.
-        classes: their names.
+        effects: per method `(classes, concepts)`, as measured by `ibreg.evaluation.concepts.reliance.head_effects`.
+        path: path of the PNG file.
+        concepts: names of the concepts.
+        classes: names of the classes.
 
     Raises:
         ValueError: If there is no method.
@@ -139,12 +137,10 @@ def head_plot(
     """
     if not effects:
         raise ValueError("there is nothing to draw: no method has a head")
-    height, width = panel_grid(len(effects), most=3)
-    across, down = (max(2.5, 0.28 * len(names)) for names in (concepts, classes))
-    figure = Figure(figsize=((across + 2.2) * width, (down + 1.8) * height), layout="constrained")
-    panels = figure.subplots(height, width, squeeze=False)
+    width, height = (max(2.5, 0.28 * len(names)) for names in (concepts, classes))
+    figure, panels = panel_grid(len(effects), most=3, size=(width + 2.2, height + 1.8))
     for panel, (method, effect) in zip(panels.flat, effects.items(), strict=False):
-        # What all classes have in common changes no decision.
+        # A term that all classes share changes no decision.
         values = (effect - effect.mean(0)).detach().cpu().numpy()
         largest = max(float(abs(values).max()), 1e-12)
         image = panel.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
@@ -154,20 +150,20 @@ def head_plot(
         _names(panel.set_yticks, classes)
     for panel in list(panels.flat)[len(effects) :]:
         panel.set_visible(False)
-    title = "change of the logit of a class, against the mean of all classes, as a concept is set from 0 to 1"
+    title = "change of a class's logit relative to the mean over classes, as a concept is set from 0 to 1"
     figure.suptitle(fill(title, int(12 * figure.get_figwidth())), fontsize="medium")
     return write_png(figure, path)
 
 
 @dataclass(frozen=True)
 class ConceptSample:
-    """One sample as a reader sees it.
+    """One sample with its concepts.
 
     Attributes:
-        image: `(channels, height, width)` or, of a table, `(features,)`.
-        probabilities: `(concepts,)`, found.
+        image: `(channels, height, width)` or, of tabular data, `(features,)`.
+        probabilities: `(concepts,)`, predicted.
         labels: `(concepts,)`, true; NaN where unknown.
-        contributions: `(concepts,)`, by how much the logit of the predicted class would fall without each concept.
+        contributions: `(concepts,)`, decrease of the predicted class's logit as a concept is set to its mean.
         predicted: name of the predicted class.
         true: name of the true class.
     """
@@ -181,34 +177,33 @@ class ConceptSample:
 
 
 def sample_plot(samples: Sequence[ConceptSample], path: str | Path, *, concepts: Sequence[str]) -> Path:
-    """Draws a few samples: the input, the concepts that are found in it beside the true ones, what each adds.
+    """Draws a few samples: the input, its predicted and true concepts, and the contribution of each concept.
 
     Args:
-        samples: a row each.
-        path: Where the PNG goes.
-        concepts: their names.
+        samples: one per row.
+        path: path of the PNG file.
+        concepts: names of the concepts.
 
     Raises:
         ValueError: If there is no sample.
     """
     if not samples:
         raise ValueError("there is nothing to draw: no sample")
-    tall = max(2.2, 0.2 * len(concepts))
-    figure = Figure(figsize=(11, tall * len(samples) + 0.8), layout="constrained")
+    figure = Figure(figsize=(11, max(2.2, 0.2 * len(concepts)) * len(samples) + 0.8), layout="constrained")
     panels = figure.subplots(len(samples), 3, squeeze=False, width_ratios=[1, 1.6, 1.6])
-    places = np.arange(len(concepts))
-    for (shown, found, added), sample in zip(panels, samples, strict=True):
-        _draw_input(shown, sample.image)
-        shown.set_title(f"predicted {sample.predicted}\ntrue {sample.true}", fontsize="medium")
-        found.barh(places, sample.probabilities.numpy(), color="#56B4E9", label="found")
-        found.plot(sample.labels.numpy(), places, "o", color="black", markersize=4, label="true")
-        added.barh(places, sample.contributions.numpy(), color="#E69F00", label="adds to the predicted class")
-        low, high = found.get_xlim()
-        found.set_xlim(min(low, 0), max(high, 1.05))
-        added.axvline(0, color="black", linewidth=0.8)
-        _names(found.set_yticks, concepts)
-        added.set_yticks(places, [""] * len(places))
-        for panel in (found, added):
+    positions = np.arange(len(concepts))
+    for (image, prediction, contribution), sample in zip(panels, samples, strict=True):
+        _draw_input(image, sample.image)
+        image.set_title(f"predicted {sample.predicted}\ntrue {sample.true}", fontsize="medium")
+        prediction.barh(positions, sample.probabilities.numpy(), color="#56B4E9", label="predicted")
+        prediction.plot(sample.labels.numpy(), positions, "o", color="black", markersize=4, label="true")
+        contribution.barh(positions, sample.contributions.numpy(), color="#E69F00", label="contribution")
+        low, high = prediction.get_xlim()
+        prediction.set_xlim(min(low, 0), max(high, 1.05))
+        contribution.axvline(0, color="black", linewidth=0.8)
+        _names(prediction.set_yticks, concepts)
+        contribution.set_yticks(positions, [""] * len(positions))
+        for panel in (prediction, contribution):
             panel.invert_yaxis()
             panel.grid(axis="x", alpha=0.3)
     panels[-1, 1].set(xlabel="probability")

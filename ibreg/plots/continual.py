@@ -1,12 +1,11 @@
-"""Plots of continual learning as PNG files: accuracy over splits, use of keys, decision regions in the plane.
-
-Methods, colors and lines are those of `ibreg.plots.classification`.
-"""
+"""Plots of continual learning as PNG files: accuracy over splits, usage of keys, decision regions in the plane."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,42 +14,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ibreg.evaluation.intervals import mean_interval
-from ibreg.plots.classification import finish, method_styles, write_png
+from ibreg.plots.panels import draw_curves, finish, write_png
+from ibreg.plots.style import method_label, method_styles
 
-# Okabe and Ito's, with a gray and a brown: ten classes that color-blind readers tell apart, as far as ten can be.
+# Okabe and Ito's colors, a gray and a brown: color-blind readers can tell the ten classes apart, as far as that goes.
 CLASS_COLORS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999", "#7B4B2A",
 )  # fmt: skip
 
-
-CONTROL_LABELS = {"none": "linear probe", "null": "linear probe, other init"}
-
-
-def learner_label(method: str) -> str:
-    """Names a method for a reader: without a bottleneck it is a linear probe.
-
-    Example:
-        >>> learner_label("none"), learner_label("key_value")
-        ('linear probe', 'key_value')
-    """
-    return CONTROL_LABELS.get(method, method)
+learner_label = partial(method_label, control="linear probe")  # a network without a bottleneck, on frozen features
 
 
 def accuracy_over_splits(
     curves: Mapping[str, Sequence[Sequence[float]]], path: str | Path, *, chance: float | None = None
 ) -> Path:
-    """Draws, per method, the accuracy over all classes before the first split and after each, with its interval.
+    """Draws, per method, the accuracy over all classes before the first split and after each split, with its 95 % CI.
 
-    The band is the 95 % interval of the mean over seeds by Student's t. A method with two stages, before all and after
-    all at once, is a horizontal line at its second.
+    The band is the interval of the mean over seeds by Student's t. A method with two stages, before and after training
+    on all classes at once, is a horizontal line at its second stage.
 
     Args:
-        curves: Of each method the accuracies of every seed, (seeds, stages), fractions.
-        path: Where the PNG goes.
-        chance: The accuracy of guessing, drawn where it is given.
+        curves: per method the accuracies of every seed `(seeds, stages)`, fractions.
+        path: path of the PNG file.
+        chance: accuracy of guessing, drawn if given.
 
     Raises:
-        ValueError: If there is no method, a method has no seed, or seeds have not equally many stages.
+        ValueError: If there is no method, a method has no seed, or seeds differ in their number of stages.
 
     Example:
         >>> import tempfile
@@ -70,32 +59,27 @@ def _draw_accuracy(curves: Mapping[str, Sequence[Sequence[float]]], chance: floa
     values = {method: _checked_curve(method, curve) for method, curve in curves.items()}
     last = max(curve.shape[1] for curve in values.values()) - 1
     for method, style in method_styles(values).items():
-        curve = values[method]
-        at_once = curve.shape[1] == 2 < last + 1
-        if at_once:
-            curve = np.repeat(curve[:, 1:], last + 1, axis=1)
-        mean, low, high = mean_interval(curve)
-        splits = np.arange(last + 1)
-        line = {"color": style["color"], "linestyle": "--" if at_once else style["linestyle"]}
-        label = f"{learner_label(method)} (all classes at once)" if at_once else learner_label(method)
-        panel.plot(splits, mean, marker="" if at_once else style["marker"], markersize=4, label=label, **line)
-        panel.fill_between(splits, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        curve, label = values[method], learner_label(method)
+        if curve.shape[1] == 2 < last + 1:
+            curve, label = np.repeat(curve[:, 1:], last + 1, axis=1), f"{label} (all classes at once)"
+            style = style | {"linestyle": "--", "marker": ""}
+        _draw_stages(panel, curve, style, label)
     if chance is not None:
         panel.axhline(chance, linestyle=":", color="black", linewidth=1, label="chance")
-    panel.set(xlabel="splits learnt", ylabel="test accuracy over all classes (mean, 95 %)", ylim=(0, 1.02))
+    panel.set(xlabel="splits learned", ylabel="test accuracy over all classes (mean, 95 % CI)", ylim=(0, 1.02))
     return _finished(figure, panel)
 
 
 def key_usage(shares: Mapping[str, Sequence[Sequence[float]]], path: str | Path) -> Path:
-    """Draws, per method that has keys, the share of its pairs that were ever hit, after each split.
+    """Draws, per method that has keys, the fraction of its key-value pairs used so far, after each split.
 
     Args:
-        shares: Of each method the shares of every seed, (seeds, stages), fractions, the first before all splits. Methods
-            without keys have none; they are there so that a method has one color in all plots.
-        path: Where the PNG goes.
+        shares: per method the fractions of every seed `(seeds, stages)`, the first before all splits; empty for methods
+            without keys, which are listed so that a method has one color in all plots.
+        path: path of the PNG file.
 
     Raises:
-        ValueError: If no method has keys, or seeds have not equally many stages.
+        ValueError: If no method has keys, or seeds differ in their number of stages.
 
     Example:
         >>> import tempfile
@@ -111,30 +95,27 @@ def _draw_usage(shares: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
         raise ValueError("there is nothing to draw: no method has keys")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     panel = figure.subplots()
-    values = {method: _checked_curve(method, curve) for method, curve in shares.items() if curve}
-    styles = method_styles(shares)
-    for method, curve in values.items():
-        style = styles[method]
-        mean, low, high = mean_interval(curve)
-        splits = np.arange(curve.shape[1])
-        panel.plot(
-            splits, mean, style["linestyle"], color=style["color"], marker=style["marker"], label=learner_label(method)
-        )
-        panel.fill_between(splits, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    panel.set(xlabel="splits learnt", ylabel="key-value pairs ever hit in training (mean, 95 %)", ylim=(0, 1.02))
+    for method, style in method_styles(shares).items():
+        if shares[method]:
+            _draw_stages(panel, _checked_curve(method, shares[method]), style, learner_label(method))
+    panel.set(xlabel="splits learned", ylabel="key-value pairs used so far (mean, 95 % CI)", ylim=(0, 1.02))
     return _finished(figure, panel)
+
+
+def _draw_stages(panel: Axes, curve: np.ndarray, style: Mapping[str, Any], label: str) -> None:
+    values = {label: dict(enumerate(curve.T.tolist()))}
+    draw_curves(panel, values, {label: style}, bounds=mean_interval, label=str)
 
 
 def _finished(figure: Figure, panel: Axes) -> Figure:
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.yaxis.set_major_formatter(PercentFormatter(1))
-    panel.grid(alpha=0.3)
     return finish(figure)
 
 
 def _checked_curve(method: str, curve: Sequence[Sequence[float]]) -> np.ndarray:
     if not len(curve) or len({len(row) for row in curve}) > 1:
-        raise ValueError(f"the curve of {method} needs one row per seed, all of them equally long")
+        raise ValueError(f"the curve of {method} must have one row per seed, all of the same length")
     return np.asarray(curve, dtype=float)
 
 
@@ -148,18 +129,19 @@ def decision_regions(
     extent: tuple[float, float, float, float],
     names: Sequence[str],
 ) -> Path:
-    """Draws which class a method answers at each place of a plane, a column for each stage and a row for each method.
+    """Draws the predicted class over a plane, a row for each method and a column for each stage of training.
 
-    The points on it are those of the classes learnt so far: what a method still knows lies in its own color.
+    The points are samples of the classes learned so far: those that a method still classifies correctly lie in a region
+    of their own color.
 
     Args:
-        regions: Of each method the predicted classes, (stages, height, width), the first row at the bottom.
-        points: Samples, (samples, 2).
-        targets: Their classes, (samples,).
-        splits: The classes of each split, in their order; a stage is after each split, or one after all.
-        path: Where the PNG goes.
-        extent: Left, right, bottom and top of the plane.
-        names: One name per class.
+        regions: per method the predicted classes `(stages, height, width)`, the first row at the bottom.
+        points: samples `(samples, 2)`.
+        targets: their classes `(samples,)`.
+        splits: classes of each split, in order of training; there is a stage after each split, or one after all.
+        path: path of the PNG file.
+        extent: left, right, bottom and top of the plane.
+        names: names of the classes.
 
     Raises:
         ValueError: If there is no method, or a method has neither a stage for each split nor one for all.
@@ -180,21 +162,23 @@ def _draw_regions(regions, points, targets, splits, extent, names) -> Figure:
     if not regions:
         raise ValueError("there is nothing to draw: no method has regions")
     if len(names) > len(CLASS_COLORS):
-        raise ValueError(f"decision regions have {len(CLASS_COLORS)} colors, but there are {len(names)} classes")
-    if odd := [method for method, stages in regions.items() if len(stages) not in (1, len(splits))]:
-        raise ValueError(f"the regions of {odd} need a stage for each of the {len(splits)} splits, or one for all")
+        raise ValueError(f"decision regions must have at most {len(CLASS_COLORS)} classes, got {len(names)}")
+    if wrong := [method for method, stages in regions.items() if len(stages) not in (1, len(splits))]:
+        raise ValueError(
+            f"the regions of {wrong} must have a stage for each of the {len(splits)} splits, or one for all"
+        )
     columns = len(splits)
     figure = Figure(figsize=(2.2 * columns + 0.6, 2.2 * len(regions) + 0.6), layout="constrained")
     panels = figure.subplots(len(regions), columns, squeeze=False, sharex=True, sharey=True)
     colors = ListedColormap(CLASS_COLORS[: len(names)])
     for row, (method, stages) in zip(panels, regions.items(), strict=True):
-        # What learns all classes at once has the last column alone.
+        # A method that trains on all classes at once is in the last column only.
         first = columns - len(stages)
         row[first].set_ylabel(learner_label(method))
         for panel in row[:first]:
             panel.set_visible(False)
-        for place, (panel, stage) in enumerate(zip(row[first:], stages, strict=True), first):
-            seen = [label for split in splits[: place + 1] for label in split]
+        for column, (panel, stage) in enumerate(zip(row[first:], stages, strict=True), first):
+            seen = [label for split in splits[: column + 1] for label in split]
             panel.imshow(
                 stage, cmap=colors, vmin=-0.5, vmax=len(names) - 0.5, extent=extent, origin="lower", alpha=0.35,
                 interpolation="nearest",
@@ -203,6 +187,6 @@ def _draw_regions(regions, points, targets, splits, extent, names) -> Figure:
                 of_class = points[targets == label]
                 panel.scatter(*of_class.T, s=3, color=CLASS_COLORS[label], linewidth=0, label=names[label])
             panel.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
-    for place, panel in enumerate(panels[0]):
-        panel.set_title(f"after {', '.join(names[label] for label in splits[place])}", fontsize="small")
+    for panel, split in zip(panels[0], splits, strict=True):
+        panel.set_title(f"after {', '.join(names[label] for label in split)}", fontsize="small")
     return finish(figure)

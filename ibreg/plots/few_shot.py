@@ -1,7 +1,8 @@
-"""Plots of what few labeled images are enough for."""
+"""Plot of the accuracy over the number of labeled images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ibreg.plots.classification import finish, method_label, method_styles, panel_grid, write_png
+from ibreg.plots.panels import curves_of, draw_bars, finish, panel_grid, write_png
+from ibreg.plots.style import method_styles
 
 
 def images_curve(points: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draws every quantity over the labeled images of each class, per method the mean over seeds and its spread.
+    """Draws each quantity over the number of labeled images per class: the mean over seeds of each method.
 
-    Bars go from the least to the greatest seed. Methods stand side by side, so that bars do not cover each other.
+    Bars go from the least to the greatest seed.
 
     Args:
-        points: One per method, seed and number of images: ``method``, ``seed``, ``images`` (of each class); every other key
-            is a quantity in percent.
-        path: Where the PNG goes.
+        points: one per method, seed and number of images: `method`, `seed`, `images` (per class); every other key is a
+            quantity in percent.
+        path: path of the PNG file.
 
     Raises:
         ValueError: If there is no point.
@@ -42,35 +44,15 @@ def _draw_images_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     quantities = [key for key in points[0] if key not in ("method", "seed", "images")]
     styles = method_styles(point["method"] for point in points)
     images = sorted({point["images"] for point in points})
-    height, width = panel_grid(len(quantities), most=2)
-    figure = Figure(figsize=(5.2 * width, 3.6 * height + 0.7), layout="constrained")
-    panels = figure.subplots(height, width, squeeze=False).flat
-    # Side by side within a tenth of the way from one number of images to the next.
-    steps = np.log(images[1:]) - np.log(images[:-1]) if len(images) > 1 else np.array([1.0])
-    places = np.linspace(-0.1, 0.1, len(styles))
-    shifts = np.exp(steps.min() * (places - places.mean()))
-    for panel, quantity in zip(panels, quantities, strict=False):
-        for shift, (method, style) in zip(shifts, styles.items(), strict=True):
-            values = [
-                np.array([p[quantity] for p in points if p["method"] == method and p["images"] == count])
-                for count in images
-            ]
-            mean = np.array([each.mean() for each in values])
-            bars = [mean - [each.min() for each in values], [each.max() for each in values] - mean]
-            panel.errorbar(
-                np.array(images) * shift,
-                mean,
-                bars,
-                **style,
-                markersize=4,
-                linewidth=1,
-                capsize=2,
-                label=method_label(method),
-            )
+    # Methods lie side by side within a tenth of the distance to the next number of images, on the logarithmic axis.
+    distance = float(np.diff(np.log(images)).min()) if len(images) > 1 else 1.0
+    figure, panels = panel_grid(len(quantities), most=2, size=(5.2, 3.6))
+    for panel, quantity in zip(panels.flat, quantities, strict=False):
+        curves = curves_of(points, x="images", y=quantity)
+        draw_bars(panel, curves[None], styles, offset=lambda x, side: x * math.exp(0.1 * distance * side))
         panel.set_xscale("log")
         panel.set_xlim(images[0] / 1.6, images[-1] * 1.6)
         panel.set_xticks(images, [str(count) for count in images])
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.set(xlabel="labeled images of each class", ylabel=quantity)
-        panel.grid(alpha=0.3)
+        panel.set(xlabel="labeled images per class", ylabel=quantity)
     return finish(figure)

@@ -1,13 +1,9 @@
-"""Plots of a robustness run as PNG files: accuracy under attack and corruption, outlier scores, attacked images.
-
-Methods, colors and lines are those of `ibreg.plots.classification`, which also has the reliability diagram.
-"""
+"""Plots of robustness as PNG files: accuracy under attack and corruption, OOD scores, attacked images."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -19,10 +15,11 @@ from torch import Tensor
 
 from ibreg.evaluation.intervals import accuracy_interval
 from ibreg.evaluation.out_of_distribution import detection_metrics
-from ibreg.plots.classification import finish, method_label, method_styles, panel_grid, write_png
+from ibreg.plots.panels import Curves, check_finite, curves_of, draw_bars, finish, panel_grid, sides, write_png
+from ibreg.plots.style import method_label, method_styles
 
 SCORES = {
-    "maximum_softmax": "1 - maximum softmax",
+    "maximum_softmax": "1 - maximum softmax probability",
     "energy": "energy (nats)",
     "rate": "rate of the code (nats)",
 }
@@ -30,16 +27,18 @@ HISTOGRAM_BINS = 40
 
 
 def accuracy_under_attack(points: Sequence[Mapping[str, Any]], path: str | Path, *, samples: int) -> Path:
-    """Draws the accuracy over eps, per attack a panel and per method the mean over seeds with its 95 % interval.
+    """Draws the accuracy over eps: a panel per attack, and per method the mean over seeds with its 95 % CI.
+
+    The interval is Student's over several seeds, Wilson's over the samples of a single seed.
 
     Args:
-        points: One per method, seed, attack and eps: ``method``, ``seed``, ``attack`` (its name), ``eps``, ``accuracy``. At
-            eps 0 stands the accuracy without an attack.
-        path: Where the PNG goes.
-        samples: Samples that each accuracy was measured on.
+        points: one per method, seed, attack and eps: `method`, `seed`, `attack` (its name), `eps`, `accuracy`; eps 0 is
+            the accuracy without an attack.
+        path: path of the PNG file.
+        samples: number of samples that each accuracy was measured on.
 
     Raises:
-        ValueError: If there is no point, an eps is not finite, or an accuracy is no fraction.
+        ValueError: If there is no point, an eps is not finite, or an accuracy is not a fraction.
 
     Example:
         >>> import tempfile
@@ -52,36 +51,36 @@ def accuracy_under_attack(points: Sequence[Mapping[str, Any]], path: str | Path,
 
 
 def _draw_attacks(points: Sequence[Mapping[str, Any]], samples: int) -> Figure:
-    curves = _accuracies(points, "attack", "eps")
+    check_finite(points, "eps", "accuracy")
+    curves = curves_of(points, panel="attack", x="eps", y="accuracy")
     styles = method_styles(point["method"] for point in points)
-    height, width = panel_grid(len(curves), most=3)
-    figure = Figure(figsize=(4.5 * width, 3.6 * height + 0.5), layout="constrained")
-    panels = figure.subplots(height, width, squeeze=False, sharey=True)
+    figure, panels = panel_grid(len(curves), most=3, size=(4.5, 3.6), sharey=True)
     for panel in panels[:, 0]:
         panel.set(ylabel="accuracy (fraction)")
     for panel, (attack, methods) in zip(panels.flat, curves.items(), strict=False):
-        _draw_curves(panel, methods, styles, samples)
+        _draw_accuracies(panel, methods, styles, samples)
         panel.set(title=attack, xlabel="eps (unit of the input)", ylim=(-0.02, 1.02))
     return finish(figure)
 
 
 def accuracy_under_corruption(points: Sequence[Mapping[str, Any]], path: str | Path, *, samples: int) -> Path:
-    """Draws the accuracy over the severity, mean over kinds, beside that of each kind, mean over severities.
+    """Draws the accuracy over the severity, mean over kinds, and the accuracy of each kind, mean over severities.
 
-    Lines and points are means over seeds, lines with their 95 % interval.
+    Lines and points are means over seeds; lines have a 95 % CI, as in `accuracy_under_attack`.
 
     Args:
-        points: One per method, seed, kind and severity: ``method``, ``seed``, ``kind``, ``severity`` (1 to 5), ``accuracy``;
-            with severity 0 and any kind the accuracy on clean images. Every method and seed has the same kinds.
-        path: Where the PNG goes.
-        samples: Samples that each accuracy was measured on.
+        points: one per method, seed, kind and severity: `method`, `seed`, `kind`, `severity` (1 to 5), `accuracy`;
+            severity 0 with any kind is the accuracy on clean images. Every method and seed has the same kinds and
+            severities.
+        path: path of the PNG file.
+        samples: number of samples that each accuracy was measured on.
 
     Raises:
-        ValueError: If there is no point of a corruption, or an accuracy is no fraction.
+        ValueError: If there is no point of a corruption, or an accuracy is not a fraction.
 
     Example:
         >>> import tempfile
-        >>> points = [{"method": "none", "seed": 0, "kind": "jpeg", "severity": s, "accuracy": 1 - s / 9} for s in (1, 2)]
+        >>> points = [{"method": "none", "seed": 0, "kind": "jpeg", "severity": s, "accuracy": 1 - s / 9} for s in (1,)]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     accuracy_under_corruption(points, f"{folder}/corruptions.png", samples=100).name
         'corruptions.png'
@@ -91,57 +90,81 @@ def accuracy_under_corruption(points: Sequence[Mapping[str, Any]], path: str | P
 
 def _draw_corruptions(points: Sequence[Mapping[str, Any]], samples: int) -> Figure:
     corrupted = [point for point in points if point["severity"] != 0]
+    check_finite(corrupted, "severity", "accuracy")
+    check_finite(points, "severity", "accuracy")
     styles = method_styles(point["method"] for point in points)
-    kinds = _accuracies(_mean_over(corrupted, "kind", "severity"), None, "kind")[None]
-    severities = _accuracies(_mean_over(points, "severity", "kind"), None, "severity")[None]
-    # From the kind that does least harm to the one that does most.
-    names = sorted({kind for method in kinds.values() for kind in method}, key=lambda kind: _mean_of(kinds, kind))
+    severities = [
+        {"method": method, "severity": severity, "accuracy": float(np.mean(values))}
+        for seed in curves_of(points, panel="seed", x="severity", y="accuracy").values()
+        for method, curve in seed.items()
+        for severity, values in curve.items()
+    ]
+    kinds = {
+        method: {kind: float(np.mean(values)) for kind, values in curve.items()}
+        for method, curve in curves_of(corrupted, x="kind", y="accuracy")[None].items()
+    }
+    # The most harmful kind first, at the bottom of the panel.
+    names = sorted(
+        {name for means in kinds.values() for name in means},
+        key=lambda name: float(np.mean([means[name] for means in kinds.values() if name in means])),
+    )
     figure = Figure(figsize=(10, max(4.2, 0.32 * len(names) + 1.4)), layout="constrained")
-    by_severity, by_kind = figure.subplots(1, 2)
-    _draw_curves(by_severity, severities, styles, samples)
-    by_severity.set(xlabel="severity", ylabel="accuracy (fraction), mean over kinds")
-    by_severity.set_xticks(sorted({point["severity"] for point in points}))
-    for place, method in enumerate(method for method in styles if method in kinds):
-        means = [
-            accuracy_interval(kinds[method][kind], samples)[0] if kind in kinds[method] else math.nan for kind in names
-        ]
-        # Methods stand a little apart, so that equal ones do not cover each other.
-        shift = 0.5 * (place / max(len(kinds) - 1, 1) - 0.5)
-        style = styles[method] | {"linestyle": ""}
-        by_kind.plot(means, np.arange(len(names)) + shift, **style, markersize=5, label=method_label(method))
-    by_kind.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    by_kind.set(xlabel="accuracy (fraction), mean over severities")
-    by_kind.grid(alpha=0.3)
+    left, right = figure.subplots(1, 2)
+    _draw_accuracies(left, curves_of(severities, x="severity", y="accuracy")[None], styles, samples)
+    left.set(xlabel="severity", ylabel="accuracy (fraction), mean over kinds")
+    left.set_xticks(sorted({point["severity"] for point in points}))
+    drawn = [method for method in styles if method in kinds]
+    for method, side in zip(drawn, sides(len(drawn)), strict=True):
+        # Methods lie a little apart, so that equal ones do not cover each other.
+        line = styles[method] | {"linestyle": "", "markersize": 5, "label": method_label(method)}
+        right.plot([kinds[method].get(name, np.nan) for name in names], np.arange(len(names)) + 0.25 * side, **line)
+    right.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    right.set(xlabel="accuracy (fraction), mean over severities")
+    right.grid(alpha=0.3)
     return finish(figure)
 
 
-def outlier_histograms(
-    scores: Mapping[str, Mapping[str, tuple[Any, Any]]], path: str | Path, *, inside: str, outside: str
+def _draw_accuracies(panel: Axes, curves: Curves, styles: Mapping[str, Any], samples: int) -> None:
+    x = [value for curve in curves.values() for value in curve]
+    distance = 0.025 * (max(x) - min(x))
+    bounds = partial(accuracy_interval, samples=samples)
+    draw_bars(panel, curves, styles, bounds=bounds, offset=lambda x, side: x + distance * side)
+
+
+def ood_histograms(
+    scores: Mapping[str, Mapping[str, tuple[Any, Any]]],
+    path: str | Path,
+    *,
+    in_distribution: str,
+    out_of_distribution: str,
 ) -> Path:
-    """Draws, per method and score, how it is distributed over the training's kind of input and over another kind.
+    """Draws, per method and score, its histogram over in-distribution and out-of-distribution (OOD) inputs.
 
     Args:
-        scores: Of each method and score the values inside and outside, each of shape (samples,), seeds pooled; the share
-            of pairs in the right order, in the titles, is of these. The axes hold 99 % of both.
-        path: Where the PNG goes.
-        inside: Name of the training's data.
-        outside: Name of the other data.
+        scores: per method and score the values of in-distribution and of OOD inputs, each `(samples,)`, seeds pooled.
+            The titles give the AUROC of these values. The axes hold 99 % of both.
+        path: path of the PNG file.
+        in_distribution: name of the data set of the training run.
+        out_of_distribution: name of the OOD data set.
 
     Raises:
-        ValueError: If there is nothing to draw, or scores are wrong (as in ``detection_metrics``).
+        ValueError: If there is nothing to draw, or scores are invalid (as in `detection_metrics`).
 
     Example:
         >>> import tempfile
         >>> scores = {"none": {"energy": (np.array([-9.0, -8.0]), np.array([-4.0, -5.0]))}}
+        >>> names = {"in_distribution": "mnist", "out_of_distribution": "fashion_mnist"}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     outlier_histograms(scores, f"{folder}/outliers.png", inside="mnist", outside="fashion_mnist").name
-        'outliers.png'
+        ...     ood_histograms(scores, f"{folder}/ood.png", **names).name
+        'ood.png'
     """
-    return write_png(_draw_outliers(scores, inside, outside), path)
+    return write_png(_draw_histograms(scores, in_distribution, out_of_distribution), path)
 
 
-def _draw_outliers(scores: Mapping[str, Mapping[str, tuple[Any, Any]]], inside: str, outside: str) -> Figure:
-    names = list(dict.fromkeys(name for each in scores.values() for name in each))
+def _draw_histograms(
+    scores: Mapping[str, Mapping[str, tuple[Any, Any]]], in_distribution: str, out_of_distribution: str
+) -> Figure:
+    names = list(dict.fromkeys(name for by_name in scores.values() for name in by_name))
     if not names:
         raise ValueError("there is nothing to draw: no method has scores")
     styles = method_styles(scores)
@@ -151,136 +174,92 @@ def _draw_outliers(scores: Mapping[str, Mapping[str, tuple[Any, Any]]], inside: 
         for panel, name in zip(row, names, strict=True):
             panel.set(xlabel=SCORES.get(name, name))
             if name not in scores[method]:
+                panel.set_visible(False)
                 continue
-            values = [np.asarray(part, dtype=float) for part in scores[method][name]]
-            auroc = detection_metrics(*values)["auroc"]
-            edges = np.histogram_bin_edges(
-                np.concatenate([part[_within(part)] for part in values]), bins=HISTOGRAM_BINS
-            )
-            weights = [np.full(len(part), 1 / len(part)) for part in values]
-            panel.hist(values[0], edges, weights=weights[0], color=styles[method]["color"], alpha=0.6)
-            panel.hist(values[1], edges, weights=weights[1], color="black", histtype="step", linewidth=1.2)
+            inside, outside = (np.asarray(values, dtype=float) for values in scores[method][name])
+            edges = np.histogram_bin_edges(np.concatenate([_central(inside), _central(outside)]), bins=HISTOGRAM_BINS)
+            filled = {"color": styles[method]["color"], "alpha": 0.6}
+            panel.hist(inside, edges, weights=np.full(len(inside), 1 / len(inside)), **filled)
+            line = {"color": "black", "histtype": "step", "linewidth": 1.2}
+            panel.hist(outside, edges, weights=np.full(len(outside), 1 / len(outside)), **line)
+            auroc = detection_metrics(inside, outside)["auroc"]
             panel.set_title(f"{method_label(method)}: AUROC {auroc:.3f}", fontsize="medium")
-        row[0].set(ylabel="share of inputs")
-    figure.suptitle(f"filled: {inside}, line: {outside}", fontsize="medium")
-    for panel in panels.flat:
-        panel.set_visible(panel.has_data())
+        row[0].set(ylabel="fraction of inputs")
+    figure.suptitle(f"filled: {in_distribution}, line: {out_of_distribution} (OOD)", fontsize="medium")
     return figure
+
+
+def _central(values: np.ndarray) -> np.ndarray:
+    """Returns the values without the lowest and highest 0.5 %."""
+    low, high = np.quantile(values, [0.005, 0.995])
+    return values[(values >= low) & (values <= high)]
 
 
 def attacked_images(
     images: Tensor,
     attacked: Mapping[str, Tensor],
-    said: Mapping[str, Sequence[str]],
+    predicted: Mapping[str, Sequence[str]],
     truth: Sequence[str],
     path: str | Path,
     *,
     clamp: tuple[float, float] = (0.0, 1.0),
 ) -> Path:
-    """Draws some images, below each what attacks made of it, and what the classifier says of them.
+    """Draws images, below each its attacked versions, and above each the predicted class.
 
-    Between the attacked images stand the changes: blue darkens, red brightens.
+    Below the attacked images are their changes: blue darkens, red brightens.
 
     Args:
-        images: `(samples, channels, height, width)`, a few of them, of 1 or 3 channels.
-        attacked: Of each attack the images that it made, in the same order.
-        said: Of each attack, and of ``clean``, the names of the predicted classes.
-        truth: Names of the right classes.
-        path: Where the PNG goes.
-        clamp: The values of black and white.
+        images: a few of them `(samples, channels, height, width)`, with 1 or 3 channels.
+        attacked: per attack the attacked images, in the same order.
+        predicted: per attack, and of `clean`, the names of the predicted classes.
+        truth: names of the true classes.
+        path: path of the PNG file.
+        clamp: values of black and white.
 
     Raises:
-        ValueError: If there are no images, or numbers of images and names do not fit.
+        ValueError: If there are no images, or the numbers of images and names differ.
 
     Example:
         >>> import tempfile, torch
         >>> images = torch.rand(2, 1, 8, 8)
-        >>> said = {"clean": ["0", "1"], "PGD": ["0", "7"]}
+        >>> predicted = {"clean": ["0", "1"], "PGD": ["0", "7"]}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     attacked_images(images, {"PGD": images}, said, ["0", "1"], f"{folder}/images.png").name
+        ...     attacked_images(images, {"PGD": images}, predicted, ["0", "1"], f"{folder}/images.png").name
         'images.png'
     """
-    return write_png(_draw_images(images, attacked, said, truth, clamp), path)
+    return write_png(_draw_images(images, attacked, predicted, truth, clamp), path)
 
 
-def _draw_images(images, attacked, said, truth, clamp) -> Figure:
-    shown = {"clean": images, **attacked}
-    sizes = {len(truth), *map(len, shown.values()), *(len(said.get(name, ())) for name in shown)}
+def _draw_images(images, attacked, predicted, truth, clamp) -> Figure:
+    versions = {"clean": images, **attacked}
+    sizes = {len(truth), *map(len, versions.values()), *(len(predicted.get(name, ())) for name in versions)}
     if sizes != {len(images)} or not len(images) or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"images are (samples, 1 or 3, height, width), as many as names, got {tuple(images.shape)} and names or "
-            f"attacked images of {sorted(sizes)} samples"
+            "images must be (samples, 1 or 3, height, width), with as many attacked images and names, got "
+            f"{tuple(images.shape)} and names or attacked images of {sorted(sizes)} samples"
         )
     rows = 1 + 2 * len(attacked)
-    figure = Figure(figsize=(1.15 * len(images) + 0.9, 1.25 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(1.15 * len(images) + 0.9, 1.25 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, len(images), squeeze=False)
     for panel in panels.flat:
         panel.set(xticks=[], yticks=[])
-    for number, (name, versions) in enumerate(shown.items()):
-        line = panels[max(2 * number - 1, 0)]
-        line[0].set_ylabel(fill(name, 14, break_long_words=False))  # about as wide as an image is high
-        for panel, image, decision, right in zip(line, versions, said[name], truth, strict=True):
+    for number, (name, version) in enumerate(versions.items()):
+        row = panels[max(2 * number - 1, 0)]
+        row[0].set_ylabel(fill(name, 14, break_long_words=False))  # about the height of an image
+        for panel, image, prediction, label in zip(row, version, predicted[name], truth, strict=True):
             shade = ((image - clamp[0]) / (clamp[1] - clamp[0])).clamp(0, 1)
             _show(panel, shade, cmap="gray", vmin=0, vmax=1)
-            panel.set_title(decision, fontsize="small", color="black" if decision == right else "#D55E00")
+            panel.set_title(prediction, fontsize="small", color="black" if prediction == label else "#D55E00")
         if number:
-            changes = (versions - images).mean(1, keepdim=True)
+            changes = (version - images).mean(1, keepdim=True)
             largest = float(changes.abs().max()) or 1.0
             panels[2 * number, 0].set_ylabel(f"change,\n±{largest:.2g}", fontsize="small")
             for panel, change in zip(panels[2 * number], changes, strict=True):
                 _show(panel, change, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    said_above = "above each image what the classifier says (above clean ones the first), orange where it is wrong"
-    figure.suptitle(said_above, fontsize="medium")
+    title = "above each image its predicted class (clean: by the first method), orange if incorrect"
+    figure.suptitle(fill(title, int(13 * figure.get_figwidth())), fontsize="medium")
     return figure
 
 
-def _show(panel: Axes, image: Tensor, **options) -> None:
+def _show(panel: Axes, image: Tensor, **options: Any) -> None:
     panel.imshow(image.detach().cpu().float().permute(1, 2, 0).numpy().squeeze(), **options)
-
-
-def _accuracies(points: Sequence[Mapping[str, Any]], panel: str | None, across: str):
-    """Accuracies over the seeds, as ``curves[panel][method][across]``."""
-    if not points:
-        raise ValueError("there is nothing to draw: no points")
-    curves = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for point in points:
-        numbers = [value for value in (point[across], point["accuracy"]) if not isinstance(value, str)]
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError(f"a point has a number that is not finite: {dict(point)}")
-        curves[panel and point[panel]][point["method"]][point[across]].append(point["accuracy"])
-    return curves
-
-
-def _draw_curves(panel: Axes, methods: Mapping, styles: Mapping, samples: int) -> None:
-    everywhere = [value for method in methods.values() for value in method]
-    drawn = [method for method in styles if method in methods]
-    for place, method in enumerate(drawn):
-        across = np.array(sorted(methods[method]))
-        mean, low, high = np.array([accuracy_interval(methods[method][value], samples) for value in across]).T
-        # Methods stand a little apart, so that their intervals do not cover each other.
-        shift = 0.006 * (max(everywhere) - min(everywhere)) * (2 * place - len(drawn) + 1)
-        bars = {"elinewidth": 0.8, "capsize": 2, "linewidth": 1.2, "markersize": 4}
-        panel.errorbar(
-            across + shift, mean, [mean - low, high - mean], **styles[method], **bars, label=method_label(method)
-        )
-    panel.grid(alpha=0.3)
-
-
-def _mean_over(points: Sequence[Mapping[str, Any]], kept: str, averaged: str) -> list[dict[str, Any]]:
-    """One point per method, seed and value of one key: the mean over those of another."""
-    found = defaultdict(list)
-    for point in points:
-        found[point["method"], point["seed"], point[kept]].append(point["accuracy"])
-    return [
-        {"method": method, "seed": seed, kept: value, "accuracy": float(np.mean(accuracies))}
-        for (method, seed, value), accuracies in found.items()
-    ]
-
-
-def _mean_of(kinds: Mapping, kind: str) -> float:
-    return float(np.mean([np.mean(method[kind]) for method in kinds.values() if kind in method]))
-
-
-def _within(values: np.ndarray) -> np.ndarray:
-    low, high = np.quantile(values, [0.005, 0.995])
-    return (values >= low) & (values <= high)

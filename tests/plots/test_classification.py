@@ -1,4 +1,4 @@
-"""Plots: files that are PNGs, and figures that hold the lines, bars and notes that were asked for."""
+"""Classification plots: PNG files, and figures with the expected lines, bars and notes."""
 
 import math
 
@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 
 from ibreg.evaluation.classification.metrics import classification_metrics
 from ibreg.plots import classification as plots
+from ibreg.plots.style import method_label
 
 METHODS = ("none", "null", "variational", "hsic")
 
@@ -51,7 +52,7 @@ def labeled(panel):
     return {line.get_label(): line for line in panel.get_lines()}
 
 
-def test_every_plot_is_a_png_and_leaves_global_state_alone(tmp_path, rows, predictions, points):
+def test_every_plot_is_a_png_and_leaves_global_state_asingle(tmp_path, rows, predictions, points):
     before = dict(matplotlib.rcParams)
     written = [
         plots.learning_curves(rows, tmp_path / "curves.png"),
@@ -70,27 +71,27 @@ def test_learning_curves_have_a_panel_per_measured_quantity_and_a_line_per_metho
     loss, rate = (panel for panel in figure.axes if panel.get_visible())
     assert [loss.get_ylabel(), rate.get_ylabel()] == ["train/loss", "validation/rate (nats)"]
     assert loss.get_xlabel() == "epoch"
-    assert list(labeled(loss)) == ["none", "none, other init", "variational", "hsic"]
+    assert list(labeled(loss)) == ["control", "second initialization", "variational", "hsic"]
     assert list(labeled(rate)) == ["variational"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(labeled(loss))
 
 
 def test_learning_curves_are_mean_and_band_over_seeds(rows):
     panel = plots._draw_learning_curves(rows).axes[0]
-    line = labeled(panel)["none"]
+    line = labeled(panel)["control"]
     np.testing.assert_allclose(line.get_xdata(), [1, 2, 3, 4])
     np.testing.assert_allclose(line.get_ydata(), [3 + 1 / epoch for epoch in (1, 2, 3, 4)])
     band = panel.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (1.25, 7)
 
 
-def test_learning_curves_take_a_lone_epoch_an_unfinished_seed_and_a_diverged_one(tmp_path, rows):
-    lone = plots._draw_learning_curves([row for row in rows if row["epoch"] == "1"])
-    assert labeled(lone.axes[0])["none"].get_marker() == "o"
+def test_learning_curves_take_a_single_epoch_an_unfinished_seed_and_a_diverged_one(tmp_path, rows):
+    single = plots._draw_learning_curves([row for row in rows if row["epoch"] == "1"])
+    assert labeled(single.axes[0])["control"].get_marker() == "o"
     broken = [row for row in rows if (row["seed"], row["epoch"]) != ("6", "4")]
     broken[1] |= {"train/loss": "nan"}
     broken[2] |= {"train/loss": "inf"}
-    line = labeled(plots._draw_learning_curves(broken).axes[0])["none"].get_ydata()
+    line = labeled(plots._draw_learning_curves(broken).axes[0])["control"].get_ydata()
     np.testing.assert_allclose(line, [4, math.nan, math.inf, 1.75])
     assert plots.learning_curves(broken, tmp_path / "curves.png").stat().st_size > 10_000
 
@@ -106,7 +107,7 @@ def test_reliability_diagrams_show_the_gap_and_the_error(predictions):
     diagrams, histograms = figure.axes[:4], figure.axes[4:]
     for method, diagram, histogram in zip(METHODS, diagrams, histograms, strict=True):
         error = 100 * classification_metrics(*predictions[method])["ece"]
-        assert diagram.get_title() == f"{plots.method_label(method)}\nECE of pooled seeds {error:.2f} %"
+        assert diagram.get_title() == f"{method_label(method)}\nECE of pooled seeds {error:.2f} %"
         accuracy, gap = diagram.containers
         tops = [bar.get_y() + bar.get_height() for bar in gap if not math.isnan(bar.get_height())]
         centers = [bar.get_x() + bar.get_width() / 2 for bar in gap if not math.isnan(bar.get_height())]
@@ -118,12 +119,12 @@ def test_reliability_diagrams_show_the_gap_and_the_error(predictions):
         assert len(accuracy) == 15
 
 
-def test_reliability_diagrams_need_an_method(tmp_path):
+def test_reliability_diagrams_need_a_method(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.reliability_diagram({}, tmp_path / "reliability.png")
 
 
-def test_information_curve_has_both_ceilings_and_a_beta_beside_every_point(points):
+def test_information_curve_has_both_upper_limits_and_a_beta_beside_every_point(points):
     plane, accuracy = plots._draw_information_curve(points, label_entropy=1.4).axes
     lines = labeled(plane)
     assert set(lines["H(Y)"].get_ydata()) == {1.4}
@@ -137,7 +138,7 @@ def test_information_curve_has_both_ceilings_and_a_beta_beside_every_point(point
     np.testing.assert_allclose(labeled(accuracy)["variational"].get_ydata(), 0.9)
 
 
-def test_a_ceiling_outside_of_the_plot_is_not_in_the_legend(points):
+def test_an_upper_limit_outside_of_the_plot_is_not_in_the_legend(points):
     for least, shown in ((0.5, True), (20.0, False)):
         chosen = [point | {"rate": least + place} for place, point in enumerate(points)]
         figure = plots._draw_information_curve(chosen, label_entropy=1.4)
@@ -146,7 +147,7 @@ def test_a_ceiling_outside_of_the_plot_is_not_in_the_legend(points):
         assert "H(Y)" in labels
 
 
-def test_the_axis_of_the_information_curve_says_what_stands_for_the_rate_of_a_conditional_prior(points):
+def test_the_axis_of_the_information_curve_names_the_bound_of_a_conditional_prior(points):
     label = plots._draw_information_curve(points, label_entropy=1.4).axes[1].get_xlabel()
     assert "I(Z;X), upper bound" in label
     assert "rate + H(Y)" in label
@@ -171,7 +172,7 @@ def test_information_curve_needs_points_with_finite_numbers(tmp_path, points):
     path = tmp_path / "information.png"
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.information_curve([], path, label_entropy=1.4)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="must be finite"):
         plots.information_curve([points[0] | {"information": math.nan}], path, label_entropy=1.4)
     assert not path.exists()
 
@@ -179,14 +180,8 @@ def test_information_curve_needs_points_with_finite_numbers(tmp_path, points):
 def test_colors_are_those_of_the_method_in_every_plot(rows, predictions):
     loss = plots._draw_learning_curves(rows).axes[0]
     curves = {label: to_hex(line.get_color()) for label, line in labeled(loss).items()}
-    assert (curves["none"], curves["none, other init"]) == ("#666666", "#bbbbbb")
+    assert (curves["control"], curves["second initialization"]) == ("#666666", "#bbbbbb")
     # The same bottlenecks in the same order, whatever else is there.
     ordered = {method: predictions[method] for method in ("variational", "hsic")}
     bars = [to_hex(panel.patches[0].get_facecolor()) for panel in plots._draw_reliability_diagram(ordered).axes[:2]]
     assert bars == [curves["variational"], curves["hsic"]]
-
-
-def test_more_methods_than_colors_change_the_line():
-    methods = [f"method {place}" for place in range(2 * len(plots.COLORS))]
-    styles = plots.method_styles(["none", *methods]).values()
-    assert len({(style["color"], style["linestyle"]) for style in styles}) == len(methods) + 1

@@ -14,7 +14,7 @@ ROWS = [
 
 def test_seeds_and_means_stand_on_the_line_of_their_method():
     (axes,) = _draw(ROWS, "error (%)", 100).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=0.1  none", "lr=0.1  hsic"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=0.1  control", "lr=0.1  hsic"]
     seeds, mean, *of_hsic = axes.get_lines()
     np.testing.assert_allclose(seeds.get_xdata(), [10, 30])
     np.testing.assert_allclose(mean.get_xdata(), [20])

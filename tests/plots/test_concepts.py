@@ -1,4 +1,4 @@
-"""Plots of concept runs: what stands in them, and PNG files for few and many concepts."""
+"""Plots of concept runs: their contents, and PNG files for few and many concepts."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from ibreg.plots.concepts import (
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Keeps the figures that are written."""
+    """Collects the figures that are written."""
     figures = []
 
     def keep(figure, path):

@@ -1,4 +1,4 @@
-"""Plots of continual learning: files that are PNGs, and figures that hold the curves, bands and regions asked for."""
+"""Plots of continual learning: PNG files, and figures with the expected curves, bands and regions."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def lines(panel):
 def test_a_curve_is_the_mean_over_seeds_and_its_band_the_95_percent_interval(curves):
     (panel,) = plots._draw_accuracy(curves, chance=0.2).axes
     found = lines(panel)
-    labels = {"linear probe", "linear probe, other init", "mlp", "joint (all classes at once)", "key_value", "chance"}
+    labels = {"linear probe", "second initialization", "mlp", "joint (all classes at once)", "key_value", "chance"}
     assert set(found) == labels
     assert found["mlp"].get_xdata().tolist() == [0, 1, 2, 3, 4]
     assert found["mlp"].get_ydata() == pytest.approx(np.mean(curves["mlp"], axis=0))
@@ -45,19 +45,19 @@ def test_a_curve_is_the_mean_over_seeds_and_its_band_the_95_percent_interval(cur
         assert (edges.min(), edges.max()) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_what_learns_all_classes_at_once_is_a_level(curves):
+def test_a_method_trained_on_all_classes_at_once_is_a_horizontal_line(curves):
     (panel,) = plots._draw_accuracy(curves, chance=None).axes
     joint = lines(panel)["joint (all classes at once)"]
     assert joint.get_ydata() == pytest.approx([np.mean(curves["joint"], axis=0)[1]] * 5)
     assert joint.get_linestyle() == "--"
 
 
-def test_one_split_is_no_level():
+def test_one_split_is_no_horizontal_line():
     (panel,) = plots._draw_accuracy({"none": [[0.1, 0.9]]}, chance=None).axes
     assert lines(panel)["linear probe"].get_ydata().tolist() == [0.1, 0.9]
 
 
-def test_an_method_has_one_color_in_both_plots_of_curves(curves):
+def test_a_method_has_one_color_in_both_plots_of_curves(curves):
     (accuracy,) = plots._draw_accuracy(curves, chance=None).axes
     (usage,) = plots._draw_usage({method: curves[method] if method == "key_value" else [] for method in METHODS}).axes
     assert set(lines(usage)) == {"key_value"}
@@ -65,7 +65,7 @@ def test_an_method_has_one_color_in_both_plots_of_curves(curves):
     assert lines(usage)["key_value"].get_ydata() == pytest.approx(np.mean(curves["key_value"], axis=0))
 
 
-def test_regions_stand_under_the_points_of_the_classes_learnt_so_far(regions):
+def test_regions_stand_under_the_points_of_the_classes_learned_so_far(regions):
     answers, points, targets, splits = regions
     figure = plots._draw_regions(answers, points, targets, splits, (-1, 1, -1, 1), list("abcd"))
     panels = np.array(figure.axes).reshape(3, 2)
@@ -101,19 +101,19 @@ def test_files_are_pngs(curves, regions, tmp_path):
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths)
 
 
-def test_what_cannot_be_drawn_is_refused(regions, tmp_path):
+def test_invalid_values_are_errors(regions, tmp_path):
     answers, points, targets, splits = regions
     path, place = tmp_path / "no.png", {"extent": (-1, 1, -1, 1), "names": list("abcd")}
     with pytest.raises(ValueError, match="no method has a curve"):
         plots.accuracy_over_splits({}, path)
-    with pytest.raises(ValueError, match="curve of none needs one row per seed"):
+    with pytest.raises(ValueError, match="curve of none must have one row per seed"):
         plots.accuracy_over_splits({"none": [[0.1, 0.2], [0.1]]}, path)
     with pytest.raises(ValueError, match="no method has keys"):
         plots.key_usage({"none": []}, path)
     with pytest.raises(ValueError, match="no method has regions"):
         plots.decision_regions({}, points, targets, splits, path, **place)
-    with pytest.raises(ValueError, match=r"regions of \['none'\] need a stage for each of the 2 splits"):
+    with pytest.raises(ValueError, match=r"regions of \['none'\] must have a stage for each of the 2 splits"):
         plots.decision_regions({"none": np.zeros((3, 4, 4))}, points, targets, splits, path, **place)
-    with pytest.raises(ValueError, match="10 colors, but there are 11 classes"):
+    with pytest.raises(ValueError, match="at most 10 classes, got 11"):
         plots.decision_regions(answers, points, targets, splits, path, extent=(-1, 1, -1, 1), names=list("abcdefghijk"))
     assert not path.exists()

@@ -78,7 +78,7 @@ def test_predictions_stand_over_truth_the_control_first(predictions):
     figure = plots._draw_predictions(predictions, "price (€)")
     assert figure.get_suptitle() == "price (€), seeds pooled"
     panels = shown(figure)
-    labels = ["none", "none, other init", "variational", "hsic", "nonlinear"]
+    labels = ["control", "second initialization", "variational", "hsic", "nonlinear"]
     assert [panel.get_title().split("\n")[0] for panel in panels] == labels
     for method, panel in zip(METHODS, panels, strict=True):
         predicted, truth = predictions[method]
@@ -105,10 +105,10 @@ def test_residuals_have_their_mean_along_the_prediction(predictions):
 
 
 @pytest.mark.parametrize("plot", [plots.prediction_plot, plots.residual_plot])
-def test_prediction_plots_need_finite_predictions_and_an_method(tmp_path, plot):
+def test_prediction_plots_need_finite_predictions_and_a_method(tmp_path, plot):
     with pytest.raises(ValueError, match="nothing to draw"):
         plot({}, tmp_path / "plot.png", quantity="price")
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="finite"):
         plot({"none": (np.array([1, math.nan]), np.array([1, 2]))}, tmp_path / "plot.png", quantity="price")
     assert not list(tmp_path.iterdir())
 
@@ -118,17 +118,17 @@ def test_few_points_are_drawn_too(tmp_path):
     assert plots.residual_plot(two, tmp_path / "plot.png", quantity="price").stat().st_size > 5_000
 
 
-def test_the_way_through_the_plane_is_the_mean_over_seeds_from_hollow_to_filled(rows):
+def test_the_trajectory_through_the_plane_is_the_mean_over_seeds_from_hollow_to_filled(rows):
     (panel,) = plots._draw_information_plane(rows, "validation/cs_qmi", "validation/information").axes
-    way, first, last = panel.get_lines()[:3]
-    np.testing.assert_allclose(way.get_xdata(), [12 / epoch for epoch in (1, 2, 3, 4)])
-    np.testing.assert_allclose(way.get_ydata(), [2 + epoch / 10 for epoch in (1, 2, 3, 4)])
+    trajectory, first, last = panel.get_lines()[:3]
+    np.testing.assert_allclose(trajectory.get_xdata(), [12 / epoch for epoch in (1, 2, 3, 4)])
+    np.testing.assert_allclose(trajectory.get_ydata(), [2 + epoch / 10 for epoch in (1, 2, 3, 4)])
     assert (*first.get_data(), first.get_markerfacecolor()) == (12, 2.1, "white")
-    assert (*last.get_data(), last.get_label()) == (3, 2.4, "none")
+    assert (*last.get_data(), last.get_label()) == (3, 2.4, "control")
     assert panel.get_xlabel() == "CS-QMI(X;Z) (nats)"
     assert "log(var y / MSE)" in panel.get_ylabel()
     assert [label for label in labeled(panel) if not label.startswith("_")] == [
-        "none", "none, other init", "variational", "hsic", "nonlinear",
+        "control", "second initialization", "variational", "hsic", "nonlinear",
     ]  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_attacks_have_a_panel_each_with_mean_and_band_over_seeds(points):
     fgsm, pgd = shown(figure)
     assert [fgsm.get_title(), pgd.get_title()] == ["FGSM", "PGD-40"]
     assert fgsm.get_ylabel() == "RMSE (€)"
-    assert list(labeled(pgd)) == ["none", "none, other init", "variational", "hsic", "nonlinear"]
+    assert list(labeled(pgd)) == ["control", "second initialization", "variational", "hsic", "nonlinear"]
     line = labeled(pgd)["hsic"]
     np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.3])
     np.testing.assert_allclose(line.get_ydata(), [3, 3.1, 3.3])
@@ -185,6 +185,6 @@ def test_attacks_have_a_panel_each_with_mean_and_band_over_seeds(points):
 def test_attack_curves_need_finite_points(tmp_path, points):
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.attack_curves([], tmp_path / "attacks.png")
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="finite"):
         plots.attack_curves([points[0] | {"rmse": math.inf}], tmp_path / "attacks.png")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Robustness plots: files that are PNGs, and figures that hold the lines, bars and images that were asked for."""
+"""Robustness plots: PNG files, and figures with the expected lines, bars and images."""
 
 import math
 
@@ -10,6 +10,7 @@ from scipy import stats
 
 from ibreg.evaluation.out_of_distribution import detection_metrics
 from ibreg.plots import robustness as plots
+from ibreg.plots.style import method_label
 
 METHODS = ("variational", "null", "none", "hsic")
 
@@ -63,9 +64,9 @@ def scores():
 @pytest.fixture
 def images():
     images = torch.rand(3, 3, 8, 8)
-    said = {"clean": ["cat", "dog", "dog"], "FGSM": ["dog", "dog", "cat"], "PGD": ["dog", "cat", "cat"]}
+    predicted = {"clean": ["cat", "dog", "dog"], "FGSM": ["dog", "dog", "cat"], "PGD": ["dog", "cat", "cat"]}
     attacked = {"FGSM": (images + 0.1).clamp(0, 1), "PGD": (images - 0.2).clamp(0, 1)}
-    return images, attacked, said, ["cat", "dog", "cat"]
+    return images, attacked, predicted, ["cat", "dog", "cat"]
 
 
 def curves(panel):
@@ -77,7 +78,9 @@ def test_every_plot_is_a_png_and_leaves_global_state_alone(tmp_path, attacks, co
     written = [
         plots.accuracy_under_attack(attacks, tmp_path / "attacks.png", samples=100),
         plots.accuracy_under_corruption(corruptions, str(tmp_path / "corruptions.png"), samples=100),
-        plots.outlier_histograms(scores, tmp_path / "outliers.png", inside="mnist", outside="fashion_mnist"),
+        plots.ood_histograms(
+            scores, tmp_path / "ood.png", in_distribution="mnist", out_of_distribution="fashion_mnist"
+        ),
         plots.attacked_images(*images, tmp_path / "images.png"),
     ]
     for path in written:
@@ -94,9 +97,9 @@ def test_each_attack_has_a_panel_with_a_curve_for_each_method(attacks):
     assert [panel.get_title() for panel in panels] == ["FGSM", "PGD-40", "PGD-40, expectation of 10"]
     for panel in panels:
         lines = curves(panel)
-        assert list(lines) == ["none", "none, other init", "variational", "hsic"]
+        assert list(lines) == ["control", "second initialization", "variational", "hsic"]
         for place, method in enumerate(METHODS):
-            line, caps, _ = lines["none, other init" if method == "null" else method]
+            line, caps, _ = lines[method_label(method)]
             mean = [0.9 - eps * (1.1 + place / 10) for eps in (0.0, 0.1, 0.2)]
             assert line.get_ydata() == pytest.approx(mean)
             np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.2], atol=0.005)
@@ -120,7 +123,7 @@ def test_corruptions_are_averaged_over_kinds_and_over_severities(corruptions):
     assert [text.get_text() for text in by_kind.get_yticklabels()] == ["impulse noise", "jpeg"]
     points = {line.get_label(): line for line in by_kind.get_lines()}
     assert points["hsic"].get_xdata() == pytest.approx([0.9 - 0.3 - 0.005, 0.9 - 0.06 - 0.005])
-    assert list(points) == ["none", "none, other init", "variational", "hsic"]
+    assert list(points) == ["control", "second initialization", "variational", "hsic"]
 
 
 def test_clean_accuracy_alone_is_nothing_to_draw(corruptions):
@@ -128,15 +131,15 @@ def test_clean_accuracy_alone_is_nothing_to_draw(corruptions):
         plots._draw_corruptions([point for point in corruptions if point["severity"] == 0], samples=10)
 
 
-# --- outliers
+# --- out-of-distribution inputs
 
 
-def test_histograms_are_shares_with_the_area_in_the_title(scores):
-    figure = plots._draw_outliers(scores, "mnist", "fashion_mnist")
+def test_histograms_are_fractions_with_the_auroc_in_the_title(scores):
+    figure = plots._draw_histograms(scores, "mnist", "fashion_mnist")
     visible = [panel for panel in figure.axes if panel.get_visible()]
     auroc = detection_metrics(*scores["none"]["energy"])["auroc"]
     assert [panel.get_title() for panel in visible] == [
-        f"{method}: AUROC {auroc:.3f}" for method in ("none", "hsic", "variational", "variational")
+        f"{method}: AUROC {auroc:.3f}" for method in ("control", "hsic", "variational", "variational")
     ]
     bars = [bar.get_height() for bar in visible[0].containers[0]]
     # The axis leaves half a percent out at either end.
@@ -147,23 +150,23 @@ def test_histograms_are_shares_with_the_area_in_the_title(scores):
 # --- images
 
 
-def test_images_show_what_is_said_and_what_changed(images):
-    images, attacked, said, truth = images
-    figure = plots._draw_images(images, attacked, said, truth, (0.0, 1.0))
+def test_images_show_predictions_and_changes(images):
+    images, attacked, predicted, truth = images
+    figure = plots._draw_images(images, attacked, predicted, truth, (0.0, 1.0))
     panels = np.array(figure.axes).reshape(5, 3)
-    assert [panel.get_title() for panel in panels[0]] == said["clean"]
-    assert [panel.get_title() for panel in panels[3]] == said["PGD"]
-    wrong = [panel.title.get_color() != "black" for panel in panels[1]]
-    assert wrong == [True, False, False]
+    assert [panel.get_title() for panel in panels[0]] == predicted["clean"]
+    assert [panel.get_title() for panel in panels[3]] == predicted["PGD"]
+    incorrect = [panel.title.get_color() != "black" for panel in panels[1]]
+    assert incorrect == [True, False, False]
     np.testing.assert_allclose(panels[0, 1].get_images()[0].get_array(), images[1].permute(1, 2, 0))
     change = (attacked["PGD"] - images).mean(1)[2]
     np.testing.assert_allclose(panels[4, 2].get_images()[0].get_array(), change, atol=1e-6)
 
 
 def test_images_of_another_range_are_shown_from_black_to_white(images):
-    images, attacked, said, truth = images
+    images, attacked, predicted, truth = images
     wide = {name: 2 * each - 1 for name, each in attacked.items()}
-    figure = plots._draw_images(2 * images - 1, wide, said, truth, (-1.0, 1.0))
+    figure = plots._draw_images(2 * images - 1, wide, predicted, truth, (-1.0, 1.0))
     np.testing.assert_allclose(figure.axes[0].get_images()[0].get_array(), images[0].permute(1, 2, 0), atol=1e-6)
 
 
@@ -171,16 +174,16 @@ def test_images_of_another_range_are_shown_from_black_to_white(images):
 
 
 def test_nothing_to_draw_is_an_error(images):
-    images, attacked, said, truth = images
+    images, attacked, predicted, truth = images
     with pytest.raises(ValueError, match="nothing to draw"):
         plots._draw_attacks([], samples=10)
     with pytest.raises(ValueError, match="nothing to draw"):
-        plots._draw_outliers({"none": {}}, "a", "b")
-    with pytest.raises(ValueError, match="images are"):
+        plots._draw_histograms({"none": {}}, "a", "b")
+    with pytest.raises(ValueError, match="images must be"):
         plots._draw_images(images[:0], {}, {"clean": []}, [], (0.0, 1.0))
     with pytest.raises(ValueError, match=r"\[2, 3\] samples"):
-        plots._draw_images(images, attacked, said | {"PGD": ["cat"] * 2}, truth, (0.0, 1.0))
-    with pytest.raises(ValueError, match="not finite"):
+        plots._draw_images(images, attacked, predicted | {"PGD": ["cat"] * 2}, truth, (0.0, 1.0))
+    with pytest.raises(ValueError, match="must be finite"):
         plots._draw_attacks(
             [{"method": "none", "seed": 0, "attack": "PGD", "eps": 0.1, "accuracy": math.nan}], samples=10
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ibreg.plots.classification import method_label, sort_methods
+from ibreg.plots.style import method_label, sort_methods
 from ibreg.runs.folder import CONFIG, SUMMARY
 from ibreg.runs.report.summary import Column, read_summary, summarize
 from ibreg.runs.report.tables import DEFAULT_COLUMNS, difference_cell, spread_cell

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ibreg.plots.classification import method_label, sort_methods
+from ibreg.plots.style import method_label, sort_methods
 from ibreg.runs.folder import CHECKPOINTS, LOCK, SUMMARY, replace
 from ibreg.runs.report.summary import Column, read_summary
 

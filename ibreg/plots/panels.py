@@ -1,0 +1,166 @@
+"""Parts that the plots share: a grid of panels, curves with bands or bars over seeds, one legend, PNG files."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ibreg.plots.style import method_label
+
+Curves = Mapping[str, Mapping[Any, Sequence[float]]]  # values over seeds, as `curves[method][x]`
+Bounds = Callable[[Sequence[float]], tuple[Any, Any, Any]]  # of such values: mean, low, high
+
+
+def panel_grid(count: int, *, most: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
+    """Creates a figure with rows of equally large panels, the rows filled evenly.
+
+    Args:
+        count: number of panels needed; those left over are hidden by `finish`.
+        most: greatest number of panels in a row.
+        size: width and height of a panel, in inches.
+        options: keyword arguments for `Figure.subplots`.
+
+    Returns:
+        The figure, and its panels as an array `(rows, columns)`.
+    """
+    rows = math.ceil(count / most)
+    columns = math.ceil(count / rows)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.6), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def check_finite(points: Sequence[Mapping[str, Any]], *keys: str) -> None:
+    """Checks the numbers of points.
+
+    Args:
+        points: one mapping per point.
+        keys: keys of the numbers.
+
+    Raises:
+        ValueError: If there is no point, or one of its numbers is not finite.
+    """
+    if not points:
+        raise ValueError("there is nothing to draw: no points")
+    for point in points:
+        if not all(math.isfinite(point[key]) for key in keys):
+            raise ValueError(f"{', '.join(keys)} of a point must be finite, got {dict(point)}")
+
+
+def curves_of(points: Iterable[Mapping[str, Any]], *, x: str, y: str, panel: str | None = None) -> dict[Any, Curves]:
+    """Collects the values over seeds, as `curves[panel][method][x]`.
+
+    Args:
+        points: one per method, seed, panel and x.
+        x: key of the horizontal coordinate.
+        y: key of the value.
+        panel: key of the panel that a point belongs to; without it there is one panel, None.
+    """
+    curves = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for point in points:
+        curves[panel and point[panel]][point["method"]][point[x]].append(point[y])
+    return dict(curves)
+
+
+def extremes(values: Sequence[float]) -> tuple[float, float, float]:
+    """Returns mean, least and greatest value."""
+    return float(np.mean(values)), float(np.min(values)), float(np.max(values))
+
+
+def draw_curves(
+    panel: Axes,
+    curves: Curves,
+    styles: Mapping[str, Mapping[str, Any]],
+    *,
+    bounds: Bounds = extremes,
+    label: Callable[[str], str] = method_label,
+) -> None:
+    """Draws the mean over seeds as a line and its bounds as a band, per method.
+
+    A value that is not finite leaves a gap: a seed that diverged is not dropped.
+
+    Args:
+        panel: axes to draw on.
+        curves: values over seeds, as `curves[method][x]`.
+        styles: keyword arguments for the line of each method, in the order of drawing; methods without curve are
+            skipped.
+        bounds: maps the values at one x to mean, low and high.
+        label: names a method in the legend.
+    """
+    for method, style in styles.items():
+        if method not in curves:
+            continue
+        x = sorted(curves[method])
+        mean, low, high = np.array([bounds(curves[method][value]) for value in x]).T
+        panel.plot(x, mean, **{"linewidth": 1.2, "markersize": 4} | dict(style), label=label(method))
+        panel.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    panel.grid(alpha=0.3)
+
+
+def draw_bars(
+    panel: Axes,
+    curves: Curves,
+    styles: Mapping[str, Mapping[str, Any]],
+    *,
+    bounds: Bounds = extremes,
+    offset: Callable[[float, float], float] = lambda x, side: x + side,
+) -> None:
+    """Draws the mean over seeds as a line and its bounds as bars, per method, side by side.
+
+    Args:
+        panel: axes to draw on.
+        curves: values over seeds, as `curves[method][x]`.
+        styles: keyword arguments for the line of each method, in the order of drawing; methods without curve are
+            skipped.
+        bounds: maps the values at one x to mean, low and high.
+        offset: moves x aside, so that bars do not cover each other; `side` goes evenly from -1 to 1 over the methods.
+    """
+    drawn = [method for method in styles if method in curves]
+    for method, side in zip(drawn, sides(len(drawn)), strict=True):
+        x = sorted(curves[method])
+        mean, low, high = np.array([bounds(curves[method][value]) for value in x]).T
+        panel.errorbar(
+            np.array([offset(value, side) for value in x]),
+            mean,
+            [mean - low, high - mean],
+            **styles[method],
+            elinewidth=0.8,
+            capsize=2,
+            linewidth=1.2,
+            markersize=4,
+            label=method_label(method),
+        )
+    panel.grid(alpha=0.3)
+
+
+def sides(count: int) -> np.ndarray:
+    """Returns evenly spaced positions from -1 to 1, 0 for a single one.
+
+    Example:
+        >>> sides(3).tolist(), sides(1).tolist()
+        ([-1.0, 0.0, 1.0], [0.0])
+    """
+    return np.linspace(-1, 1, count) if count > 1 else np.zeros(count)
+
+
+def finish(figure: Figure) -> Figure:
+    """Hides the panels left over, and puts one legend for all under the figure."""
+    entries = {}
+    for panel in figure.axes:
+        panel.set_visible(panel.has_data())
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    columns = int(figure.get_figwidth() // 2)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    figure.align_labels()
+    return figure
+
+
+def write_png(figure: Figure, path: str | Path) -> Path:
+    """Writes a figure and returns its path."""
+    figure.savefig(path, format="png", dpi=150)
+    return Path(path)
