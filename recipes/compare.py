@@ -1,11 +1,11 @@
-"""One table and one plot of several runs: what every method measured, and paired differences where seeds agree.
+"""Compares runs in one table and one plot: the results of each method, and paired differences of runs with equal seeds.
 
     python recipes/compare.py outputs/classification                          # every finished run below
     python recipes/compare.py outputs/a outputs/b --metric test/nll           # the first run is the reference
     python recipes/compare.py multirun/2025-01-31 --output figures            # a sweep of Hydra
 
 It reads the `summary.json` of each run and writes comparison.md, comparison.csv and comparison.png. Runs that did not
-finish, and summaries that cannot be read, are named and left out.
+finish, and summaries that cannot be read, are reported and left out.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from ibreg.runs.report.tables import aligned
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compares finished runs; returns 1 where there is none, 2 for a metric that no run has."""
+    """Compares finished runs; returns 1 if there is none, 2 for a metric that no run has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs, or folders that hold some")
-    parser.add_argument("--metric", help="key of the metric to compare, such as test/nll; default: the first shown")
-    parser.add_argument("--output", type=Path, help="folder of the table and plot; default: the first of the folders")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs, or folders that contain such folders")
+    parser.add_argument(
+        "--metric", help="key of the metric to compare, such as test/nll; default: that of the first column"
+    )
+    parser.add_argument("--output", type=Path, help="folder of table and plot; default: the first of the folders")
     options = parser.parse_args(arguments)
 
     runs, left_out = read_runs(options.folders)
     for folder, reason in left_out.items():
         print(f"left out {folder}: {reason}", file=sys.stderr)
     if not runs:
-        print("there is no finished run to compare", file=sys.stderr)
+        print("no finished run to compare", file=sys.stderr)
         return 1
     try:
         metrics = columns(runs, options.metric)

@@ -107,7 +107,8 @@ def leakage_plot(measured: Mapping[str, Sequence[Mapping[str, float]]], path: st
             spread = values.std(ddof=1) if len(values) > 1 else 0
             panel.bar(position, values.mean(), color=style["color"], yerr=spread, capsize=3, label=method_label(method))
             if len(controls):
-                panel.plot(position, controls.mean(), "D", color="white", markeredgecolor="black", label="control of the measure")
+                diamond = {"marker": "D", "color": "white", "markeredgecolor": "black", "linestyle": ""}
+                panel.plot(position, controls.mean(), **diamond, label="control of the measure")
         panel.set_title(fill(MEASURES[name], 30), fontsize="medium")
         low, high = panel.get_ylim()
         panel.set(xticks=[], ylim=(min(0, low), max(1.05, high)))

@@ -126,7 +126,7 @@ def _draw_corruptions(points: Sequence[Mapping[str, Any]], samples: int) -> Figu
 
 def _draw_accuracies(panel: Axes, curves: Curves, styles: Mapping[str, Any], samples: int) -> None:
     x = [value for curve in curves.values() for value in curve]
-    distance = 0.025 * (max(x) - min(x))
+    distance = 0.02 * (max(x) - min(x))
     bounds = partial(accuracy_interval, samples=samples)
     draw_bars(panel, curves, styles, bounds=bounds, offset=lambda x, side: x + distance * side)
 

@@ -33,7 +33,7 @@ QUICK += ["schedule.name=linear_warmup", "schedule.steps=20"]
 
 def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finished):
     folder, printed = finished
-    for word in ("none, other init", "variational", "test error", SUMMARY, "information_curve.png"):
+    for word in ("second initialization", "variational", "test error", SUMMARY, "information_curve.png"):
         assert word in printed.replace("\n", " ")
     summary = summary_of(folder)
     assert summary["recipe"] == "classification"

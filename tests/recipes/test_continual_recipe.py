@@ -52,7 +52,7 @@ def assert_equal_runs(first, second):
 
 def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finished):
     folder, printed = finished
-    for word in ("none, other init", "key_value", "forgetting", SUMMARY, "decision_regions.png"):
+    for word in ("second initialization", "key_value", "forgetting", SUMMARY, "decision_regions.png"):
         assert word in re.sub(r"\s+", " ", printed)
     summary = summary_of(folder)
     assert (summary["recipe"], summary["data"], summary["seeds"]) == ("continual", "toy_gaussians", [0, 1])

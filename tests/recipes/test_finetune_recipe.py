@@ -55,7 +55,7 @@ def images(tmp_path):
 
 def test_a_run_compares_bottleneck_control_dropout_and_luck_at_each_number_of_images(finished):
     folder, printed = finished
-    for word in ("none, other init", "dropout", "variational", "images.png"):
+    for word in ("second initialization", "dropout", "variational", "images.png"):
         assert word in printed.replace("\n", " ")
     summary = summary_of(folder)
     assert (summary["recipe"], summary["data"], summary["seeds"]) == ("finetune", "digits", [0, 1])

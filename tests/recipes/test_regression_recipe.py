@@ -29,7 +29,7 @@ QUICK = [
 
 def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finished):
     folder, printed = finished
-    for word in ("none, other init", "variational", "test RMSE", "PGD", SUMMARY, "attacks.png"):
+    for word in ("second initialization", "variational", "test RMSE", "PGD", SUMMARY, "attacks.png"):
         assert word in re.sub(r"\s+", " ", printed)
     summary = summary_of(folder)
     assert (summary["recipe"], summary["data"], summary["seeds"]) == ("regression", "diabetes", [0, 1])

@@ -1,4 +1,4 @@
-"""Several runs in one table: what each measured, against its own control and against the first of the runs."""
+"""Several runs in one table, each compared with its own control and with the first run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: where it lies.
-        summary: what its `summary.json` holds.
+        folder: its folder.
+        summary: contents of its `summary.json`.
     """
 
     folder: Path
@@ -28,32 +28,32 @@ class Run:
 
     @property
     def overrides(self) -> list[str]:
-        """What was changed on its command line."""
+        """The overrides of its command line."""
         return str(self.summary.get("command", "")).split()[2:]
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
-    """Reads the runs at and below folders.
+    """Reads the runs in and below folders.
 
     Args:
-        paths: folders of runs, or folders with such folders in them at any depth.
+        paths: folders of runs, or folders that contain such folders at any depth.
 
     Returns:
-        the finished runs, in the order of the paths and of the folders' names; and what is left out, with the reason:
-        runs that did not finish, summaries that cannot be read, and folders without any run.
+        The finished runs, in the order of the paths and of the folders' names; and the folders left out, with the
+        reason: runs that did not finish, summaries that cannot be read, and folders without any run.
     """
     runs: dict[Path, Run] = {}
     left_out: dict[Path, str] = {}
     for path in paths:
         if not path.is_dir():
-            left_out[path] = "there is no such folder"
+            left_out[path] = "no such folder"
             continue
         folders = sorted({file.parent for name in (SUMMARY, CONFIG) for file in path.rglob(name)})
         if not folders:
-            left_out[path] = f"no run: there is no {SUMMARY} in it or below"
+            left_out[path] = f"no run: it has no {SUMMARY} in it or below"
         for folder in folders:
             if not (folder / SUMMARY).is_file():
-                left_out[folder] = f"not finished: it has no {SUMMARY} yet (resume=true goes on with it)"
+                left_out[folder] = f"not finished: it has no {SUMMARY} yet (continue it with resume=true)"
                 continue
             try:
                 runs.setdefault(folder.resolve(), Run(folder, read_summary(folder / SUMMARY)))
@@ -63,7 +63,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Names every run by the overrides that not all of them have, or by its folder where that tells nothing.
+    """Names each run by the overrides that not all runs have, or by its folder if these are not unique.
 
     Example:
         >>> def run(folder, command):
@@ -80,14 +80,14 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def columns(runs: Sequence[Run], metric: str | None = None) -> list[Column]:
-    """Lists the columns of a table of runs: all that one of them shows, once each.
+    """Lists the columns of a table of runs: the union of their columns.
 
     Args:
-        runs: finished ones.
-        metric: the one to begin with, by its key such as `test/nll`; differences are taken of the first.
+        runs: finished runs.
+        metric: key of the first column, such as `test/nll`; differences are those of the first column.
 
     Raises:
-        ValueError: no run has that metric; those that there are, are named.
+        ValueError: If no run has that metric.
     """
     shown: dict[str, Column] = {}
     measured = {key for run in runs for metrics in run.summary["results"].values() for key in metrics}
@@ -98,22 +98,23 @@ def columns(runs: Sequence[Run], metric: str | None = None) -> list[Column]:
     if metric is None:
         return list(shown.values())
     if metric not in measured:
-        raise ValueError(f"no run has the metric {metric!r}: there are {', '.join(sorted(measured))}")
+        raise ValueError(f"metric must be one of {', '.join(sorted(measured))}, got {metric!r}")
     first = shown.pop(metric, (metric, metric, 1, 4))
     return [first, *shown.values()]
 
 
 def compare(runs: Sequence[Run], metrics: Sequence[Column]) -> list[dict[str, Any]]:
-    """Lists what every method of every run measured, with the paired differences of the first metric.
+    """Lists the results of each method of each run, with the paired differences of the first metric.
 
     Args:
-        runs: finished ones; the first is what the others are compared with.
-        metrics: (key, heading, scale, digits) each, at least one.
+        runs: finished runs; the others are compared with the first.
+        metrics: columns, each (key, heading, scale, digits), at least one.
 
     Returns:
-        a row for each method: `run`, `recipe`, `data`, `method`, `seeds`, `results` (an entry of `summarize` for each metric
-        that it has), `to_control` and `to_first`: the paired differences, method - control of the same run and method - the
-        same method of the first run. The latter is None for the first run, and where data or seeds are others.
+        A row for each method: `run`, `recipe`, `data`, `method`, `seeds`, `results` (an entry of `summarize` for each
+        metric that it has), and the paired differences `to_control` (method - control of the same run) and `to_first`
+        (method - same method of the first run). The latter is None for the first run, and for runs with other data or
+        seeds.
     """
     first_metric, rows = metrics[0][0], []
     for label, run in zip(labels(runs), runs, strict=True):
@@ -140,46 +141,36 @@ def compare(runs: Sequence[Run], metrics: Sequence[Column]) -> list[dict[str, An
 def _difference(entry: Mapping[str, Any] | None, reference: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if entry is None or reference is None:
         return None
-    # A seed that diverged is null in a summary.
+    # The value of a diverged seed is null in JSON.
     values = {
-        method: {"metric": [float("nan") if value is None else value for value in each["values"]]}
-        for method, each in (("first", reference), ("other", entry))
+        method: {"metric": [float("nan") if value is None else value for value in metric["values"]]}
+        for method, metric in (("first", reference), ("other", entry))
     }
     _, paired = summarize(values, control="first")
     return paired["other"]["metric"]
 
 
 def cells(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Column]) -> list[list[str]]:
-    """Writes the rows of `compare` as the headings and cells of a table, for `report.aligned`.
+    """Formats the rows of `compare` as headings and cells of a table, for `ibreg.runs.report.tables.aligned`.
 
-    Columns that would be the same everywhere (recipe, data), or empty, are left out.
+    A column of recipe or data with a single value is left out, and so are differences that no row has.
     """
     _, heading, scale, digits = metrics[0]
     plain = re.sub(r" *\([^()]*\)$", "", heading)
-    table = [["run", "recipe", "data", "bottleneck", heading, "- none [95 %]", "- first run [95 %]"]]
-    table[0] += [column[1] for column in metrics[1:]]
-    table[0][5:7] = [f"{plain} {name}" for name in table[0][5:7]]
+    differences = [f"{plain} - {reference} [95 % CI]" for reference in ("control", "first run")]
+    table = [["run", "recipe", "data", "method", heading, *differences, *(column[1] for column in metrics[1:])]]
     for row in rows:
         spreads = [spread_cell(row["results"].get(key), scale, digits) for key, _, scale, digits in metrics]
         differences = [difference_cell(row[key], scale, digits) for key in ("to_control", "to_first")]
-        table.append(
-            [
-                row["run"],
-                row["recipe"],
-                row["data"],
-                method_label(row["method"]),
-                spreads[0],
-                *differences,
-                *spreads[1:],
-            ]
-        )
-    dropped = {place for place in (1, 2) if len({line[place] for line in table[1:]}) < 2}
-    dropped |= {place for place in (5, 6) if {line[place] for line in table[1:]} == {"-"}}
-    return [[cell for place, cell in enumerate(line) if place not in dropped] for line in table]
+        names = [row["run"], row["recipe"], row["data"], method_label(row["method"])]
+        table.append([*names, spreads[0], *differences, *spreads[1:]])
+    dropped = {column for column in (1, 2) if len({line[column] for line in table[1:]}) < 2}
+    dropped |= {column for column in (5, 6) if {line[column] for line in table[1:]} == {"-"}}
+    return [[cell for column, cell in enumerate(line) if column not in dropped] for line in table]
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a row of `compare` as a line of a csv, in the unit of the summaries."""
+    """Flattens a row of `compare` to a line of a csv file, in the unit of the summaries."""
     line = {key: row[key] for key in ("run", "recipe", "data", "method", "seeds")}
     for metric, entry in row["results"].items():
         line |= {f"{metric} {key}": entry[key] for key in ("mean", "std")}

@@ -1,4 +1,4 @@
-"""What a run leaves in numbers: mean, spread and paired differences over its seeds, as `summary.json`."""
+"""The summary of a run, `summary.json`: mean, standard deviation and paired differences over its seeds."""
 
 import contextlib
 import json
@@ -26,22 +26,22 @@ PACKAGES = ("torch", "torchvision", "accelerate", "hydra-core", "numpy", "scipy"
 def summarize(
     values: Mapping[str, Mapping[str, Sequence[float]]], *, control: str = "none"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    r"""Reduces the values of every seed to mean and spread, and to paired differences to the control.
+    """Computes mean and standard deviation over seeds, and paired differences to the control.
 
-    The interval of the difference d over n seeds is :math:`\bar d \pm t_{0.975, n-1} s_d / \sqrt n`.
-    A seed that diverged is not dropped: a value that is not finite makes its metric NaN.
+    The interval of a difference is that of `ibreg.evaluation.intervals.paired_interval`. A seed that diverged is not
+    dropped: a value that is not finite makes its metric NaN.
 
     Args:
-        values: Per method and metric one value per seed, the seeds in the same order everywhere.
-        control: The method to compare with; without it there are no differences.
+        values: per method and metric one value per seed, with the same order of seeds everywhere.
+        control: method to compare with; without it there are no differences.
 
     Returns:
-        `{method: {metric: {"mean", "std", "values"}}}`, the standard deviation that of a sample (None for one seed), and
-        `{method: {metric: {"mean", "low", "high", "values"}}}`: the differences method - control with their 95 % interval
+        `{method: {metric: {"mean", "std", "values"}}}` with the sample standard deviation (None for one seed), and
+        `{method: {metric: {"mean", "low", "high", "values"}}}`: the differences method - control with their 95 % CI
         (None for one seed), for the metrics that both have.
 
     Raises:
-        ValueError: If a metric has no value, or not as many as the control.
+        ValueError: If a metric has no value, or their number differs from that of the control.
 
     Example:
         >>> results, paired = summarize({"none": {"error": [3.0, 5.0]}, "hsic": {"error": [2.0, 3.0]}})
@@ -69,34 +69,34 @@ def summarize(
 
 
 def by_metric(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, list[float]]]:
-    """Turns the test metrics of every seed into the values of every metric, as `summarize` takes them.
+    """Collects the test metrics of each seed by metric, as `summarize` takes them.
 
     Example:
         >>> by_metric({"none": [{"error": 3.0}, {"error": 5.0}]})
         {'none': {'test/error': [3.0, 5.0]}}
     """
     return {
-        method: {f"test/{metric}": [of_seed[metric] for of_seed in seeds] for metric in seeds[0]}
+        method: {f"test/{metric}": [metrics[metric] for metrics in seeds] for metric in seeds[0]}
         for method, seeds in measured.items()
     }
 
 
 def _finite(numbers: Sequence[float]) -> np.ndarray:
-    """A seed that diverged counts as NaN, whether it ended at NaN or at infinity."""
+    """Replaces infinities by NaN: a seed diverged, whichever of them it ended at."""
     row = np.asarray(numbers, dtype=float)
     return np.where(np.isfinite(row), row, np.nan)
 
 
 def _spread(row: np.ndarray) -> dict[str, Any]:
     if row.size == 0:
-        raise ValueError("a metric has no value: leave it out of the method that does not have it")
+        raise ValueError("a metric must have a value per seed, got none: leave it out of methods that do not have it")
     std = float(row.std(ddof=1)) if row.size > 1 else None
     return {"mean": float(row.mean()), "std": std, "values": row.tolist()}
 
 
 def _difference(metric: str, row: np.ndarray, control: np.ndarray) -> dict[str, Any]:
     if row.size != control.size:
-        raise ValueError(f"{metric}: {row.size} values cannot be paired with {control.size} of the control")
+        raise ValueError(f"{metric} must have as many values as the control ({control.size}), got {row.size}")
     mean, *bounds = map(float, paired_interval(row, control))
     low, high = bounds if row.size > 1 else (None, None)
     return {"mean": mean, "low": low, "high": high, "values": (row - control).tolist()}
@@ -118,24 +118,24 @@ def write_summary(
     headline: Sequence[Column] | None = None,
     checks: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Writes the `summary.json` of a run, all of it or nothing, and notes versions and hardware in it.
+    """Writes the `summary.json` of a run atomically, with versions and hardware.
 
     NaN and infinity, which JSON does not have, become null.
 
     Args:
-        path: Where the file goes.
-        recipe: Name of the recipe.
-        data: Name of the data.
-        seeds: Seeds, in the order of the values.
-        results: First part of what `summarize` returns.
-        paired: Second part.
-        selected: What was chosen on validation data.
-        wall_s: Duration in seconds of the process that finished the run.
-        resumed: Whether other processes had begun the run.
-        device: Where it ran; by default the accelerator that torch finds, else the CPU.
-        command: The command that repeats the run.
-        headline: The columns of its table, (key, heading, scale, digits) each.
-        checks: Outcomes of checks, where there are some.
+        path: path of the file.
+        recipe: name of the recipe.
+        data: name of the data set.
+        seeds: seeds, in the order of the values.
+        results: first part of the result of `summarize`.
+        paired: second part.
+        selected: options that were selected on validation data.
+        wall_s: duration in seconds of the process that finished the run.
+        resumed: whether other processes had started the run.
+        device: device of the run; by default the current accelerator, or the CPU if there is none.
+        command: command that repeats the run.
+        headline: columns of its table, each (key, heading, scale, digits).
+        checks: outcomes of sanity checks, if there are any.
 
     Example:
         >>> import tempfile
@@ -174,7 +174,7 @@ def write_summary(
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "ibreg": ibreg.__version__}
     for package in PACKAGES:
-        # An evaluation without torchvision, say, leaves a summary too.
+        # Not every evaluation has all of them installed.
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
@@ -199,17 +199,17 @@ def read_summary(path: str | Path) -> dict[str, Any]:
     """Reads a `summary.json`.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is cut short, no JSON, or misses a key.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, not JSON, or lacks a key.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no summary at {path}: the run has not finished, or its folder is another")
+        raise FileNotFoundError(f"there is no summary at {path}: the run has not finished, or this is not its folder")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is cut short or no JSON: {error}") from error
+        raise ValueError(f"{path} is truncated or not JSON: {error}") from error
     missing = [key for key in KEYS if not isinstance(summary, dict) or key not in summary]
     if missing:
-        raise ValueError(f"{path} is no summary of a run: it misses {', '.join(missing)}")
+        raise ValueError(f"{path} is not the summary of a run: it lacks {', '.join(missing)}")
     return summary

@@ -1,7 +1,7 @@
 """Tables of a run, made from its summary: on the terminal, in Markdown, in the README.
 
-`python -m ibreg.runs.report.tables README.md` writes the tables of committed summaries into a text: what stands between
-`<!-- table: NAME -->` and `<!-- end table -->` is replaced by the table of `recipes/results/NAME.json`.
+`python -m ibreg.runs.report.tables README.md` updates the tables of a text: the lines between `<!-- table: NAME -->`
+and `<!-- end table -->` are replaced by the table of `recipes/results/NAME.json`.
 """
 
 import argparse
@@ -28,40 +28,40 @@ DEFAULT_COLUMNS = (
     ("test/rate", "rate (nats)", 1, 2),
 )
 
-DOUBTFUL = "(!)"  # behind a figure
-DOUBT = f"{DOUBTFUL} not to be trusted: a sanity check failed, so that gradients may be masked."
+DOUBTFUL = "(!)"  # after a number
+DOUBT = f"{DOUBTFUL} not reliable: a sanity check of the attacks failed, so gradients may be masked."
 
 
 def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Table:
     """Makes the table of a run for the terminal.
 
-    A row per method: mean ± standard deviation over the seeds, and for the first metric the paired difference to the
-    control with its 95 % interval. A dash where a method does not have a metric, `nan` where its value is not finite.
+    Each method has a row: mean ± standard deviation over the seeds, and for the first metric the paired difference to
+    the control with its 95 % CI. A dash marks a metric that a method does not have, `nan` a value that is not finite.
 
     Args:
-        summary: A summary, as `read_summary` returns it.
-        metrics: (key, heading, scale, digits) each, as in `("test/error", "test error (%)", 100, 2)`.
+        summary: summary of the run, as returned by `read_summary`.
+        metrics: columns, each (key, heading, scale, digits), as in `("test/error", "test error (%)", 100, 2)`.
 
     Raises:
         ValueError: If there is no metric.
     """
     headings, *rows = _cells(summary, metrics)
     table = Table()
-    for place, heading in enumerate(headings):
-        # Names of methods are not cut where there is no room.
-        table.add_column(Text(heading), justify="right" if place else "left", overflow="fold", no_wrap=place == 0)
+    for column, heading in enumerate(headings):
+        # Names of methods are not wrapped in a narrow terminal.
+        table.add_column(Text(heading), justify="right" if column else "left", overflow="fold", no_wrap=column == 0)
     for row in rows:
-        # As Text, so that the brackets of an interval are not taken for markup.
+        # As Text: the brackets of an interval are not markup.
         table.add_row(*map(Text, row))
     return table
 
 
 def print_run(folder: Path, state: str) -> None:
-    """Prints the table of a run and the files in its folder, under a word on its state."""
+    """Prints the table of a run, its state and the files in its folder."""
     summary = read_summary(folder / SUMMARY)
     table = console_table(summary, summary["headline"])
     console = Console()
-    if not sys.stdout.isatty():  # a log can be as wide as its longest words need
+    if not sys.stdout.isatty():  # a log file has no width
         console.width = max(140, console.measure(table, options=console.options.update(width=10_000)).minimum)
     console.print(table)
     if is_doubtful(summary):
@@ -72,11 +72,11 @@ def print_run(folder: Path, state: str) -> None:
 
 
 def markdown_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> str:
-    """Makes the same table as `console_table` in Markdown, with aligned columns.
+    """Makes the table of `console_table` in Markdown, with aligned columns.
 
     Args:
-        summary: A summary, as `read_summary` returns it.
-        metrics: (key, heading, scale, digits) each.
+        summary: summary of the run, as returned by `read_summary`.
+        metrics: columns, each (key, heading, scale, digits).
 
     Raises:
         ValueError: If there is no metric.
@@ -86,17 +86,17 @@ def markdown_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> str
         >>> results, paired = summarize({"none": {"test/error": [0.03, 0.05]}, "hsic": {"test/error": [0.02, 0.03]}})
         >>> summary = {"results": results, "paired": paired}
         >>> print(markdown_table(summary, [("test/error", "test error (%)", 100, 1)]))
-        | bottleneck | test error (%) | difference to none [95 %] |
-        |:-----------|---------------:|--------------------------:|
-        | none       |      4.0 ± 1.4 |                         - |
-        | hsic       |      2.5 ± 0.7 |         -1.5 [-7.9, +4.9] |
+        | method  | test error (%) | difference to control [95 % CI] |
+        |:--------|---------------:|--------------------------------:|
+        | control |      4.0 ± 1.4 |                               - |
+        | hsic    |      2.5 ± 0.7 |               -1.5 [-7.9, +4.9] |
     """
     return aligned(_cells(summary, metrics))
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Makes a Markdown table of headings and rows, the first column to the left and the others to the right."""
-    # A bar in a cell would end it.
+    """Makes a Markdown table of headings and rows, the first column left-aligned and the others right-aligned."""
+    # A bar would end its cell.
     headings, *rows = [[cell.replace("|", r"\|") for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     rule = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
@@ -108,24 +108,24 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(summary: Mapping[str, Any], metrics: Sequence[Column]) -> list[list[str]]:
-    """The headings and then a row per method, the control first; differences stand behind the first metric."""
+    """Lists the headings and a row per method, the control first; differences follow the first metric."""
     if not metrics:
-        raise ValueError("a table needs a metric")
+        raise ValueError("a table must have at least one metric")
     results, paired = summary["results"], summary["paired"]
-    table = [["bottleneck", *(heading for _, heading, _, _ in metrics)]]
+    table = [["method", *(heading for _, heading, _, _ in metrics)]]
     for method in sort_methods(results):
         cells = [spread_cell(results[method].get(key), scale, digits) for key, _, scale, digits in metrics]
         table.append([method_label(method), *cells])
     if paired:
         first, _, scale, digits = metrics[0]
-        table[0].insert(2, "difference to none [95 %]")
+        table[0].insert(2, "difference to control [95 % CI]")
         for method, row in zip(sort_methods(results), table[1:], strict=True):
             row.insert(2, difference_cell(paired.get(method, {}).get(first), scale, digits))
     return table
 
 
 def spread_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
-    """Writes mean ± standard deviation of an entry of `results`, a dash where there is none."""
+    """Formats mean ± standard deviation of an entry of `results`; None is a dash."""
     if entry is None:
         return "-"
     mean, std = _formatted(entry["mean"], scale, digits), entry["std"]
@@ -134,7 +134,7 @@ def spread_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> s
 
 
 def difference_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
-    """Writes a mean difference and its 95 % interval, an entry of `paired`; a dash where there is none."""
+    """Formats the mean difference and 95 % CI of an entry of `paired`; None is a dash."""
     if entry is None:
         return "-"
     mean, low, high = (_formatted(entry[key], scale, digits, sign="+") for key in ("mean", "low", "high"))
@@ -142,24 +142,24 @@ def difference_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) 
 
 
 def _formatted(number: float | None, scale: float, digits: int, sign: str = "") -> str:
-    """A number that was not finite is None once it went through JSON."""
+    """Formats a number; one that is not finite is None after JSON."""
     if number is None or not math.isfinite(number):
         return "nan"
     return f"{scale * number:{sign}z.{digits}f}"
 
 
 def render_readme(text: str, results_folder: str | Path) -> str:
-    """Replaces what stands between the table markers of a text by the tables of committed summaries.
+    """Replaces the lines between the table markers of a text by the tables of committed summaries.
 
-    Under each table stands a line with the command, seeds, versions and hardware. The columns are the summary's
-    `headline`, else test error, NLL, ECE and rate, as far as a method has them.
+    Below each table is a line with the command, seeds, versions and hardware. The columns are the summary's `headline`,
+    by default test error, NLL, ECE and rate, as far as any method has them.
 
     Args:
         text: Markdown with `<!-- table: NAME -->` ... `<!-- end table -->`.
-        results_folder: Folder of `NAME.json`.
+        results_folder: folder of `NAME.json`.
 
     Raises:
-        ValueError: If there is no such summary, it is broken, or a marker is not closed.
+        ValueError: If there is no such summary, it is invalid, or a marker is not closed.
 
     Example:
         >>> render_readme("No table here.", "recipes/results")
@@ -192,7 +192,7 @@ def _readme_table(folder: Path, name: str) -> str:
 
 
 def is_doubtful(summary: Mapping[str, Any]) -> bool:
-    """Whether a figure of a summary is marked as not to be trusted."""
+    """Tells whether a number of a summary is marked as not reliable."""
     return any(entry.get("doubtful") for metrics in summary["results"].values() for entry in metrics.values())
 
 
@@ -206,11 +206,11 @@ def _provenance(summary: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrites the tables of a text in place, or checks that they are those of the summaries."""
+    """Updates the tables of a text in place, or checks that they agree with the summaries."""
     parser = argparse.ArgumentParser(prog="python -m ibreg.runs.report.tables", description=main.__doc__)
-    parser.add_argument("text", type=Path, help="Markdown with table markers, as README.md")
+    parser.add_argument("text", type=Path, help="Markdown file with table markers, such as README.md")
     parser.add_argument("--results", type=Path, default=Path("recipes/results"), help="folder of the summaries")
-    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if something would change")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table would change")
     options = parser.parse_args(arguments)
     try:
         text = options.text.read_text(encoding="utf-8")
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rendered == text:
         return 0
     if options.check:
-        print(f"the tables of {options.text} are not those of {options.results}")
+        print(f"the tables of {options.text} do not agree with {options.results}")
         return 1
     replace(options.text, rendered.encode())
     return 0

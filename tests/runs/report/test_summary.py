@@ -1,4 +1,4 @@
-"""Summaries: intervals against SciPy, files that survive a kill."""
+"""Summaries: intervals against scipy, and files that are written atomically."""
 
 import json
 import math
@@ -49,18 +49,18 @@ def test_one_seed_has_no_spread_and_no_interval():
     assert paired["hsic"]["loss"] == {"mean": -0.5, "low": None, "high": None, "values": [-0.5]}
 
 
-def test_the_control_may_be_absent_or_another():
+def test_the_control_may_be_absent_or_another_method():
     assert summarize({"hsic": VALUES["null"]})[1] == {}
     assert list(summarize(VALUES, control="null")[1]) == ["variational", "none"]
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0]])
-def test_values_that_cannot_be_paired_are_refused(values):
-    with pytest.raises(ValueError, match=r"has no value|cannot be paired with 3"):
+def test_values_that_cannot_be_paired_are_errors(values):
+    with pytest.raises(ValueError, match=r"must have a value per seed|as many values as the control \(3\)"):
         summarize({"none": {"loss": [1.0, 2.0, 3.0]}, "hsic": {"loss": values}})
 
 
-def test_summary_comes_back_with_versions_and_hardware(write, tmp_path):
+def test_a_summary_has_versions_and_hardware(write, tmp_path):
     path = write(tmp_path / "summary.json", VALUES, device="cpu", command="python recipes/x.py", headline=COLUMNS)
     summary = read_summary(path)
     results, paired = summarize(VALUES)
@@ -81,7 +81,7 @@ def test_numbers_that_are_not_finite_become_null(write, tmp_path):
     path = write(tmp_path / "summary.json", diverged)
 
     def refuse(literal):
-        raise AssertionError(f"{literal} is no JSON")
+        raise AssertionError(f"{literal} is not JSON")
 
     summary = json.loads(path.read_text(), parse_constant=refuse)
     assert summary["results"]["hsic"]["loss"] == {"mean": None, "std": None, "values": [None, None]}
@@ -104,14 +104,14 @@ def test_missing_and_broken_summaries_are_named(write, tmp_path):
     whole = write(path, VALUES).read_text()
     for text in ("", whole[: len(whole) // 2], "results"):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"summary\.json is cut short or no JSON"):
+        with pytest.raises(ValueError, match=r"summary\.json is truncated or not JSON"):
             read_summary(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="cut short or no JSON"):
+    with pytest.raises(ValueError, match="truncated or not JSON"):
         read_summary(path)
     path.write_text(json.dumps({key: 0 for key in KEYS if key not in ("seeds", "paired")}))
-    with pytest.raises(ValueError, match=r"misses seeds, paired$"):
+    with pytest.raises(ValueError, match=r"lacks seeds, paired$"):
         read_summary(path)
     path.write_text("[]")
-    with pytest.raises(ValueError, match="misses recipe"):
+    with pytest.raises(ValueError, match="lacks recipe"):
         read_summary(path)

@@ -1,4 +1,4 @@
-"""Tables as a reader sees them, on the terminal and in a text."""
+"""Tables on the terminal and in a text."""
 
 import json
 import math
@@ -17,11 +17,11 @@ SMALL = {
     "none": {"test/error": [0.03, 0.05]},
 }
 SMALL_TABLE = """\
-| bottleneck       | test error (%) | difference to none [95 %] | rate (nats) |
-|:-----------------|---------------:|--------------------------:|------------:|
-| none             |    4.00 ± 1.41 |                         - |           - |
-| none, other init |    5.00 ± 0.00 |    +1.00 [-11.71, +13.71] |           - |
-| hsic             |    2.50 ± 0.71 |      -1.50 [-7.85, +4.85] |   1.5 ± 0.7 |"""
+| method                | test error (%) | difference to control [95 % CI] | rate (nats) |
+|:----------------------|---------------:|--------------------------------:|------------:|
+| control               |    4.00 ± 1.41 |                               - |           - |
+| second initialization |    5.00 ± 0.00 |          +1.00 [-11.71, +13.71] |           - |
+| hsic                  |    2.50 ± 0.71 |            -1.50 [-7.85, +4.85] |   1.5 ± 0.7 |"""
 
 
 def summary_of(values):
@@ -35,7 +35,7 @@ def test_markdown_table_is_aligned_and_puts_the_control_first():
 
 def test_a_bar_in_a_heading_does_not_end_its_cell():
     table = report.markdown_table(summary_of(SMALL), [("test/error", "error | %", 100, 2)])
-    assert table.splitlines()[0].startswith(r"| bottleneck       |  error \| % | difference")
+    assert table.splitlines()[0].startswith(r"| method                |  error \| % | difference")
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
@@ -62,7 +62,7 @@ def test_console_table_shows_the_same_cells():
     assert shown == [written[0], *written[2:]]
 
 
-def test_names_of_methods_are_not_cut_where_there_are_many_columns():
+def test_names_of_methods_are_not_wrapped_with_many_columns():
     console = Console(width=80)
     values = {"variational": {f"test/{name}": [0.1, 0.2] for name in "abcdef"}}
     columns = [(f"test/{name}", f"a long heading of {name}", 1, 4) for name in "abcdef"]
@@ -93,7 +93,7 @@ def test_cells(write, tmp_path, values, row):
 
 
 def test_a_table_needs_a_metric():
-    with pytest.raises(ValueError, match="needs a metric"):
+    with pytest.raises(ValueError, match="must have at least one metric"):
         report.markdown_table(summary_of(SMALL), [])
 
 
@@ -108,7 +108,7 @@ def results(write, tmp_path):
     return folder
 
 
-def test_readme_holds_the_table_and_where_it_comes_from(results):
+def test_readme_has_the_table_and_its_provenance(results):
     rendered = report.render_readme(README, results)
     table = report.markdown_table(summary_of(SMALL), [report.DEFAULT_COLUMNS[0], report.DEFAULT_COLUMNS[3]])
     assert rendered.startswith(
@@ -126,7 +126,7 @@ def test_readme_takes_several_tables_and_their_own_columns(write, results):
     second = README.replace("small", "other")
     rendered = report.render_readme(README + second, results)
     assert rendered == report.render_readme(README, results) + report.render_readme(second, results)
-    assert "| hsic             | 2.2 ± 1.0 |" in rendered
+    assert "| hsic                  | 2.2 ± 1.0 |" in rendered
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_readme_takes_several_tables_and_their_own_columns(write, results):
         (README + "<!-- end table -->", "closes nothing"),
     ],
 )
-def test_wrong_markers_are_refused(results, text, message):
+def test_wrong_markers_are_errors(results, text, message):
     with pytest.raises(ValueError, match=message):
         report.render_readme(text, results)
 
@@ -150,13 +150,13 @@ def test_command_line_rewrites_in_place_and_checks(tmp_path, results, capsys):
     arguments = [str(readme), "--results", str(results)]
     assert report.main([*arguments, "--check"]) == 1
     assert readme.read_text() == README
-    assert "are not those of" in capsys.readouterr().out
+    assert "do not agree with" in capsys.readouterr().out
     assert report.main(arguments) == 0
     assert readme.read_text() == report.render_readme(README, results)
     assert report.main([*arguments, "--check"]) == 0
 
 
-def test_command_line_names_what_is_wrong(tmp_path, capsys):
+def test_command_line_names_the_error(tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(README)
     for file, message in ((readme, "there is no table 'small'"), (tmp_path / "absent.md", "absent.md")):
@@ -165,7 +165,7 @@ def test_command_line_names_what_is_wrong(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_doubtful_figures_are_marked_and_explained_under_the_table(write, tmp_path):
+def test_unreliable_numbers_are_marked_and_explained_under_the_table(write, tmp_path):
     path = write(tmp_path / "doubted.json", {"none": {"a": [1.0, 2.0, 3.0, 4.0, 5.0]}, "hsic": {"a": [2.0] * 5}})
     summary = json.loads(path.read_text())
     text = "<!-- table: doubted -->\n<!-- end table -->"
@@ -176,5 +176,5 @@ def test_doubtful_figures_are_marked_and_explained_under_the_table(write, tmp_pa
     path.write_text(json.dumps(summary))
     rendered = report.render_readme(text, tmp_path)
     assert "2.0 ± 0.0 (!)" in rendered
-    assert "(!) not to be trusted: a sanity check failed" in rendered
+    assert "(!) not reliable: a sanity check of the attacks failed" in rendered
     assert "3.0 ± 1.6 |" in rendered
