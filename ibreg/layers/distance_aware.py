@@ -1,4 +1,4 @@
-"""Distance-aware bottleneck: a codebook of Gaussians, and how far a sample's code is from it.
+"""Distance-aware bottleneck: the distance of a sample's code from a codebook of Gaussians.
 
 Apostolopoulou et al. 2024 (arXiv 2406.02775).
 """
@@ -21,12 +21,12 @@ from ibreg.registry import register
 from ibreg.tracing import inside_transformation
 
 DECAY = 0.99
-DIRICHLET = 1.0  # rows that each centroid gets beside those of the batch
+DIRICHLET = 1.0  # pseudo-count of each Gaussian, added to the rows of the batch
 LEAST_VARIANCE = 1e-6
 
 
 class Code(NamedTuple):
-    """What the penalty reads of a call.
+    """State that the penalty reads.
 
     Attributes:
         mean: of the code, `(batch, *positions, out_features)`.
@@ -40,13 +40,14 @@ class Code(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Codes as their divergences from the codebook need them.
+    """Quantities of the codes that their divergences from the codebook are computed from.
 
     Attributes:
         variance: of the codes, `(batch, *positions, out_features)`.
-        log_determinant: sum of its logarithms, `(batch, *positions)`.
-        squares: of the distances from the centroids, `(batch, *positions, gaussians, out_features)`; no gradient.
-        mean: of the codes, and `centroids`: both from the middle of the centroids.
+        log_determinant: sum of the logarithms of the variances, `(batch, *positions)`.
+        squares: squared distances from the centroids, `(batch, *positions, gaussians, out_features)`; no gradient.
+        mean: of the codes, relative to the mean of the centroids.
+        centroids: relative to their mean, `(gaussians, out_features)`.
     """
 
     variance: Tensor
@@ -58,41 +59,42 @@ class Moments(NamedTuple):
 
 @register("distance_aware")
 class DistanceAwareBottleneck(WideBuffers, Bottleneck):
-    r"""Encodes features as a Gaussian, and charges for its distance from a codebook of Gaussians.
+    r"""Encodes features as a Gaussian and penalizes its distance from a codebook of Gaussians.
 
     .. math:: \text{penalty} = u(x) = \sum_j \pi(j|x) \, KL(p(z|x) \| q_j), \quad
         \pi(j|x) \propto \pi_j \exp(-\tau \, KL(p(z|x) \| q_j))
 
-    in nats per sample. u(x) is also the uncertainty: far from all that the codebook was trained on it is large, and one
-    forward pass in evaluation tells it (`ibreg.uncertainty`). No gradient goes through the responsibilities. The
-    centroids' means are parameters (`centroids`; give them a learning rate of their own as an optimizer's group, 10 to
-    100 times that of the model); variances and weights are moving averages over training batches, moved where the
+    in nats per sample. u(x) is also the uncertainty: it is large far from the training data, and takes one forward pass
+    in evaluation (`ibreg.uncertainty`). No gradient goes through the responsibilities pi(j|x). The means of the
+    Gaussians are parameters (`centroids`; give them a learning rate of their own as an optimizer's group, 10 to 100
+    times that of the model); their variances and weights are moving averages over training batches, updated where the
     penalty is computed.
 
     Args:
         in_features: size of the feature axis.
-        out_features: size of the code; None: in_features.
+        out_features: size of the code; None: `in_features`, so that the layer fits in place.
         beta: weight of the penalty.
-        gaussians: Gaussians in the codebook, at least 1; arXiv 2406.02775 takes the number of classes.
-        temperature: tau, at least 0: the larger, the more the nearest Gaussian alone counts.
-        uniform_steps: training batches at the start in which all Gaussians count alike; arXiv 2406.02775 takes an
-            epoch.
-        start: "default": Xavier weights, small noise; "identity": the mean is the input and sigma 0.1.
+        gaussians: number of Gaussians in the codebook; arXiv 2406.02775 takes the number of classes.
+        temperature: tau, at least 0; the larger, the more the nearest Gaussian dominates the responsibilities.
+        uniform_steps: number of first training batches in which all responsibilities are equal; arXiv 2406.02775 takes
+            an epoch.
+        start: "default": Xavier weights, small noise (sigma = 0.0067); "identity": the mean is the input and sigma is
+            0.1, so that a pretrained network keeps its predictions; needs out_features = in_features.
         dim: feature axis; None: last for rank 2 and 3, the channel for rank 4 and up.
         device: of the parameters.
         dtype: of the parameters; variances and weights are at least float32.
 
     Shapes:
         `(batch, features)`, `(batch, tokens, features)` or `(batch, channels, height, width)`; the output has
-        `out_features` on the same axis. The distance is summed over tokens or positions. Behind n training draws the
-        batch is n times as long.
+        `out_features` on the same axis. The distance is summed over tokens or positions, without those that `mask`
+        leaves out. With n samples of each row (`draws=n`) the output batch is n times as long.
 
     Logs: `uncertainty` (nats per sample), `gaussians_used` (exp of the entropy of the weights).
 
-    Many processes: moving averages are those of all ranks; each has to call the layer in training.
+    Many processes: moving averages are over the global batch; each rank has to call the layer in training.
 
     Raises:
-        ValueError: an option out of range, sizes that do not fit.
+        ValueError: If an option is not valid, or a size does not fit.
 
     Example:
         >>> layer = DistanceAwareBottleneck(8, 4, gaussians=3)
@@ -105,9 +107,15 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
     constraints = CONSTRAINTS | {
         "gaussians": Count("number of Gaussians"),
         "temperature": AtLeast(0),
-        "uniform_steps": Count("number of first batches", least=0),
+        "uniform_steps": Count("number of first training batches", least=0),
     }
 
+    in_features: int
+    out_features: int
+    gaussians: int
+    temperature: float
+    uniform_steps: int
+    start: str
     variances: Tensor
     weights: Tensor
     steps: Tensor
@@ -149,7 +157,7 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Sets the encoder to its `start`, draws the centroids, and gives all Gaussians unit variance, equal weight."""
+        """Initializes the encoder by its `start`, random centroids, unit variances, equal weights, and beta."""
         super().reset_parameters()
         reset_encoder(self.encoder, self.out_features, self.start)
         nn.init.normal_(self.centroids)
@@ -158,7 +166,7 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         self.steps.zero_()
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Code]:
-        """Returns the drawn code in training, the mean in evaluation."""
+        """Returns the sampled code in training, the mean in evaluation."""
         mean, raw_scale = self.encoder(self.features_last(x)).chunk(2, dim=-1)
         # A copy: FSDP2 frees the parameter's storage before the penalty reads it.
         code = Code(mean, raw_scale, self.centroids.clone())
@@ -166,27 +174,27 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         return z, code
 
     def penalty(self, state: Code, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the mean uncertainty and the logs; in training the codebook's variances and weights move first."""
+        """Returns the mean uncertainty and the logs; in training variances and weights are updated first."""
         mask = scope.mask_for(state.mean)
         with full_precision(state.mean):
             moments = self.moments(state)
             responsibilities = self.responsibilities(moments)
             variances, weights = self.variances, self.weights
             if self.training:
-                # The gradient is that of the codebook as it stands afterwards: compiled code reads that one anyway.
-                variances, weights = self._moved(moments, responsibilities, mask)
+                # Value and gradient are those of the updated codebook: compiled code reads the updated buffers anyway.
+                variances, weights = self._updated(moments, responsibilities, mask)
                 if not inside_transformation(state.mean):
-                    self._keep(variances, weights)
+                    self._store(variances, weights)
             uncertainty = batch_mean((responsibilities * self.divergences(moments, variances)).sum(-1), mask)
         used = torch.exp(-torch.xlogy(weights, weights).sum())
         return uncertainty, {"uncertainty": uncertainty, "gaussians_used": used}
 
     def moments(self, state: Code) -> Moments:
-        """Returns what divergences are made of, at least in float32."""
+        """Returns the quantities that divergences are computed from, at least in float32."""
         mean, raw_scale, centroids = (part.to(self.variances.dtype) for part in state)
         scale = noise_scale(raw_scale)
-        middle = centroids.detach().mean(0)
-        mean, centroids = mean - middle, centroids - middle
+        origin = centroids.detach().mean(0)
+        mean, centroids = mean - origin, centroids - origin
         squares = (mean.detach().unsqueeze(-2) - centroids.detach()).square()
         return Moments(scale.square(), 2 * scale.log().sum(-1), squares, mean, centroids)
 
@@ -196,9 +204,10 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         .. math:: KL_j = \frac12 \Big[ \sum_d (\mu_d - m_{jd})^2 / v_{jd} + \sum_d \sigma_d^2 / v_{jd}
             + \sum_d \log v_{jd} - \sum_d \log \sigma_d^2 - D \Big]
 
-        Mostly as products of matrices, where `gaussian_kl` would go over samples, Gaussians and features eight times.
-        What it misses is about 1e-7 of D, the number of features. Distances have their value from differences, which
-        lose no digits, and their gradient from the expanded square, which goes over samples and features alone.
+        Mostly matrix products, where `gaussian_kl` would make eight passes over samples, Gaussians and features. The
+        rounding error is about 1e-7 of D, the number of features. Distances have their value from differences, which
+        lose no digits, and their gradient from the expanded square, which has no tensor over samples and Gaussians and
+        features.
         """
         precisions = variances.reciprocal()
         distances = torch.einsum("...kd,kd->...k", moments.squares, precisions)
@@ -211,7 +220,11 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         return 0.5 * (distances + ratios + (variances.log().sum(-1) - variances.shape[-1]))
 
     def uncertainty(self, state: Code) -> Tensor:
-        """Returns u(x) of what a call left, `(batch, *positions)`, in nats."""
+        """Returns u(x), `(batch, *positions)`, in nats.
+
+        Args:
+            state: of `transform`.
+        """
         with full_precision(state.mean):
             moments = self.moments(state)
             return (self.responsibilities(moments) * self.divergences(moments, self.variances)).sum(-1)
@@ -223,20 +236,20 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         return (scores * (self.steps >= self.uniform_steps)).softmax(-1)
 
     @torch.no_grad()
-    def _moved(self, moments: Moments, responsibilities: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns variances and weights, moved by the moments of a batch of all ranks."""
-        shares = responsibilities.flatten(0, -2)
-        shares = shares if mask is None else shares * mask.flatten().unsqueeze(-1)
-        rows = over_ranks(shares.sum(0).to(self.weights.dtype))
-        distances = torch.einsum("rk,rkd->kd", shares, moments.squares.flatten(0, -3))
-        squares = over_ranks(shares.mT @ moments.variance.flatten(0, -2) + distances)
-        squares = (squares + DIRICHLET * self.variances) / (rows + DIRICHLET).unsqueeze(-1)
-        weight = (1 - DECAY) * (rows.sum() > 0)
-        weights = (rows + DIRICHLET) / (rows + DIRICHLET).sum()
-        return self.variances.lerp(squares.clamp(min=LEAST_VARIANCE), weight), self.weights.lerp(weights, weight)
+    def _updated(self, moments: Moments, responsibilities: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns variances and weights, updated by the moments of the global batch."""
+        rows = responsibilities.flatten(0, -2)
+        rows = rows if mask is None else rows * mask.flatten().unsqueeze(-1)
+        counts = over_ranks(rows.sum(0).to(self.weights.dtype))
+        distances = torch.einsum("rk,rkd->kd", rows, moments.squares.flatten(0, -3))
+        squares = over_ranks(rows.mT @ moments.variance.flatten(0, -2) + distances)
+        variances = (squares + DIRICHLET * self.variances) / (counts + DIRICHLET).unsqueeze(-1)
+        weights = (counts + DIRICHLET) / (counts + DIRICHLET).sum()
+        step = (1 - DECAY) * (counts.sum() > 0)
+        return self.variances.lerp(variances.clamp(min=LEAST_VARIANCE), step), self.weights.lerp(weights, step)
 
     @torch.no_grad()
-    def _keep(self, variances: Tensor, weights: Tensor) -> None:
+    def _store(self, variances: Tensor, weights: Tensor) -> None:
         self.variances.copy_(variances)
         self.weights.copy_(weights)
         self.steps.add_(1)

@@ -1,4 +1,4 @@
-"""The linear encoder of a code: its size, its starts, and the noise that a part of its output stands for."""
+"""Linear encoders of Gaussian codes: their size, their initialization, and the sampling of the code."""
 
 from __future__ import annotations
 
@@ -13,35 +13,41 @@ from ibreg.layers.constraints import Constraint, Count, OneOf, Optional
 from ibreg.layers.scope import Scope
 from ibreg.precision import at_least_float32
 
-STARTS = ("default", "identity")
 CONSTRAINTS: dict[str, Constraint] = {  # of the options that every layer with an encoder has
     "out_features": Optional(Count("size of the code")),
-    "start": OneOf(STARTS),
+    "start": OneOf(("default", "identity")),
 }
 
-# Added to the noise's standard deviation, whose logarithm would else be -inf where the softplus underflows.
+# Added to the standard deviation, whose logarithm is -inf where the softplus underflows.
 LEAST_SCALE = 1e-30
 
 
 def build_encoder(
     in_features: int, out_features: int, start: str, *, noise: bool, device=None, dtype=None
 ) -> nn.Linear:
-    """Returns a linear layer from features to the mean of a code, and with `noise` to its raw scale behind that.
+    """Returns a linear layer from features to the mean of a code, followed with `noise` by its raw scale.
 
     Raises:
-        ValueError: an identity start between different sizes.
+        ValueError: If the sizes differ with an identity start.
     """
     if start == "identity" and out_features != in_features:
         raise ValueError(
-            f"start='identity' keeps the features as they are: out_features is {out_features}, in_features "
-            f"{in_features}; leave out_features away, or use start='default'"
+            f"out_features must be in_features={in_features} with start='identity', got {out_features}; leave it out, "
+            "or use start='default'"
         )
     return nn.Linear(in_features, 2 * out_features if noise else out_features, device=device, dtype=dtype)
 
 
 @torch.no_grad()
 def reset_encoder(encoder: nn.Linear, out_features: int, start: str, *, gain: float = 1.0) -> None:
-    """Sets an encoder to its start: Xavier weights and a noise of 0.0067, or mean = input and a noise of 0.1."""
+    """Initializes an encoder: Xavier weights and a scale of 0.0067, or mean = input and a scale of 0.1.
+
+    Args:
+        encoder: of `build_encoder`.
+        out_features: size of the code.
+        start: "default" or "identity".
+        gain: of the Xavier weights.
+    """
     raw_scale = slice(out_features, None)
     nn.init.zeros_(encoder.bias)
     if start == "identity":
@@ -54,29 +60,29 @@ def reset_encoder(encoder: nn.Linear, out_features: int, start: str, *, gain: fl
 
 
 def sample(layer: Bottleneck, mean: Tensor, scale: Tensor, scope: Scope | None) -> tuple[Tensor, Tensor | None]:
-    r"""Samples a stochastic layer's code, z = mu + sigma eps; in evaluation it is the mean.
+    r"""Samples the code of a stochastic layer, z = mu + sigma eps; in evaluation it is the mean.
 
     Args:
-        layer: its mode decides, its feature axis is that of the code returned.
+        layer: samples in training mode alone, and puts the features on its feature axis.
         mean: mu, `(batch, *positions, features)`.
-        scale: sigma, of a shape that broadcasts with it.
-        scope: says how many samples of each row are wanted; they follow one another along the batch.
+        scale: sigma, of a shape that broadcasts with the mean.
+        scope: has the number of samples of each row, which are concatenated along the batch.
 
     Returns:
-        the code, features on the layer's axis, and the noise eps, `(draws, batch, *positions, features)`; None in
+        The code, features on the layer's axis, and the noise eps, `(draws, batch, *positions, features)`, None in
         evaluation.
     """
     if not layer.training:
         return layer.features_back(mean.clone()), None  # an in-place ReLU after the layer leaves the state alone
     draws = scope.claim_draws(layer) if scope is not None else 1
     noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
-    # Without an axis of draws where there is one: the backward pass would have to sum over it.
+    # One sample has no axis of its own, over which the backward pass would sum.
     z = torch.addcmul(mean, scale.to(mean.dtype), noise.squeeze(0))
     return layer.features_back(z.flatten(0, z.dim() - mean.dim())), noise
 
 
 def noise_scale(raw_scale: Tensor) -> Tensor:
-    r"""Returns the standard deviation that an encoder's raw scale stands for, at least in float32.
+    r"""Returns the standard deviation of an encoder's raw scale rho, at least in float32.
 
     .. math:: \sigma = \log(1 + e^\rho) + 10^{-30}
     """

@@ -1,6 +1,6 @@
-"""What somebody puts in place of what a layer found: concepts set by an expert, codes forced or banned.
+"""Interventions: values that replace a layer's predictions in a `with` block, as concepts set by an expert.
 
-Like the `Scope`, it belongs to a pass and not to the layer: nothing of it is left behind when the block ends.
+Like the `Scope`, an intervention belongs to forward passes and not to the layer, which is unchanged after the block.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ _open = threading.local()
 
 @contextmanager
 def intervening(interventions: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Lets layers find what is put in place of their own findings, for the length of a `with` block.
+    """Intervenes on layers inside a `with` block.
 
     Args:
-        interventions: per layer, in the form that the layer documents. Of two open blocks the inner one holds.
+        interventions: by layer, in the form that the layer documents. Of nested blocks the innermost one with the layer
+            takes effect.
     """
     if not hasattr(_open, "blocks"):
         _open.blocks = []
@@ -32,7 +33,7 @@ def intervening(interventions: Mapping[nn.Module, Any]) -> Iterator[None]:
 
 
 def intervention_on(layer: nn.Module) -> Any | None:
-    """Returns the intervention on a layer that is open in this thread, or None."""
+    """Returns the intervention on a layer in this thread, or None."""
     for interventions in reversed(getattr(_open, "blocks", ())):
         if layer in interventions:
             return interventions[layer]

@@ -1,4 +1,4 @@
-"""Tokens and positions of a sample: masks of padding, means over positions and over the batch."""
+"""Masks of padding, means over the tokens or positions of a sample, and means over the batch."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ from torch import Tensor
 
 
 def check_mask(mask: Tensor, positions: torch.Size) -> None:
-    """Raises a ValueError where a mask has not the shape of a bottleneck's samples and positions."""
+    """Checks the shape of a mask.
+
+    Args:
+        mask: `(batch, *positions)`.
+        positions: the shape of a bottleneck's features without the feature axis, `(batch, *positions)`.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
     if mask.shape != positions:
         raise ValueError(
-            f"the mask has shape {tuple(mask.shape)}, but the bottleneck's positions are {tuple(positions)}"
+            f"the mask must have the shape of the bottleneck's positions, {tuple(positions)}, got {tuple(mask.shape)}"
         )
 
 
 def mean_over_positions(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Returns the mean over tokens or positions, padding left out; of a sample that is all padding, 0.
+    """Returns the mean over tokens or positions without padding; 0 for a sample that is all padding.
 
     Args:
         features: `(batch, *positions, features)`.
-        mask: `(batch, *positions)`, True or 1 where a position counts.
+        mask: `(batch, *positions)`, True or 1 where a position is not padding.
 
     Raises:
-        ValueError: a mask whose shape is not that of the positions.
+        ValueError: If the shape of the mask is not that of the positions.
     """
     if mask is None:
         return features.flatten(1, -2).mean(1)
@@ -36,13 +44,12 @@ def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None 
 
     Args:
         values: `(batch, *positions)`.
-        mask: `(batch, *positions)`, True or 1 where a position counts (not padding). Ignored where there are no
-            positions.
+        mask: `(batch, *positions)`, True or 1 where a position is not padding. Ignored where there are no positions.
         valid: `(batch,)` or `(batch, *positions)`, False where a sample or a position has no target. Samples without
-            any are left out of the mean.
+            any target are left out of the mean.
 
     Raises:
-        ValueError: a mask whose shape is not that of the positions.
+        ValueError: If the shape of the mask is not that of the positions.
     """
     if mask is not None and values.dim() > 1:
         check_mask(mask, values.shape)

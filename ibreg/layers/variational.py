@@ -141,7 +141,7 @@ class VariationalBottleneck(Bottleneck):
         )  # fmt: skip
         if lagrangian == "power" and alpha != 1:
             raise ValueError(
-                f"alpha must be 1 with lagrangian='power', got {alpha}: with less the penalty can be negative, which has "
+                f"alpha must be 1 with lagrangian='power', got {alpha}: with less the penalty can be negative, and has "
                 "no power; use lagrangian='exponential'"
             )
         if PRIORS[prior].conditional != (classes is not None):

@@ -1,3 +1,5 @@
+"""Codebook features by their definition, and interventions on codes."""
+
 import pytest
 import torch
 from torch import nn
@@ -32,7 +34,7 @@ def test_code_is_the_sum_of_the_most_similar_codes():
     assert torch.equal(layer(maps), layer(x).reshape(4, 2, 5, FEATURES).movedim(-1, 1))
 
 
-def test_gradients_go_straight_through_and_to_the_chosen_codes():
+def test_gradients_go_straight_through_and_to_the_selected_codes():
     layer, x = build(), torch.randn(5, FEATURES, requires_grad=True)
     weight = torch.randn(5, FEATURES)
     out = layer.measure(x)
@@ -70,12 +72,15 @@ def test_codes_are_forced_and_banned():
     [
         (CodeIntervention(forced=[20]), r"from 0 to 19, got \[20\]"),
         (CodeIntervention(banned=[-1]), "from 0 to 19"),
-        (CodeIntervention(forced=[2], banned=[2]), "different ones"),
-        (CodeIntervention(forced=[0, 1, 2, 3]), "top_k=3 of 20 codes are chosen: 4 cannot be forced"),
-        (CodeIntervention(banned=range(18)), "18 banned"),
+        (CodeIntervention(forced=[2], banned=[2]), "different integers"),
+        (
+            CodeIntervention(forced=[0, 1, 2, 3]),
+            "at most top_k=3 codes can be forced and 17 of 20 banned, got 4 forced",
+        ),
+        (CodeIntervention(banned=range(18)), "got 0 forced and 18 banned"),
     ],
 )
-def test_interventions_that_cannot_be(intervention, message):
+def test_wrong_interventions_say_what_is_valid(intervention, message):
     layer = build().eval()
     with intervening({layer: intervention}), pytest.raises(ValueError, match=message):
         layer(torch.zeros(2, FEATURES))
@@ -92,7 +97,10 @@ def test_an_intervention_inside_a_checkpoint_is_refused():
         def forward(self, x):
             return checkpoint(self.layer, x, use_reentrant=False)
 
-    with intervening({layer: CodeIntervention(forced=[1])}), pytest.raises(RuntimeError, match="outside of the check"):
+    with (
+        intervening({layer: CodeIntervention(forced=[1])}),
+        pytest.raises(RuntimeError, match="out of the checkpointed part"),
+    ):
         Regularized(Net())(torch.randn(3, FEATURES, requires_grad=True))
 
 
@@ -108,8 +116,8 @@ def test_codes_learn_the_features():
     assert layer.measure(x).penalty < 0.2 * before
 
 
-def test_bad_options():
-    with pytest.raises(ValueError, match="top_k is at most the 4 codes, got 5"):
+def test_wrong_options_say_what_is_valid():
+    with pytest.raises(ValueError, match="top_k must be at most codes=4, got 5"):
         CodebookBottleneck(FEATURES, codes=4, top_k=5)
     with pytest.raises(ValueError, match=r"codes must be an integer of at least 1 [(]number of codes[)], got 0"):
         CodebookBottleneck(FEATURES, codes=0)

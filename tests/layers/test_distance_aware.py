@@ -1,3 +1,5 @@
+"""The distance-aware bottleneck against torch.distributions: its penalty, its moving averages, its uncertainty."""
+
 import pytest
 import torch
 from torch import nn
@@ -58,7 +60,7 @@ def test_a_training_step_from_the_formula():
     out = layer.measure(x)
     torch.testing.assert_close(layer.variances, variances)
     torch.testing.assert_close(layer.weights, weights)
-    divergences, _ = reference(layer, x)  # by the variances as they are now
+    divergences, _ = reference(layer, x)  # by the updated variances
     expected = (divergences * responsibilities).sum(-1).mean()
     torch.testing.assert_close(out.penalty, expected.float())
     wanted = torch.autograd.grad(expected, [layer.centroids, *layer.encoder.parameters()])
@@ -86,18 +88,18 @@ def test_codes_far_from_0_lose_no_digits_of_value_and_gradient():
         torch.testing.assert_close(one.double(), other, rtol=2e-3, atol=1e-4)
 
 
-def test_all_gaussians_count_alike_at_first():
+def test_responsibilities_are_equal_in_the_first_steps():
     layer, x = build(uniform_steps=2), torch.randn(7, FEATURES, dtype=torch.float64)
     for step in range(3):
-        alike = torch.full((7, GAUSSIANS), 1 / 3, dtype=torch.float64)
+        uniform = torch.full((7, GAUSSIANS), 1 / 3, dtype=torch.float64)
         _, later = reference(layer, x)
-        found = layer.responsibilities(layer.moments(layer.transform(x)[1]))
-        torch.testing.assert_close(found, alike if step < 2 else later)
+        responsibilities = layer.responsibilities(layer.moments(layer.transform(x)[1]))
+        torch.testing.assert_close(responsibilities, uniform if step < 2 else later)
         layer.measure(x)
     assert layer.steps == 3
 
 
-def test_no_rows_move_nothing_and_padding_counts_for_nothing():
+def test_empty_batches_and_padding_do_not_update_the_moving_averages():
     layer = build()
     before = layer.variances.clone(), layer.weights.clone()
     layer.measure(torch.zeros(0, FEATURES, dtype=torch.float64))
@@ -113,15 +115,15 @@ def test_no_rows_move_nothing_and_padding_counts_for_nothing():
     torch.testing.assert_close(2 * left.penalty, 3 * right.penalty)
 
 
-def test_far_samples_are_the_uncertain_ones():
+def test_uncertainty_detects_out_of_distribution_inputs():
     torch.manual_seed(0)
     centers = 2 * torch.randn(GAUSSIANS, FEATURES)
     x, y = centers.repeat(60, 1) + 0.3 * torch.randn(180, FEATURES), torch.arange(180) % GAUSSIANS
     layer = DistanceAwareBottleneck(FEATURES, CODE, beta=1e-2, gaussians=GAUSSIANS, uniform_steps=20)
     net = nn.Sequential(layer, nn.Linear(CODE, GAUSSIANS))
     model, criterion = Regularized(net), ibreg.Penalized(nn.CrossEntropyLoss())
-    slow = [p for p in net.parameters() if p is not layer.centroids]
-    optimizer = torch.optim.Adam([{"params": slow}, {"params": [layer.centroids], "lr": 1e-1}], lr=1e-2)
+    others = [p for p in net.parameters() if p is not layer.centroids]
+    optimizer = torch.optim.Adam([{"params": others}, {"params": [layer.centroids], "lr": 1e-1}], lr=1e-2)
     for _ in range(150):
         criterion(model(x), y).backward()
         optimizer.step()
@@ -132,14 +134,16 @@ def test_far_samples_are_the_uncertain_ones():
     assert (far.uncertainty.unsqueeze(1) > near.uncertainty).float().mean() > 0.9  # the area under the ROC curve
 
 
-def test_refusals():
+def test_wrong_options_and_models_say_what_is_valid():
     with pytest.raises(
         ValueError, match=r"gaussians must be an integer of at least 1 [(]number of Gaussians[)], got 0"
     ):
         DistanceAwareBottleneck(4, gaussians=0)
     with pytest.raises(ValueError, match="temperature must be a finite number of at least 0, got -1"):
         DistanceAwareBottleneck(4, temperature=-1)
-    with pytest.raises(ValueError, match="uniform_steps is the number of first batches"):
+    with pytest.raises(
+        ValueError, match=r"uniform_steps must be an integer of at least 0 \(number of first training batches\)"
+    ):
         DistanceAwareBottleneck(4, uniform_steps=-1)
     with pytest.raises(ValueError, match="no distance-aware bottleneck was called"):
         ibreg.uncertainty(nn.Linear(2, 2), torch.zeros(3, 2))

@@ -96,7 +96,7 @@ def test_mask_leaves_padding_out():
     torch.testing.assert_close(layer.measure(longer, mask=nn.functional.pad(mask, (0, 2))).penalty, rate)
     expected = rate_of(means(layer, x) * mask.unsqueeze(-1).numpy(), 2.3)
     np.testing.assert_allclose(rate.detach(), expected, rtol=2e-5)
-    with pytest.raises(ValueError, match=r"the mask has shape \(6, 5\), but the bottleneck's positions are \(6, 7\)"):
+    with pytest.raises(ValueError, match=r"the bottleneck's positions, \(6, 7\), got \(6, 5\)"):
         layer.measure(x, mask=mask[:, :5])
 
 
@@ -210,10 +210,10 @@ def test_training_reaches_the_information_of_the_label():
         ({"lagrangian": "cubic"}, "lagrangian must be one of 'linear', 'power', 'exponential', got 'cubic'"),
         ({"start": "zero"}, "start must be one of 'default', 'identity', got 'zero'"),
         ({"power": 0}, "power must be a finite number above 0"),
-        ({"initial_log_variance": math.inf}, "initial_log_variance must be a finite number"),
-        ({"block_size": 0}, "block_size is the number of rows"),
-        ({"out_features": 0}, "out_features must be an integer of at least 1 [(]size of the code[)]"),
-        ({"out_features": 3, "start": "identity"}, "start='identity' keeps the features as they are"),
+        ({"initial_log_variance": math.inf}, "initial_log_variance must be None or a finite number, got inf"),
+        ({"block_size": 0}, "block_size must be None or an integer of at least 1 [(]number of rows"),
+        ({"out_features": 0}, "out_features must be None or an integer of at least 1 [(]size of the code[)]"),
+        ({"out_features": 3, "start": "identity"}, "out_features must be in_features=5 with start='identity', got 3"),
     ],
 )
 def test_errors(options, message):

@@ -1,4 +1,4 @@
-"""The adapter of vector-quantize-pytorch: its outputs are that package's, what is added around them is asked here."""
+"""The adapter of vector-quantize-pytorch against that package, and what it adds."""
 
 import sys
 
@@ -42,13 +42,13 @@ def test_shapes_gradients_and_penalty(layer, shape):
     assert bool(out.penalty == 0) == (layer.quantizer == "finite_scalar")
 
 
-def test_the_share_of_used_codes_is_counted_per_stage(layer):
+def test_used_is_the_fraction_of_codes_per_stage(layer):
     out = layer.measure(torch.ones(4, 16))  # equal rows: one code in each stage
     assert out.logs["used"] == pytest.approx(1 / int(layer.codes.codebook_size))
 
 
 @pytest.mark.parametrize("layer", ["lookup_free", "residual_vector"], indirect=True)
-def test_padding_has_no_part_in_the_penalty(layer):
+def test_padding_does_not_contribute_to_the_penalty(layer):
     layer.eval()
     x = torch.randn(4, 6, 16)
     mask = torch.arange(6) < torch.tensor([[6], [3], [2], [1]])
@@ -96,6 +96,8 @@ def test_options_that_do_not_fit(layer):
         ibreg.build("quantizer", in_features=16, quantizer=layer.quantizer, options={"color": "red"})
     with pytest.raises(ValueError, match="finite_scalar"):
         ibreg.build("quantizer", in_features=16, quantizer="vq")
+    with pytest.raises(ValueError, match="options must be None or a mapping from names of options"):
+        ibreg.build("quantizer", options=["levels"])
 
 
 def test_the_package_is_asked_for_by_name(monkeypatch):
@@ -104,6 +106,6 @@ def test_the_package_is_asked_for_by_name(monkeypatch):
         ibreg.build("quantizer", in_features=16)
 
 
-def test_it_is_found_by_name_but_stands_outside_of_the_contract():
-    assert ibreg.build("quantizer").quantizer == "finite_scalar"  # no sizes yet: nothing of the package is needed
+def test_it_is_built_by_name_but_not_listed():
+    assert ibreg.build("quantizer").quantizer == "finite_scalar"  # without a size, it does not need the package
     assert "quantizer" not in ibreg.names()

@@ -266,7 +266,7 @@ def test_mask_leaves_padding_out():
 
 
 def test_mask_of_another_shape_is_an_error():
-    with pytest.raises(ValueError, match=r"mask has shape \(6, 3\), but the bottleneck's positions are \(6, 7\)"):
+    with pytest.raises(ValueError, match=r"the bottleneck's positions, \(6, 7\), got \(6, 3\)"):
         VariationalBottleneck(FEATURES).measure(torch.randn(BATCH, 7, FEATURES), mask=torch.ones(BATCH, 3))
 
 
@@ -340,13 +340,22 @@ def test_identity_start_keeps_a_trained_network_as_accurate():
         ({"alpha": float("nan")}, "alpha must be a finite number"),
         ({"power": 0.0}, "power must be a finite number above 0"),
         ({"lagrangian": "power", "alpha": 0.5}, "use lagrangian='exponential'"),
-        ({"prior": "conditional"}, "classes must be the number of classes with prior='conditional' and None with others"),
+        (
+            {"prior": "conditional"},
+            "classes must be the number of classes with prior='conditional' and None with others",
+        ),
         ({"classes": 3}, "classes must be the number of classes with prior='conditional' and None with others"),
-        ({"prior": "conditional", "classes": 1}, "classes must be None or an integer of at least 2 [(]number of classes[)]"),
+        (
+            {"prior": "conditional", "classes": 1},
+            "classes must be None or an integer of at least 2 [(]number of classes[)]",
+        ),
         ({"beta": -1.0}, "at least 0, got -1.0"),
         ({"beta": float("inf")}, "a finite number"),
-        ({"start": "identity", "out_features": 2}, "leave out_features away, or use start='default'"),
-        ({"in_features": 0}, "in_features must be None or an integer of at least 1 [(]size of the feature axis[)], got 0"),
+        ({"start": "identity", "out_features": 2}, "got 2; leave it out, or use start='default'"),
+        (
+            {"in_features": 0},
+            "in_features must be None or an integer of at least 1 [(]size of the feature axis[)], got 0",
+        ),
         ({"dim": 0}, "dim must be None or an integer other than 0"),
         ({"out_features": 0}, "out_features must be None or an integer of at least 1 [(]size of the code[)], got 0"),
     ],

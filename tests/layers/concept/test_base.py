@@ -270,7 +270,7 @@ def test_padding_does_not_affect_concepts(name, options):
     for kind in (mask, mask.float()):
         padded = layer.measure(torch.where(mask.unsqueeze(-1), x, 1e6), mask=kind).z
         torch.testing.assert_close(padded[:, 0], expected)
-    with pytest.raises(ValueError, match="mask has shape"):
+    with pytest.raises(ValueError, match="mask must have the shape"):
         layer.measure(x, mask=mask[:, :3])
 
 

@@ -37,7 +37,7 @@ def test_padding_does_not_count(name, positions):
     further = {"inputs": torch.randn(BATCH, 4), "target": torch.arange(BATCH) % 3}
     expected = layer.measure(tokens[:, :3], **further).penalty
     torch.testing.assert_close(layer.measure(tokens, mask=mask, **further).penalty, expected)
-    with pytest.raises(ValueError, match="the mask has shape"):
+    with pytest.raises(ValueError, match="the mask must have the shape"):
         layer.measure(tokens, mask=mask[:, :2], **further)
 
 
