@@ -1,4 +1,4 @@
-"""The command line and the package that carries it: what is listed, what travels, how quickly it is imported."""
+"""The command line: what it lists and runs, the package data that it needs, and the time of the import."""
 
 import subprocess
 import sys
@@ -9,15 +9,15 @@ import pytest
 
 import ibreg
 from ibreg import cli
-from ibreg.runs.config.package_data import beside, call_of, described, first_sentence, recipes
+from ibreg.runs.config.package_data import descriptions, first_sentence, installed_folder, launch_command, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_a_line_for_each_recipe_bottleneck_data_set_model_and_experiment(capsys):
+def test_list_has_a_line_for_each_recipe_bottleneck_data_set_model_and_experiment(capsys):
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    groups = described()
+    groups = descriptions()
     names = [name for entries in groups.values() for name in entries]
     assert lines == cli.listing(groups).splitlines()
     assert len(lines) == len(names) + 2 * len(groups) - 1
@@ -28,29 +28,29 @@ def test_a_line_for_each_recipe_bottleneck_data_set_model_and_experiment(capsys)
     assert len(starts) == 1
 
 
-def test_every_entry_says_what_it_is():
-    for entries in described().values():
+def test_every_name_has_a_description():
+    for entries in descriptions().values():
         for name, line in entries.items():
             assert len(line) > 10, name
             assert "\n" not in line
 
 
-def test_bottlenecks_name_their_paper():
-    for name, line in described()["bottleneck"].items():
+def test_descriptions_of_bottlenecks_name_the_paper():
+    for name, line in descriptions()["bottleneck"].items():
         assert "arXiv" in line, name
-    assert set(described()["bottleneck"]) == set(ibreg.names())
+    assert set(descriptions()["bottleneck"]) == set(ibreg.names())
 
 
-def test_experiments_stand_under_their_recipe():
-    assert "vib_mnist" in described()["experiment of classification"]
-    assert "cs_ib_housing" in described()["experiment of regression"]
+def test_experiments_are_listed_by_recipe():
+    assert "vib_mnist" in descriptions()["experiment of classification"]
+    assert "cs_ib_housing" in descriptions()["experiment of regression"]
 
 
-def test_a_run_of_an_installed_package_is_repeated_by_its_command_line(monkeypatch, tmp_path):
-    assert call_of("regression") == "python recipes/regression.py"
+def test_the_command_of_an_installed_package_is_ibreg(monkeypatch, tmp_path):
+    assert launch_command("regression") == "python recipes/regression.py"
     (tmp_path / "ibreg" / "recipes").mkdir(parents=True)
     monkeypatch.setattr(ibreg, "__file__", str(tmp_path / "ibreg" / "__init__.py"))
-    assert call_of("regression") == "ibreg regression"
+    assert launch_command("regression") == "ibreg regression"
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_help_shows_the_usage_and_the_recipes(arguments, capsys):
         assert word in printed
 
 
-def test_a_name_that_is_no_recipe(capsys):
+def test_an_unknown_recipe_is_an_error_that_suggests_the_closest(capsys):
     assert cli.main(["classify"]) == 2
-    assert "classification" in capsys.readouterr().err
+    assert "'classify' (did you mean 'classification'?): choose one of " in capsys.readouterr().err
 
 
 def test_version(capsys):
@@ -92,15 +92,15 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys)
     assert "a_package_that_nobody_has" in capsys.readouterr().err
 
 
-def test_the_wheel_carries_what_the_command_line_looks_for():
+def test_the_wheel_has_the_folders_that_the_command_line_needs():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert build["packages"] == ["ibreg"]
-    carried = {source: Path(place) for source, place in build["force-include"].items()}
+    included = {source: Path(place) for source, place in build["force-include"].items()}
     for folder in ("recipes", "configs"):
-        assert beside(folder) == ROOT / folder
-        assert carried.pop(folder) == Path("ibreg") / folder
-    assert not carried
-    # Recipes find their configurations beside themselves, there as here.
+        assert installed_folder(folder) == ROOT / folder
+        assert included.pop(folder) == Path("ibreg") / folder
+    assert not included
+    # Recipes find their configurations relative to themselves, in the wheel as in a checkout.
     texts = [script.read_text() for script in recipes().values()]
     configured = [text for text in texts if "@hydra.main" in text]
     assert configured
@@ -114,7 +114,7 @@ def test_the_version_stands_in_one_place():
 
 
 def test_importing_takes_little_more_than_torch():
-    # Time of this process alone, as others may be busy on the machine.
+    # The time of this process alone, whatever else runs on the machine.
     code = (
         "import sys, time; a = time.process_time(); import torch; b = time.process_time(); import ibreg; "
         "c = time.process_time(); assert c - a < 1.5 * (b - a), (b - a, c - b); "

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ibreg import registry
 from ibreg.layers import Bottleneck
-from ibreg.runs.config.package_data import beside, call_of
+from ibreg.runs.config.package_data import installed_folder, launch_command
 
 # They say how and where to run, not what: a run that differs in them alone is the same run.
 NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "cache", "tracker")
@@ -31,7 +31,7 @@ def register_with_hydra() -> None:
 
 def experiments_of(recipe: str) -> list[str]:
     """Lists the experiments of a recipe, by the `recipe` that each names."""
-    paths = sorted((beside("configs") / "experiment").glob("*.yaml"))
+    paths = sorted((installed_folder("configs") / "experiment").glob("*.yaml"))
     return [path.stem for path in paths if OmegaConf.load(path).recipe == recipe]
 
 
@@ -62,7 +62,7 @@ def command_of(recipe: str) -> str:
     """Returns the command that repeats this run."""
     # In a sweep the command line has the values of all its runs.
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
-    return " ".join([call_of(recipe), *filter(is_part_of_a_run, overrides)])
+    return " ".join([launch_command(recipe), *filter(is_part_of_a_run, overrides)])
 
 
 def identity_of(cfg: DictConfig) -> dict[str, Any]:
