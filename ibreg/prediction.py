@@ -1,4 +1,4 @@
-"""Predictions of a trained model: with the mean code, averaged over sampled codes, and with an uncertainty."""
+"""Predictions of a trained model: by the mean code, averaged over samples of the code, and with an uncertainty."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ibreg.layers.constraints import Count, OneOf, Optional
 from ibreg.layers.distance_aware import DistanceAwareBottleneck
 from ibreg.layers.scope import Scope, opened, run, unfold
 from ibreg.modes import evaluating
@@ -14,21 +15,21 @@ from ibreg.regularized import named_bottlenecks, network_to_run
 
 
 def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = None, mean: str | None = None) -> Tensor:
-    """Predicts in evaluation mode, with the mean code or averaged over several drawn codes.
+    """Predicts in evaluation mode, by the mean code or averaged over samples of the code.
 
     Args:
-        model: with or without bottlenecks, wrapped in `Regularized` or not; its modes come back as they were.
+        model: with or without bottlenecks, wrapped in `Regularized` or not; its modes are restored.
         x: the model's input, `(batch, ...)`.
-        draws: 0: the deterministic output, the same as `net.eval()(x)` (logits stay logits); n: the average over n
-            draws.
-        seed: makes the draws reproducible, and leaves the global generator alone.
-        mean: what is averaged over draws: "softmax" (class axis 1, gives probabilities) or "output"; None: the softmax
-            of an output `(batch, columns)` with two or more columns, the output where there is one. A regression of
-            several targets has to say "output".
+        draws: number of Monte Carlo samples that the prediction is averaged over; 0: the deterministic output, the same
+            as `net.eval()(x)` (logits stay logits).
+        seed: of the samples, which then leave the global generator as it is; None: the global generator.
+        mean: quantity that is averaged: "softmax" (class axis 1, gives probabilities) or "output"; None: the softmax of
+            an output `(batch, columns)` with two or more columns, the output with one column. A regression with several
+            targets needs "output".
 
     Raises:
-        ValueError: draws below 0, draws of a model without a stochastic bottleneck, another `mean`, or none for an
-            output of more than two axes; a module whose own forward runs a `Regularized`.
+        ValueError: If `draws` or `mean` is not valid, `draws` is above 0 without a stochastic bottleneck, `mean` is
+            None for an output of more than two axes, or the forward of the model runs a `Regularized`.
 
     Example:
         >>> import ibreg
@@ -37,8 +38,8 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
         >>> torch.equal(predict(net, x, draws=8, seed=0), predict(net, x, draws=8, seed=0))
         True
     """
-    if mean not in (None, "softmax", "output"):
-        raise ValueError(f"mean is 'softmax', 'output' or None, got {mean!r}")
+    Count("number of Monte Carlo samples", least=0).check("draws", draws)
+    Optional(OneOf(("softmax", "output"))).check("mean", mean)
     if draws == 0:
         with evaluating(model), torch.no_grad():
             return network_to_run(model)(x)
@@ -47,27 +48,29 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
     if mean is None:
         if outputs.dim() > 3:
             raise ValueError(
-                f"the output has shape {tuple(outputs.shape[1:])}: say mean='softmax' (classes on axis 1) "
-                "or mean='output'"
+                "mean must be 'softmax' (classes on axis 1) or 'output' for an output of shape "
+                f"{tuple(outputs.shape[1:])}, got None"
             )
         mean = "softmax" if outputs.dim() == 3 and outputs.shape[2] > 1 else "output"
     return (outputs.softmax(2) if mean == "softmax" else outputs).mean(0)
 
 
 def predict_samples(model: nn.Module, x: Tensor, *, draws: int, seed: int | None = None) -> Tensor:
-    """Returns the outputs of several drawn codes, everything else in evaluation mode: `(draws, batch, ...)`.
+    """Returns the outputs for samples of the code, everything else in evaluation mode: `(draws, batch, ...)`.
+
+    The part before the bottleneck runs once, unless the model does not run on a batch that grows inside it (a
+    bottleneck in a residual branch): then the whole model runs for each sample.
 
     Args:
         model: as for `predict`.
         x: the model's input.
-        draws: how many, at least 1.
-        seed: makes them reproducible, and leaves the global generator alone.
+        draws: number of Monte Carlo samples, at least 1.
+        seed: of the samples, which then leave the global generator as it is; None: the global generator.
 
-    What stands before the bottleneck runs once, unless the model does not run on a batch that grows inside it (a
-    bottleneck in a residual branch): then it runs as a whole for each draw.
+    Raises:
+        ValueError: If `draws` is not valid, or the model calls no stochastic bottleneck.
     """
-    if not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws is an integer of at least 0, got {draws!r}")
+    Count("number of Monte Carlo samples").check("draws", draws)
     network = network_to_run(model)
     layers = named_bottlenecks(network)
     if not any(layer.stochastic for layer in layers):
@@ -75,7 +78,7 @@ def predict_samples(model: nn.Module, x: Tensor, *, draws: int, seed: int | None
     devices = {x.device} - {torch.device("cpu")}
     with evaluating(model), torch.random.fork_rng(devices, enabled=seed is not None):
         for layer in layers:
-            layer.training = layer.stochastic  # its noise alone: a dropout inside it stays off
+            layer.training = layer.stochastic  # not that of its children: a dropout module inside it stays off
         if seed is not None:
             torch.manual_seed(seed)
         scope = Scope(inputs=x, draws=draws, names=layers)
@@ -87,15 +90,15 @@ def predict_samples(model: nn.Module, x: Tensor, *, draws: int, seed: int | None
             passes = (run(network, Scope(inputs=x, names=layers), x) for _ in range(draws))
             outputs = torch.stack(list(passes))
     if not any(record.layer.stochastic for record in scope.records):
-        raise ValueError(f"draws={draws} needs a stochastic bottleneck that the model calls, none of them was")
+        raise ValueError(f"draws={draws} needs a stochastic bottleneck that the model calls, it called none")
     return outputs
 
 
 class UncertainOutput(NamedTuple):
-    """What `uncertainty` returns.
+    """Output of `uncertainty`.
 
     Attributes:
-        output: the model's own output.
+        output: of the model.
         uncertainty: `(batch,)`, in nats.
     """
 
@@ -105,19 +108,19 @@ class UncertainOutput(NamedTuple):
 
 @torch.no_grad()
 def uncertainty(model: nn.Module, x: Tensor) -> UncertainOutput:
-    r"""Runs a model in evaluation mode and returns its output, and how uncertain its distance-aware bottlenecks are.
+    r"""Returns the output of a model in evaluation mode and the uncertainty by its distance-aware bottlenecks.
 
     .. math:: u(x) = \sum_j \pi(j|x) \, KL(p(z|x) \| q_j)
 
-    summed over tokens or positions and over bottlenecks: small near the training data, large away from it, so it is a
-    score of being out of distribution (Apostolopoulou et al. 2024, arXiv 2406.02775).
+    summed over tokens or positions and over bottlenecks: small near the training data and large far from it, a score
+    for the detection of out-of-distribution inputs (Apostolopoulou et al. 2024, arXiv 2406.02775).
 
     Args:
-        model: with a `DistanceAwareBottleneck`; its modes come back as they were.
+        model: with a `DistanceAwareBottleneck`; its modes are restored.
         x: the model's input, `(batch, ...)`.
 
     Raises:
-        ValueError: no distance-aware bottleneck was called.
+        ValueError: If the model calls no distance-aware bottleneck.
 
     Example:
         >>> import ibreg
@@ -129,8 +132,11 @@ def uncertainty(model: nn.Module, x: Tensor) -> UncertainOutput:
     network = network_to_run(model)
     with evaluating(network), opened(Scope(inputs=x)) as scope:
         output = network(x)
-        layers = [record for record in scope.records if isinstance(record.layer, DistanceAwareBottleneck)]
-        scores = [layer.uncertainty(state).reshape(len(x), -1).sum(1) for layer, state, _ in layers]
+        scores = [
+            layer.uncertainty(state).reshape(len(x), -1).sum(1)
+            for layer, state, _ in scope.records
+            if isinstance(layer, DistanceAwareBottleneck)
+        ]
     if not scores:
-        raise ValueError("no distance-aware bottleneck was called, and only that one knows its distance from the data")
+        raise ValueError("uncertainty needs a DistanceAwareBottleneck that the model calls, it called none")
     return UncertainOutput(output, torch.stack(scores).sum(0))

@@ -753,11 +753,11 @@ def test_predict_needs_no_targets():
 @pytest.mark.parametrize(
     ("net", "options", "message"),
     [
-        (mlp, {"draws": -1}, "draws is an integer of at least 0, got -1"),
+        (mlp, {"draws": -1}, r"draws must be an integer of at least 0 \(number of Monte Carlo samples\), got -1"),
         (lambda: mlp(Spy()), {"draws": 2}, "draws=2 needs a stochastic bottleneck"),
         (lambda: nn.Linear(FEATURES, 2), {"draws": 2}, "draws=2 needs a stochastic bottleneck"),
-        (mlp, {"draws": 2, "mean": "median"}, "mean is 'softmax', 'output' or None, got 'median'"),
-        (mlp, {"mean": "median"}, "mean is 'softmax', 'output' or None, got 'median'"),
+        (mlp, {"draws": 2, "mean": "median"}, "mean must be None or one of 'softmax', 'output', got 'median'"),
+        (mlp, {"mean": "median"}, "mean must be None or one of 'softmax', 'output', got 'median'"),
     ],
 )
 def test_predict_refuses(net, options, message):

@@ -1,4 +1,4 @@
-"""The quantities of the bottlenecks as pure functions of tensors."""
+"""The penalties of the bottlenecks, and the quantities that they consist of, as pure functions of tensors."""
 
 from ibreg.functional.conditioning import condition_gaussian, conditional_gain, move_by_gain
 from ibreg.functional.elastic_net import elastic_net

@@ -1,4 +1,4 @@
-"""Full Gaussians, some of whose coordinates are known: what is left of the others."""
+"""Conditional distributions of Gaussians with full covariance, given some of their coordinates."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def conditional_gain(covariance: Tensor, mask: Tensor) -> Tensor:
-    r"""What one unit of surprise in each known coordinate moves the others: the gain of a conditional Gaussian.
+    r"""Gain matrix of a conditional Gaussian: regression coefficients of the unknown coordinates on the known ones.
 
     .. math:: G_{uk} = \Sigma_{uk} \Sigma_{kk}^{-1}
 
-    for unknown u and known k, 0 elsewhere. Of a draw from the whole Gaussian, `draw + G (values - draw)` is one from
-    the conditional (Matheron's rule).
+    for unknown u and known k, 0 elsewhere. If z is a sample of the joint Gaussian, z + G (values - z) is one of the
+    conditional (Matheron's rule).
 
     Args:
         covariance: `(..., dim, dim)`, positive definite.
-        mask: `(..., dim)`, bool, True where a coordinate is known; another one for each row.
+        mask: `(..., dim)`, bool, True where a coordinate is known; it may differ between rows.
 
     Returns:
         `(..., dim, dim)`.
@@ -28,19 +28,19 @@ def conditional_gain(covariance: Tensor, mask: Tensor) -> Tensor:
     """
     known = mask.to(covariance.dtype)
     rows, columns = known.unsqueeze(-1), known.unsqueeze(-2)
-    # Known coordinates alone; ones elsewhere on the diagonal, so that rows with different masks are one batch.
+    # Covariance of the known coordinates, and ones on the diagonal elsewhere: rows with different masks are a batch.
     inner = covariance * rows * columns + torch.diag_embed(1 - known)
     outer = covariance * (1 - rows) * columns
     return torch.cholesky_solve(outer.mT, torch.linalg.cholesky(inner)).mT
 
 
 def condition_gaussian(mean: Tensor, covariance: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Mean and covariance of a Gaussian after some of its coordinates became known.
+    r"""Mean and covariance of a Gaussian, conditional on some of its coordinates.
 
     .. math:: \mu_u' = \mu_u + \Sigma_{uk} \Sigma_{kk}^{-1} (v_k - \mu_k), \qquad
         \Sigma_{uu}' = \Sigma_{uu} - \Sigma_{uk} \Sigma_{kk}^{-1} \Sigma_{ku}
 
-    Known coordinates have their value as mean, and covariance 0.
+    Known coordinates have their value as the mean and a covariance of 0.
 
     Args:
         mean: `(..., dim)`.
@@ -49,7 +49,7 @@ def condition_gaussian(mean: Tensor, covariance: Tensor, mask: Tensor, values: T
         values: `(..., dim)`, read where the mask is True.
 
     Returns:
-        mean `(..., dim)` and covariance `(..., dim, dim)`.
+        Mean `(..., dim)` and covariance `(..., dim, dim)`.
 
     Example:
         >>> covariance, known = torch.tensor([[4.0, 2.0], [2.0, 3.0]]), torch.tensor([True, False])
@@ -63,14 +63,25 @@ def condition_gaussian(mean: Tensor, covariance: Tensor, mask: Tensor, values: T
     return move_by_gain(mean, gain, mask, values), (covariance - gain @ covariance) * both
 
 
-def move_by_gain(draw: Tensor, gain: Tensor, mask: Tensor, values: Tensor) -> Tensor:
-    """Moves a Gaussian's mean, or draws from it, to the conditional that a gain belongs to.
+def move_by_gain(sample: Tensor, gain: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+    r"""Maps samples of a Gaussian, or its mean, to those of the conditional, by Matheron's rule.
+
+    .. math:: z' = z + G (v - z)
 
     Args:
-        draw: `(..., dim)`.
-        gain: `(..., dim, dim)`, of `conditional_gain` with the same mask.
-        mask: `(..., dim)`, bool.
-        values: `(..., dim)`, read where the mask is True.
+        sample: `(..., dim)`, z.
+        gain: `(..., dim, dim)`, G, of `conditional_gain` with the same mask.
+        mask: `(..., dim)`, bool, True where a coordinate is known.
+        values: `(..., dim)`, v, read where the mask is True.
+
+    Returns:
+        `(..., dim)`.
+
+    Example:
+        >>> known = torch.tensor([True, False])
+        >>> gain = conditional_gain(torch.tensor([[4.0, 2.0], [2.0, 3.0]]), known)
+        >>> move_by_gain(torch.zeros(2), gain, known, torch.tensor([4.0, 0.0]))
+        tensor([4., 2.])
     """
-    surprise = torch.where(mask, values - draw, 0)
-    return torch.where(mask, values, draw + (gain @ surprise.unsqueeze(-1)).squeeze(-1))
+    innovation = torch.where(mask, values - sample, 0)
+    return torch.where(mask, values, sample + (gain @ innovation.unsqueeze(-1)).squeeze(-1))

@@ -1,4 +1,4 @@
-"""Penalties on the weights of a linear head that people read."""
+"""Elastic net on the weights of an interpretable linear head."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def elastic_net(weight: Tensor, *, l1: float = 0.0, l2: float = 0.0, prior: Tensor | float = 0.0) -> Tensor:
-    r"""Elastic net on the weights of a linear head, around a prior.
+    r"""Elastic-net penalty on the deviation of a linear head's weights from a prior.
 
     .. math:: l_1 \sum_{kc} |W_{kc} - P_{kc}| + l_2 \sum_{kc} (W_{kc} - P_{kc})^2
 
-    With P = 0 it makes weights few (Yuksekgonul et al. 2023, arXiv 2205.15480); with l1 alone and P of -1, 0 and 1 it
-    says which concept speaks for or against which class (Yang et al. 2024, arXiv 2405.14839).
+    With P = 0 it makes the weights sparse (Yuksekgonul et al. 2023, arXiv 2205.15480); with l1 alone and entries of -1,
+    0 and 1 in P it favors weights by which concepts speak for or against classes (Yang et al. 2024, arXiv 2405.14839).
 
     Args:
         weight: `(classes, concepts)`.

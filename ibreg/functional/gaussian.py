@@ -81,16 +81,16 @@ def gaussian_kl(
         prior_log_variance = torch.as_tensor(prior_log_variance, dtype=mean.dtype, device=mean.device)
         distance = ((mean - prior_mean) * torch.exp(-0.5 * prior_log_variance)).square()
         log_ratio = log_variance - prior_log_variance
-    # expm1(r) - r, not exp(r) - 1 - r: near its minimum the divergence would drown in the rounding of 1.
+    # expm1(r) - r, not exp(r) - 1 - r: near its minimum the divergence would be lost in the rounding error of 1.
     return 0.5 * (distance + torch.expm1(log_ratio) - log_ratio).sum(-1)
 
 
 def gaussian_rate(mean: Tensor, scale: Tensor) -> Tensor:
-    r"""Kullback-Leibler divergence from a diagonal Gaussian to N(0, I), by its standard deviation, in nats; at least 0.
+    r"""Kullback-Leibler divergence from a diagonal Gaussian, given by its standard deviation, to N(0, I), in nats.
 
     .. math:: KL = \frac12 \sum_d \mu_d^2 + \sigma_d^2 - 1 - \log \sigma_d^2
 
-    The same as `gaussian_kl(mean, 2 * scale.log())`, in half of its time.
+    At least 0. The same as `gaussian_kl(mean, 2 * scale.log())`, in half of its time.
 
     Args:
         mean: `(..., dim)`.
@@ -103,17 +103,17 @@ def gaussian_rate(mean: Tensor, scale: Tensor) -> Tensor:
         >>> gaussian_rate(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.ones(2, 2))
         tensor([0.0000, 0.5000])
     """
-    # (s - 1)(s + 1), not s^2 - 1: near its minimum the divergence would drown in the rounding of s^2.
+    # (s - 1)(s + 1), not s^2 - 1: near its minimum the divergence would be lost in the rounding error of s^2.
     return 0.5 * ((scale - 1) * (scale + 1) + mean * mean).sum(-1) - scale.log().sum(-1)
 
 
 def gaussian_pool(means: Tensor, log_variances: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Weighted geometric mean of diagonal Gaussians: a Gaussian, and the log of what normalizes it.
+    r"""Weighted geometric mean of diagonal Gaussians: a Gaussian, and minus its log normalizing factor.
 
     .. math:: \prod_k b_k(z)^{w_k} = e^{-g}\, \bar b(z)
         \quad\Rightarrow\quad \sum_k w_k KL(e \,\|\, b_k) = KL(e \,\|\, \bar b) + g
 
-    It turns the expected divergence under soft labels into one divergence, without a (batch, classes, dim) tensor.
+    The expected divergence under soft labels is thus one divergence, without a `(batch, classes, dim)` tensor.
 
     Args:
         means: `(classes, dim)`.
@@ -121,7 +121,7 @@ def gaussian_pool(means: Tensor, log_variances: Tensor, weights: Tensor) -> tupl
         weights: `(..., classes)`, at least 0, each row summing to 1.
 
     Returns:
-        mean `(..., dim)`, log variance `(..., dim)` and g `(...)`, at least 0 up to rounding.
+        Mean `(..., dim)`, log variance `(..., dim)` and g `(...)`, at least 0 up to rounding.
 
     Example:
         >>> means, log_variances = torch.tensor([[-1.0], [1.0]]), torch.zeros(2, 1)
@@ -129,7 +129,7 @@ def gaussian_pool(means: Tensor, log_variances: Tensor, weights: Tensor) -> tupl
         >>> mean, gap
         (tensor([0.]), tensor(0.5000))
     """
-    # The spread is a difference of squares: far from the origin it would drown in their rounding.
+    # The spread is a difference of squares: far from the origin it would be lost in their rounding errors.
     origin = means.detach().mean(0)
     means = means - origin
     precisions = torch.exp(-log_variances)

@@ -1,6 +1,6 @@
-"""How a rate enters the objective: beta * u(rate), with u linear or convex.
+"""Lagrangians of the information bottleneck: the objective has beta * u(rate), with u linear or convex.
 
-The linear one cannot reach all points of an information curve with a linear piece; a strictly convex u can
+Where the information curve has a linear piece, a linear u cannot reach all of its points; a strictly convex u can
 (Kolchinsky et al. 2019, arXiv 1808.07593; Rodriguez-Galvez et al. 2020, arXiv 1911.11000). u acts on the *batch mean*
 of the rate.
 """
@@ -15,7 +15,18 @@ from torch import Tensor
 
 
 def linear_lagrangian(rate: Tensor, power: float = 1.0) -> Tensor:
-    """The rate itself; `power` has no part in it."""
+    r"""Linear Lagrangian: the rate itself.
+
+    .. math:: u(r) = r
+
+    Args:
+        rate: nats, 0-dim.
+        power: ignored, as all Lagrangians have one signature.
+
+    Example:
+        >>> linear_lagrangian(torch.tensor(3.0))
+        tensor(3.)
+    """
     return rate
 
 
@@ -25,7 +36,7 @@ def power_lagrangian(rate: Tensor, power: float = 1.0) -> Tensor:
     .. math:: u(r) = r^{1 + p}
 
     Args:
-        rate: nats, 0-dim; taken as 0 where an estimate fell below.
+        rate: nats, 0-dim; negative estimates are clamped to 0.
         power: p > 0; 1 is the squared information bottleneck (arXiv 1808.07593).
 
     Example:
@@ -36,7 +47,7 @@ def power_lagrangian(rate: Tensor, power: float = 1.0) -> Tensor:
 
 
 def exponential_lagrangian(rate: Tensor, power: float = 1.0, *, threshold: float = 10.0) -> Tensor:
-    r"""Convex exponential of a rate, continued by its tangent where it would overflow.
+    r"""Convex exponential of a rate, continued by its tangent before it overflows.
 
     .. math:: u(r) = (e^{p r} - 1) / p \text{ for } p r \le t, \text{ else } u(t/p) + e^t (r - t/p)
 

@@ -1,4 +1,4 @@
-"""Conditional Gaussians against the closed form with index sets, in numpy, and against draws."""
+"""Conditional Gaussians against the closed form with index sets, in numpy, and against samples."""
 
 import numpy as np
 import pytest
@@ -31,18 +31,18 @@ def test_against_the_closed_form(dim, seed):
     torch.manual_seed(seed)
     mean, covariance = gaussian(dim)
     mask, values = torch.rand(4, dim) < 0.5, 3 * torch.randn(4, dim, dtype=torch.float64)
-    found_mean, found_covariance = condition_gaussian(mean, covariance, mask, values)
+    measured_mean, measured_covariance = condition_gaussian(mean, covariance, mask, values)
     for row in range(4):
         expected = reference(*(tensor[row].numpy() for tensor in (mean, covariance, mask, values)))
-        np.testing.assert_allclose(found_mean[row], expected[0], rtol=1e-8, atol=1e-8)
-        np.testing.assert_allclose(found_covariance[row], expected[1], rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(measured_mean[row], expected[0], rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(measured_covariance[row], expected[1], rtol=1e-8, atol=1e-8)
 
 
-def test_draws_moved_by_the_gain_are_draws_from_the_conditional():
+def test_samples_moved_by_the_gain_are_samples_of_the_conditional():
     mean, covariance = gaussian(4, batch=1)
     mask, values = torch.tensor([[True, False, True, False]]), torch.tensor([[1.0, 0.0, -2.0, 0.0]]).double()
-    draws = mean + torch.randn(200_000, 4, dtype=torch.float64) @ torch.linalg.cholesky(covariance[0]).mT
-    moved = move_by_gain(draws, conditional_gain(covariance, mask), mask, values)
+    samples = mean + torch.randn(200_000, 4, dtype=torch.float64) @ torch.linalg.cholesky(covariance[0]).mT
+    moved = move_by_gain(samples, conditional_gain(covariance, mask), mask, values)
     expected_mean, expected_covariance = condition_gaussian(mean, covariance, mask, values)
     torch.testing.assert_close(moved.mean(0), expected_mean[0], rtol=0.02, atol=0.02)
     torch.testing.assert_close(moved.T.cov(), expected_covariance[0], rtol=0.02, atol=0.02)
@@ -51,12 +51,12 @@ def test_draws_moved_by_the_gain_are_draws_from_the_conditional():
 def test_nothing_known_and_all_known():
     mean, covariance = gaussian(3)
     values = torch.full_like(mean, torch.nan)
-    found = condition_gaussian(mean, covariance, torch.zeros(4, 3, dtype=torch.bool), values)
-    assert torch.equal(found[0], mean)
-    torch.testing.assert_close(found[1], covariance)
-    found = condition_gaussian(mean, covariance, torch.ones(4, 3, dtype=torch.bool), torch.ones_like(mean))
-    assert torch.equal(found[0], torch.ones_like(mean))
-    assert not found[1].any()
+    measured = condition_gaussian(mean, covariance, torch.zeros(4, 3, dtype=torch.bool), values)
+    assert torch.equal(measured[0], mean)
+    torch.testing.assert_close(measured[1], covariance)
+    measured = condition_gaussian(mean, covariance, torch.ones(4, 3, dtype=torch.bool), torch.ones_like(mean))
+    assert torch.equal(measured[0], torch.ones_like(mean))
+    assert not measured[1].any()
 
 
 def test_gradients():

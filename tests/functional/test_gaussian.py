@@ -1,4 +1,4 @@
-"""Gaussians against torch.distributions, against their formulas in float64 numpy, and what has to stay invariant."""
+"""Gaussians against torch.distributions and their formulas in float64 numpy, their invariants, and float32."""
 
 import math
 
@@ -143,7 +143,7 @@ def test_pool_turns_an_expected_divergence_into_one(seed, classes, dim, hard):
 
 
 @pytest.mark.parametrize("offset", [0, 10, 1000])
-def test_pool_does_not_care_where_the_origin_is(offset):
+def test_pool_is_invariant_to_the_origin(offset):
     means, log_variances = gaussians(10, 32, dtype=torch.float32)
     weights = torch.softmax(gaussians(6, 10, seed=1, dtype=torch.float32)[0], -1)
     means = means + offset
@@ -166,7 +166,7 @@ def test_log_prob_integrates_to_one():
     assert torch.trapezoid(density, z.squeeze(-1)).item() == pytest.approx(1, abs=1e-10)
 
 
-# ---- where float32 ends
+# ---- precision of float32
 
 
 def test_rate_is_the_general_divergence():
@@ -185,7 +185,7 @@ def test_rate_in_float32(scale):
 
 
 def test_rate_near_its_minimum():
-    """The divergence is about deviation^2 there, a millionth of what its terms are."""
+    """The divergence is about deviation^2 there, a millionth of its terms."""
     deviation = torch.linspace(-1e-3, 1e-3, 256)
     scale = 1 + deviation
     exact = gaussian_kl(torch.zeros(256, dtype=torch.float64), 2 * scale.double().log())

@@ -27,7 +27,7 @@ def test_linear_and_power(rate, power):
     assert slope == pytest.approx((1 + power) * rate**power)
 
 
-def test_power_takes_an_estimate_below_zero_as_zero():
+def test_power_clamps_negative_estimates_to_0():
     assert value_and_slope(power_lagrangian, -0.3, power=0.5) == (0, 0)
     assert value_and_slope(power_lagrangian, 0.0, power=0.5) == (0, 0)
 
@@ -41,7 +41,7 @@ def test_exponential_below_its_threshold(scaled, power):
 
 
 @given(st.floats(0, 1e9), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([0.5, 10.0]))
-def test_exponential_goes_on_as_its_tangent(beyond, power, threshold):
+def test_exponential_continues_as_its_tangent(beyond, power, threshold):
     value, slope = value_and_slope(exponential_lagrangian, threshold / power + beyond, power=power, threshold=threshold)
     tangent = np.expm1(threshold) / power + np.exp(threshold) * beyond
     assert value == pytest.approx(tangent)

@@ -145,5 +145,5 @@ def test_wrong_options_and_models_say_what_is_valid():
         ValueError, match=r"uniform_steps must be an integer of at least 0 \(number of first training batches\)"
     ):
         DistanceAwareBottleneck(4, uniform_steps=-1)
-    with pytest.raises(ValueError, match="no distance-aware bottleneck was called"):
+    with pytest.raises(ValueError, match="uncertainty needs a DistanceAwareBottleneck that the model calls"):
         ibreg.uncertainty(nn.Linear(2, 2), torch.zeros(3, 2))
