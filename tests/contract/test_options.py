@@ -223,6 +223,15 @@ def test_docstring(name):
 
 
 @every_name
+def test_every_option_has_a_constraint_and_every_constraint_is_of_an_option(name):
+    cls = registry.find(name)
+    assert cls.defaults().keys() <= cls.constraints.keys()
+    # A base class may check options that a subclass sets itself.
+    bases = [base for base in cls.__mro__[1:] if issubclass(base, ibreg.Bottleneck)]
+    assert cls.constraints.keys() <= {option for owner in (cls, *bases) for option in owner.defaults()}
+
+
+@every_name
 def test_yaml_holds_every_option_with_its_default(name):
     path = CONFIGS / f"{name}.yaml"
     config = OmegaConf.to_container(OmegaConf.load(path))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -101,7 +101,7 @@ class RowBatches:
             if not over_ranks(torch.tensor(int(batch is not None), device=device)):
                 break
             if batch is None:
-                yield torch.zeros(0, cast(int, self.layer.in_features), device=device)
+                yield torch.zeros(0, self.layer.in_features, device=device)
                 continue
             count += 1
             rows = self._rows((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))

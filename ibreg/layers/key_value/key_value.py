@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,7 @@ class KeyValueBottleneck(Bottleneck):
         "sparse_gradients": Bool(),
     }
 
+    in_features: int
     out_features: int | None
     codebooks: int
     pairs: int
@@ -183,11 +184,10 @@ class KeyValueBottleneck(Bottleneck):
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
         """Registers splitter, keys, values, the linear decoder, and the usage and phase of the keys."""
-        in_features = cast(int, self.in_features)
         if self.out_features is None:
-            self.out_features = in_features
+            self.out_features = self.in_features
         self.split = SPLITTERS[self.splitter](
-            in_features, self.codebooks, self.key_features, device=device, dtype=dtype
+            self.in_features, self.codebooks, self.key_features, device=device, dtype=dtype
         )
         features, halves = self.split.key_features, 2 if self.search == "product" else 1
         if features % halves:
