@@ -1,4 +1,4 @@
-"""What an optimizer trains: which parameters are frozen, and the weight decay and learning rate of the others.
+"""Parameters for an optimizer: which are frozen, and the weight decay and the learning rate of the others.
 
 For fine-tuning: load weights, `freeze`, `ibreg.inject`, then build the optimizer on `parameter_groups` or
 `learning_rate_groups`.

@@ -18,7 +18,9 @@ def model_with(**options):
 
 
 def names_of(model, group):
-    return {name for name, parameter in model.named_parameters() if any(parameter is own for own in group["params"])}
+    return {
+        name for name, parameter in model.named_parameters() if any(parameter is member for member in group["params"])
+    }
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_every_parameter_of_every_bottleneck_is_in_one_group(name):
 
     for parameter in layer.parameters():
         if parameter.dim() < 2:
-            assert any(parameter is own for group in groups[1:] for own in group["params"])
+            assert any(parameter is member for group in groups[1:] for member in group["params"])
 
 
 def test_frozen_parameters_are_left_out():

@@ -196,8 +196,8 @@ def test_ignored_samples_are_left_out_with_a_label_for_each_sample_or_each_posit
     nn.init.normal_(layer.prior_mean)
     target = torch.tensor([0, -100, 2, -100, 1, -100])
     once = layer.measure(x, target=target)
-    each = layer.measure(x, target=target[:, None].expand(6, 5))
-    torch.testing.assert_close(once.logs["rate"], each.logs["rate"])
+    by_position = layer.measure(x, target=target[:, None].expand(6, 5))
+    torch.testing.assert_close(once.logs["rate"], by_position.logs["rate"])
     torch.testing.assert_close(once.logs["rate"], layer.measure(x[::2], target=target[::2]).logs["rate"])
 
 

@@ -62,7 +62,7 @@ def counted(model):
 
 
 def snapshot(model):
-    """What a refused injection must not change: children, hooks and modes by module, and the weights."""
+    """Children, hooks and modes by module, and the weights: a refused injection must not change them."""
     modules = {
         name: (type(module), list(module._modules), dict(module._forward_hooks), module.training)
         for name, module in model.named_modules(remove_duplicate=False)

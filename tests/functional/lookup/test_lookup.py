@@ -65,11 +65,11 @@ def test_equal_keys_are_ties_whatever_their_index(rows, keys, dim, seed):
     assert (indices < keys).all()
 
 
-@given(share=st.floats(0, 1), top_k=st.integers(1, 12), seed=st.integers(0, 9999))
+@given(fraction=st.floats(0, 1), top_k=st.integers(1, 12), seed=st.integers(0, 9999))
 @settings(max_examples=30, deadline=None)
-def test_unusable_keys_are_never_found(share, top_k, seed):
+def test_unusable_keys_are_never_found(fraction, top_k, seed):
     queries, points = integers((3, 7, 4), seed), integers((3, 20, 4), seed + 1)
-    usable = torch.rand(3, 20, generator=torch.Generator().manual_seed(seed)) < share
+    usable = torch.rand(3, 20, generator=torch.Generator().manual_seed(seed)) < fraction
     measured = nearest(queries, points, top_k=top_k, usable=usable)
     assert_nearest(measured, expected(queries, points, top_k, usable))
     finite = measured[0] < torch.inf
@@ -131,25 +131,25 @@ def test_gradient_of_the_distances_to_chosen_keys():
     size=st.integers(1, 7),
     dim=st.integers(1, 4),
     top_k=st.integers(1, 49),
-    share=st.sampled_from([None, 0.0, 0.02, 0.3, 0.9]),
+    fraction=st.sampled_from([None, 0.0, 0.02, 0.3, 0.9]),
     seed=st.integers(0, 9999),
 )
 @settings(max_examples=60, deadline=None)
-def test_product_search_is_exact_search_over_all_pairs(size, dim, top_k, share, seed):
+def test_product_search_is_exact_search_over_all_pairs(size, dim, top_k, fraction, seed):
     queries, sub_keys = integers((3, 5, 2 * dim), seed, high=6), integers((3, 2, size, dim), seed + 1, high=6)
     top_k = min(top_k, size**2)
     usable = None
-    if share is not None:
-        usable = torch.rand(3, size**2, generator=torch.Generator().manual_seed(seed)) < share
+    if fraction is not None:
+        usable = torch.rand(3, size**2, generator=torch.Generator().manual_seed(seed)) < fraction
     measured = product_nearest(queries, sub_keys, top_k=top_k, usable=usable)
     assert_nearest(measured, expected(queries, pairs_of(sub_keys), top_k, usable))
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
-@pytest.mark.parametrize("share", [0.9, 0.05, 0.004])
-def test_product_search_widens_until_a_pair_is_usable(top_k, share):
+@pytest.mark.parametrize("fraction", [0.9, 0.05, 0.004])
+def test_product_search_widens_until_a_pair_is_usable(top_k, fraction):
     queries, sub_keys = torch.randn(2, 300, 6), torch.randn(2, 2, 40, 3)
-    usable = torch.rand(2, 1600) < share
+    usable = torch.rand(2, 1600) < fraction
     usable[:, 5] = True
     measured = product_nearest(queries, sub_keys, top_k=top_k, usable=usable)
     exact = nearest(queries, pairs_of(sub_keys), top_k=top_k, usable=usable)
@@ -190,11 +190,11 @@ def test_bad_shapes_are_errors(queries, keys, options, message):
         find(torch.zeros(queries), torch.zeros(keys), **options)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.05, 0.3])
+@pytest.mark.parametrize("fraction", [0.001, 0.05, 0.3])
 @pytest.mark.parametrize("top_k", [1, 3])
-def test_product_search_among_few_usable_pairs_is_exact(share, top_k):
+def test_product_search_among_few_usable_pairs_is_exact(fraction, top_k):
     queries, sub_keys = torch.randn(3, 20, 6), torch.randn(3, 2, 64, 3)
-    usable = torch.rand(3, 64**2) < share
+    usable = torch.rand(3, 64**2) < fraction
     usable[1] = False
     usable[1, 7] = True  # fewer than are asked for
     pairs = torch.cat([sub_keys[:, 0].repeat_interleave(64, 1), sub_keys[:, 1].repeat(1, 64, 1)], -1)
