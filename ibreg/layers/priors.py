@@ -144,7 +144,7 @@ class LearnedPrior(NamedTuple):
 
 
 class ConditionalPrior(NamedTuple):
-    """A diagonal Gaussian for each class, `(classes, features)`: Fischer 2020 (arXiv 2002.05379).
+    """A learned diagonal Gaussian for each class, `(classes, features)`: Fischer 2020 (arXiv 2002.05379).
 
     Targets are class indices `(batch,)` or one for each position (-100 is left out), or class probabilities
     `(batch, classes)` or `(batch, *positions, classes)`. Under probabilities w the density is the weighted geometric

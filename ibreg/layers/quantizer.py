@@ -7,6 +7,7 @@ are that package's, with its options and its rules for when codebooks are update
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +120,7 @@ class QuantizerBottleneck(Bottleneck):
     def create_parameters(self, *, device=None, dtype=None) -> None:
         """Builds the quantizer."""
         try:
-            import vector_quantize_pytorch as package
+            package = import_module("vector_quantize_pytorch")
         except ImportError as error:
             raise ModuleNotFoundError(
                 "QuantizerBottleneck needs vector-quantize-pytorch: pip install 'ibreg[quantizers]'"

@@ -1,4 +1,4 @@
-"""The nonlinear bottleneck against a numpy reference of its whole penalty, its warning, its starts and its errors."""
+"""The nonlinear bottleneck against a numpy reference of its penalty; its warning, its initialization and its errors."""
 
 import math
 import warnings
@@ -20,7 +20,7 @@ U = {"linear": lambda r, p: r, "power": lambda r, p: r ** (1 + p), "exponential"
 
 
 def randomized(**options):
-    """A layer whose parameters are all away from their start, with noise enough for codes of several positions."""
+    """A layer with random parameters, with enough noise for codes of several positions."""
     layer = NonlinearBottleneck(FEATURES, CODE, **options)
     for parameter in layer.encoder.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -60,7 +60,7 @@ def test_penalty_against_numpy(rank, lagrangian, power):
     np.testing.assert_allclose(layer(x).detach(), np.moveaxis(mean, -1, axis), rtol=1e-4, atol=1e-5)
 
 
-def test_code_is_drawn_around_the_mean_with_one_deviation():
+def test_samples_have_the_mean_of_the_code_and_one_standard_deviation():
     layer, x = randomized(), torch.randn(1, FEATURES)
     with torch.no_grad():
         codes = layer(x.expand(40_000, -1))
@@ -69,7 +69,7 @@ def test_code_is_drawn_around_the_mean_with_one_deviation():
     np.testing.assert_allclose(codes.std(0), np.full(CODE, deviation), rtol=0.02)
 
 
-def test_codes_of_several_draws_share_one_rate():
+def test_the_rate_is_independent_of_the_number_of_samples():
     layer, x = randomized(), torch.randn(SHAPES[2])
     net = nn.Sequential(layer, nn.Linear(CODE, 2))
     once, thrice = (ibreg.Regularized(net, draws=draws)(x) for draws in (1, 3))
@@ -100,7 +100,7 @@ def test_mask_leaves_padding_out():
         layer.measure(x, mask=mask[:, :5])
 
 
-def test_blocks_change_nothing():
+def test_results_are_independent_of_the_block_size():
     x, results = torch.randn(SHAPES[2]), []
     for block_size in (None, 1, 4):
         torch.manual_seed(0)
@@ -111,7 +111,7 @@ def test_blocks_change_nothing():
         torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-7)
 
 
-def test_the_penalty_pulls_codes_together_and_the_noise_up():
+def test_minimizing_the_penalty_contracts_the_codes_and_raises_the_noise():
     layer, x = NonlinearBottleneck(FEATURES), torch.randn(64, FEATURES)
     optimizer = torch.optim.Adam(layer.parameters(), 0.05)
     rates = []
@@ -182,7 +182,7 @@ def test_does_not_warn_below_saturation_in_evaluation_or_while_compiling():
 
 
 def test_training_reaches_the_information_of_the_label():
-    # Four clusters, two labels: the squared Lagrangian keeps what tells the labels apart, and little else.
+    # Four clusters, two labels: the code keeps the information about the label, log 2, and little else.
     generator = torch.Generator().manual_seed(0)
     cluster = torch.randint(4, (400,), generator=generator)
     x = 3 * torch.eye(4)[cluster] + 0.3 * torch.randn(400, 4, generator=generator)
@@ -216,6 +216,6 @@ def test_training_reaches_the_information_of_the_label():
         ({"out_features": 3, "start": "identity"}, "out_features must be in_features=5 with start='identity', got 3"),
     ],
 )
-def test_errors(options, message):
+def test_wrong_options_say_what_is_valid(options, message):
     with pytest.raises(ValueError, match=message):
         NonlinearBottleneck(FEATURES, **options)

@@ -62,7 +62,7 @@ def test_padding_does_not_contribute_to_the_penalty(layer):
     torch.testing.assert_close(*losses)
 
 
-def test_saved_and_loaded_beside_a_backbone(layer, tmp_path):
+def test_saved_and_loaded_with_a_backbone(layer, tmp_path):
     def network():
         torch.manual_seed(1)
         return nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
@@ -100,7 +100,7 @@ def test_options_that_do_not_fit(layer):
         ibreg.build("quantizer", options=["levels"])
 
 
-def test_the_package_is_asked_for_by_name(monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     with pytest.raises(ModuleNotFoundError, match=r"ibreg\[quantizers\]"):
         ibreg.build("quantizer", in_features=16)

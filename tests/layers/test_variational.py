@@ -22,7 +22,7 @@ def _seeded():
 
 
 def randomized(*args, **options):
-    """A layer whose parameters are all away from their start."""
+    """A layer with random parameters."""
     layer = VariationalBottleneck(*args, **options)
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -85,7 +85,7 @@ def test_penalty_against_numpy(rank, prior, lagrangian, alpha):
     np.testing.assert_allclose(code.detach(), np.moveaxis(mean, -1, 1 if rank == 4 else -1), rtol=1e-4, atol=1e-5)
 
 
-def test_code_is_drawn_around_the_mean_with_its_deviation():
+def test_samples_have_the_mean_and_the_standard_deviation_of_the_code():
     layer = randomized(FEATURES, CODE)
     x = torch.randn(1, FEATURES)
     mean, deviation = gaussians(layer, x, -1)
@@ -116,7 +116,7 @@ def test_monte_carlo_rate_converges_to_the_analytic_one(prior):
     torch.testing.assert_close(out.penalty.detach(), out.logs["rate"], rtol=0.02, atol=0.02)
 
 
-def test_monte_carlo_rate_is_that_of_the_drawn_code():
+def test_monte_carlo_rate_is_that_of_the_sampled_code():
     layer = randomized(FEATURES, CODE, rate="monte_carlo", prior="learned")
     x = torch.randn(BATCH, FEATURES)
     out = layer.measure(x)
@@ -130,7 +130,7 @@ def test_monte_carlo_rate_is_that_of_the_drawn_code():
 
 
 def test_monte_carlo_rate_keeps_its_noise_beside_a_large_mean():
-    # In float32 a deviation of 5e-5 is lost beside a mean of 1000: the rate must not be read from the drawn code.
+    # In float32 a deviation of 5e-5 is lost beside a mean of 1000: the rate must not be computed from the sampled code.
     layer = VariationalBottleneck(2, 2, rate="monte_carlo", start="identity")
     nn.init.constant_(layer.encoder.bias[2:].data, -10.0)
     out = layer.measure(torch.full((20_000, 2), 1000.0))
@@ -155,7 +155,7 @@ def test_finite_at_a_raw_scale_of_minus_100(rate, dtype, raw):
         assert torch.isfinite(gradient).all()
 
 
-def test_rate_has_a_slope_down_to_a_tiny_noise():
+def test_rate_has_a_gradient_down_to_a_tiny_scale():
     layer = VariationalBottleneck(FEATURES, CODE)
     nn.init.constant_(layer.encoder.bias.data[CODE:], -60.0)
     nn.init.zeros_(layer.encoder.weight.data[CODE:])
@@ -179,7 +179,7 @@ def test_hard_targets_equal_one_hot_probabilities(rank):
 
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("spread", [0.5, 30.0])
-def test_mixed_up_targets_against_the_expected_divergence(rank, spread):
+def test_soft_targets_against_the_expected_divergence(rank, spread):
     layer, x = conditional(), torch.randn(SHAPES[rank])
     nn.init.normal_(layer.prior_mean, mean=spread, std=spread)
     target = torch.softmax(torch.randn(BATCH, CLASSES), -1)
@@ -219,7 +219,7 @@ def test_targets_of_each_token():
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])
-def test_any_integer_type_is_a_target(dtype):
+def test_targets_of_any_integer_type(dtype):
     layer, x = conditional(), torch.randn(BATCH, FEATURES)
     target = torch.arange(BATCH) % CLASSES
     assert layer.measure(x, target=target.to(dtype)).penalty == layer.measure(x, target=target).penalty
@@ -271,7 +271,7 @@ def test_mask_of_another_shape_is_an_error():
 
 
 @ranks
-def test_active_units_counts_those_whose_mean_varies(rank):
+def test_active_units_are_those_whose_mean_varies(rank):
     layer = VariationalBottleneck(4, start="identity").eval()
     x = torch.zeros((100, 4) if rank == 2 else (20, 5, 4) if rank == 3 else (20, 4, 5, 1))
     rows = x.movedim(1, -1).flatten(0, -2) if rank == 4 else x.flatten(0, -2)
@@ -310,7 +310,7 @@ def test_default_start():
     assert VariationalBottleneck(FEATURES).out_features == FEATURES
 
 
-def test_identity_start_keeps_a_trained_network_as_accurate():
+def test_identity_start_keeps_the_accuracy_of_a_trained_network():
     torch.manual_seed(0)
     x = torch.randn(2000, FEATURES)
     y = (x @ torch.randn(FEATURES, CLASSES)).argmax(1)
@@ -381,14 +381,14 @@ def test_inputs_that_do_not_fit(shape, options, message):
         VariationalBottleneck(FEATURES, **options).eval()(torch.zeros(shape))
 
 
-def test_an_empty_batch_charges_nothing():
+def test_an_empty_batch_has_a_penalty_of_0():
     out = VariationalBottleneck(FEATURES).measure(torch.zeros(0, FEATURES))
     out.penalty.backward()
     assert out.z.shape == (0, FEATURES)
     assert out.penalty == out.logs["rate"] == out.logs["active_units"] == 0
 
 
-def test_noise_of_each_call_is_new_and_follows_the_seed():
+def test_noise_differs_between_calls_and_follows_the_seed():
     layer, x = VariationalBottleneck(FEATURES), torch.zeros(BATCH, FEATURES)
     first, second = layer.measure(x).z, layer.measure(x).z
     torch.manual_seed(0)
