@@ -1,14 +1,15 @@
-"""Concept bottlenecks next to the same model without one: concepts, corrections and leakage in one table.
+"""Train concept bottlenecks and the same model without one: concepts, interventions and leakage in one table.
 
     python recipes/concepts.py                                            # digits, about a minute, offline
-    python recipes/concepts.py data=shapes model=lenet edit=[bright]      # a spurious concept, out of the head
+    python recipes/concepts.py data=shapes model=lenet edit=[bright]      # without a spurious concept in the head
     python recipes/concepts.py bottlenecks=[concept] training=independent
     python recipes/concepts.py experiment=cem_synthetic                   # a paper's data, all models
     accelerate launch --num_processes 2 recipes/concepts.py ...           # the same on several GPUs
 
-`main` checks before anything is written; `run` reads top to bottom: train and select, test, ask, draw. Trainings are
-functions of configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends bit-identically
-on a CPU. The test part is used once, at the end; percentiles and means that corrections need are of training rows.
+`main` checks the configuration before anything is written; `run` trains and selects, tests, examines and plots. The
+training loop is the one engine of all recipes, `ibreg/runs/training.py`. A training run is a function of configuration
+and seed: `resume=true` continues a killed run at its last epoch, bit-identically on a CPU. The test split is used once,
+at the end; the percentiles and means that interventions need are those of training rows.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_model
 from ibreg.runs.tasks.classification import classify
 from ibreg.runs.tasks.concepts.examination import Examined, check_interventions, examine, some_rows
-from ibreg.runs.tasks.concepts.training import apart, training_of, with_concepts
+from ibreg.runs.tasks.concepts.training import trained_as, training_of, with_concepts
 from ibreg.runs.training import Task, Trained, rehearse, train_all
 from ibreg.runs.trials import Trial
 
@@ -54,16 +55,16 @@ CURVES = (
 COLUMNS = (
     ("test/accuracy", "test accuracy (%)", 100, 2),
     ("test/concept_auroc", "concept AUROC (%)", 100, 2),
-    ("test/truth_accuracy", "all concepts true (%)", 100, 2),
-    ("test/certain_accuracy", "all certain (%)", 100, 2),
-    ("test/ablated_accuracy", "all wiped out (%)", 100, 2),
+    ("test/truth_accuracy", "with true concepts (%)", 100, 2),
+    ("test/certain_accuracy", "with certain concepts (%)", 100, 2),
+    ("test/ablated_accuracy", "without concepts (%)", 100, 2),
     ("test/ctl", "CTL", 1, 3),
     ("test/icl", "ICL", 1, 3),
 )
 SHIFTED_COLUMNS = (
     ("test/shifted_accuracy", "shifted accuracy (%)", 100, 2),
-    ("test/shifted_edited_accuracy", "shifted, edited (%)", 100, 2),
-    ("test/shifted_truth_accuracy", "shifted, all true (%)", 100, 2),
+    ("test/shifted_edited_accuracy", "shifted, edited head (%)", 100, 2),
+    ("test/shifted_truth_accuracy", "shifted, true concepts (%)", 100, 2),
 )
 
 register_with_hydra()
@@ -71,7 +72,7 @@ register_with_hydra()
 
 @hydra.main(config_path=str(CONFIGS), config_name="concepts", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    """Check the configuration, open the run folder and run what is not finished in it."""
     check_configuration(cfg, CONFIGS / "concepts.yaml")
     for method in cfg.bottlenecks:
         training_of(cfg, method)
@@ -96,13 +97,13 @@ def main(cfg: DictConfig) -> None:
 def run(
     cfg: DictConfig, data: Mapping[int, ConceptData], task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
-    """Trains and selects, tests, asks the concept models, writes and draws."""
+    """Train and select, test, examine the concept models, write tables and plots."""
     trained = train_all(cfg, task, accelerator, folder)
     selected = {
         method: [(trained.model(task, trial, accelerator.device), data[trial.seed]) for trial in trials]
         for method, trials in trained.selected.items()
     }
-    tested = {method: [test(cfg, *seed, accelerator) for seed in seeds] for method, seeds in selected.items()}
+    tested = {method: [test_metrics(cfg, *seed, accelerator) for seed in seeds] for method, seeds in selected.items()}
     if not accelerator.is_main_process:
         return None
     examined = {
@@ -115,10 +116,10 @@ def run(
     }
     write_rows(folder / "interventions.csv", intervention_rows(cfg, examined))
     write_rows(folder / "leakage.csv", leakage_rows(cfg, examined))
-    draw(folder, data[cfg.seeds[0]], trained, examined)
+    plot(folder, data[cfg.seeds[0]], trained, examined)
     for method, seeds in examined.items():
-        for metrics, each in zip(tested[method], seeds, strict=True):
-            metrics |= {name: value for name, value in each.metrics.items() if name in common(seeds)}
+        for metrics, of_seed in zip(tested[method], seeds, strict=True):
+            metrics |= {name: value for name, value in of_seed.metrics.items() if name in common(seeds)}
     first = data[cfg.seeds[0]]
     return Outcome(
         data=first.name,
@@ -129,18 +130,19 @@ def run(
 
 
 def build_concept_model(cfg: DictConfig, data: ConceptData, trial: Trial) -> nn.Module:
-    """Builds the model of a method; concepts and head of a concept model are trained as configured."""
+    """Build the model of a method; a concept model gets the configured training of concepts and head."""
     model = build_model(cfg, trial, data.input_shape, data.classes)
-    return apart(model, training_of(cfg, trial.method)) if has_concepts(model) else model
+    return trained_as(model, training_of(cfg, trial.method)) if has_concepts(model) else model
 
 
 def has_concepts(model: nn.Module) -> bool:
-    """Whether a model has a concept layer, which a control and other bottlenecks do not."""
+    """Whether a model has a concept layer; controls and other bottlenecks do not."""
     return isinstance(model, Regularized) and any(isinstance(module, ConceptLayer) for module in model.modules())
 
 
 def measure(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: Accelerator) -> dict[str, float]:
-    """Measures classes, and concepts where there are some, on the validation rows."""
+    """Measure predicted classes, and concepts if there are any, on the validation split."""
+    assert data.validation is not None  # the engine measures on validation rows only if there are any
     metrics = classify(model, data.validation, accelerator, draws=cfg.prediction_draws).metrics()
     if has_concepts(model):
         x, _, labels = some_rows(data.validation, cfg.rows, accelerator.device)
@@ -148,8 +150,8 @@ def measure(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: A
     return metrics
 
 
-def test(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: Accelerator) -> dict[str, float]:
-    """Measures classes on the test part, and on the shifted one where there is one."""
+def test_metrics(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: Accelerator) -> dict[str, float]:
+    """Measure predicted classes on the test split, and on the shifted one if there is one."""
     metrics = classify(model, data.test, accelerator, draws=cfg.prediction_draws).metrics()
     if data.shifted is not None:
         shifted = classify(model, data.shifted, accelerator, draws=cfg.prediction_draws).metrics()
@@ -158,50 +160,49 @@ def test(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: Acce
 
 
 def quality(validation: Mapping[str, float]) -> tuple[float, float]:
-    """Orders epochs and grid points: accuracy of classes and concepts together, and among equals the likelihood."""
+    """Rank epochs and grid points by the accuracy of classes plus concepts, ties by the likelihood."""
     return validation["accuracy"] + validation.get("concept_accuracy", 0.0), -validation["nll"]
 
 
 def intervention_rows(cfg: DictConfig, examined: Mapping[str, Sequence[Examined]]) -> list[dict]:
-    """Lists the points of all curves, with the interval over the orders of each training."""
+    """List the points of all curves, with the interval over the orders of each training run."""
     return [
         {"method": method, "seed": seed, **panel._asdict(), **row}
         for method, seeds in examined.items()
-        for seed, each in zip(cfg.seeds, seeds, strict=True)
-        for panel, curve in each.curves.items()
+        for seed, of_seed in zip(cfg.seeds, seeds, strict=True)
+        for panel, curve in of_seed.curves.items()
         for row in curve.rows()
     ]
 
 
 def leakage_rows(cfg: DictConfig, examined: Mapping[str, Sequence[Examined]]) -> list[dict]:
-    """Lists all that concept models were asked, a row for each training."""
+    """List all metrics of concept models, one row per training run."""
     return [
-        {"method": method, "seed": seed, **each.metrics}
+        {"method": method, "seed": seed, **of_seed.metrics}
         for method, seeds in examined.items()
-        for seed, each in zip(cfg.seeds, seeds, strict=True)
+        for seed, of_seed in zip(cfg.seeds, seeds, strict=True)
     ]
 
 
 def common(seeds: Sequence[Examined]) -> set[str]:
-    """Names the metrics that every seed has: with few rows a cut may leave nothing to measure some on."""
-    return set.intersection(*(set(each.metrics) for each in seeds))
+    """Return the names of the metrics that every seed has: with few rows, some cannot be measured in every split."""
+    return set.intersection(*(set(of_seed.metrics) for of_seed in seeds))
 
 
-def draw(folder: Path, data: ConceptData, trained: Trained, examined: Mapping[str, Sequence[Examined]]) -> None:
-    """Draws learning curves, corrections, leakage, heads, and concepts of the first seed's first test samples."""
+def plot(folder: Path, data: ConceptData, trained: Trained, examined: Mapping[str, Sequence[Examined]]) -> None:
+    """Plot learning curves, interventions, leakage, heads, and concepts of some test samples of the first seed."""
     learning_curves(trained.curves(CURVES), folder / "learning_curves.png")
     if not examined:
         return
     panels = next(iter(examined.values()))[0].curves
     curves = {
-        panel.title: {method: [each.curves[panel] for each in seeds] for method, seeds in examined.items()}
+        panel.title: {method: [of_seed.curves[panel] for of_seed in seeds] for method, seeds in examined.items()}
         for panel in panels
     }
     if curves:
         intervention_plot(curves, folder / "interventions.png")
-    leakage_plot(
-        {method: [each.metrics for each in seeds] for method, seeds in examined.items()}, folder / "leakage.png"
-    )
+    measured = {method: [of_seed.metrics for of_seed in seeds] for method, seeds in examined.items()}
+    leakage_plot(measured, folder / "leakage.png")
     effects = {method: seeds[0].effects for method, seeds in examined.items()}
     head_plot(effects, folder / "heads.png", concepts=data.concepts.names, classes=data.class_names)
     for method, seeds in examined.items():

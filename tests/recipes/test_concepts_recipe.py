@@ -44,7 +44,7 @@ def test_a_run_leaves_table_summary_curves_leakage_and_images(finished):
     }  # fmt: skip
     assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == 4 * 2
     assert {"validation/concept_accuracy", "validation/concept_auroc", "train/penalty"} <= rows_of(folder)[0].keys()
-    # Curves: two policies and wrong values, each from 0 to 2 corrections.
+    # Curves: two policies and wrong values, each from 0 to 2 interventions.
     curves = table(folder / "interventions.csv")
     assert len(curves) == 2 * 2 * 3 * 3
     assert {(row["policy"], row["wrong"]) for row in curves} == {
@@ -60,8 +60,8 @@ def test_a_run_leaves_table_summary_curves_leakage_and_images(finished):
     assert not list(folder.rglob("*.partial"))
 
 
-def test_the_learnt_weights_are_those_that_were_tested(finished):
-    """Independent of the recipe's own evaluation: accuracies from the checkpoint with a bare forward."""
+def test_the_tested_weights_are_those_of_the_checkpoint(finished):
+    """Accuracies recomputed from the checkpoint with a plain forward pass, without the recipe's evaluation."""
     folder, _ = finished
     results = summary_of(folder)["results"]["hard"]
     for position, seed in enumerate((0, 1)):
@@ -73,12 +73,12 @@ def test_the_learnt_weights_are_those_that_were_tested(finished):
         network.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
         network.eval()
         with torch.no_grad():
-            right = network(data.test.inputs).argmax(1) == data.test.targets
+            correct = network(data.test.inputs).argmax(1) == data.test.targets
             with_truth = network.head(data.test.concepts).argmax(1) == data.test.targets
-            found = layer.concept_logits(network.trunk[:-1](data.test.inputs)) > 0
-        assert results["test/accuracy"]["values"][position] == pytest.approx(float(right.double().mean()))
+            predicted = layer.concept_logits(network.trunk[:-1](data.test.inputs)) > 0
+        assert results["test/accuracy"]["values"][position] == pytest.approx(float(correct.double().mean()))
         assert results["test/truth_accuracy"]["values"][position] == pytest.approx(float(with_truth.double().mean()))
-        agreed = (found == data.test.concepts.bool()).double().mean()
+        agreed = (predicted == data.test.concepts.bool()).double().mean()
         assert results["test/concept_accuracy"]["values"][position] == pytest.approx(float(agreed))
 
 
@@ -112,25 +112,25 @@ def test_help_shows_the_choices(run, tmp_path):
     ("overrides", "message"),
     [
         (["+epoch=3"], "no key 'epoch' .did you mean 'epochs'"),
-        (["training=apart"], "training is one of joint, sequential, independent, got apart"),
-        (["+trainings.conzept=joint"], "trainings has conzept, but there are"),
+        (["training=apart"], "must be one of 'joint', 'sequential', 'independent', got 'apart'"),
+        (["+trainings.conzept=joint"], "trainings must be of .*, got one of conzept"),
         (["training=sequential"], "a code of 96 features is more than its 6 concepts"),
-        (["bottlenecks=[concept]", "training=independent", "bottleneck.concept.code=logit"], "which are no logits"),
-        (["bottleneck.concept.concepts=4"], "concepts are 4, but the labels of digits_concepts are 6"),
+        (["bottlenecks=[concept]", "training=independent", "bottleneck.concept.code=logit"], "which are not logits"),
+        (["bottleneck.concept.concepts=4"], "concepts must be 6 as in the labels of digits_concepts, got 4"),
         (["bottlenecks=[post_hoc_concept]"], "fitted to a frozen network"),
-        (["interventions.policies=[entropy]"], "interventions.policies has entropy: choose from random, uncertainty"),
-        (["interventions.by=column"], "by='column' is 'group' or 'concept'"),
+        (["interventions.policies=[entropy]"], "interventions.policies must be one of 'random', .*, got 'entropy'"),
+        (["interventions.by=column"], "by must be one of 'group', 'concept', got 'column'"),
         (["interventions.orders=3"], "interventions.orders is an integer of at least 5"),
-        (["+interventions.costs.odd=2"], "interventions.costs: costs name odd, but corrections are even, .*"),
+        (["+interventions.costs.odd=2"], "interventions.costs: costs must be those of even, .*, got costs of odd"),
         (["+interventions.policy=random"], "interventions has no key 'policy'"),
-        (["interventions.policies=random"], "interventions.policies is a list of names, got random"),
-        (["interventions.costs=2"], "interventions.costs has the costs of some corrections"),
-        (["edit=[odd]"], "no concept is called 'odd': there are even"),
+        (["interventions.policies=random"], "interventions.policies must be a list of names, got random"),
+        (["interventions.costs=2"], "interventions.costs must map interventions to costs"),
+        (["edit=[odd]"], "there is no concept 'odd': choose from even"),
         (["rows=0"], "rows is an integer of at least 1"),
         (["balanced=3"], "balanced is true or false"),
         (["data=digits"], "no data set with concepts 'digits'"),
         (["data=concept_csv"], "a value is missing for data.concepts, data.path, data.target"),
-        (["bottleneck.concept.code=soft"], "code is one of"),
+        (["bottleneck.concept.code=soft"], "code must be one of"),
         (["experiment=vib_mnist"], "the experiment is one of another recipe: python recipes/classification.py"),
     ],
 )
@@ -140,7 +140,7 @@ def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, ove
     assert not (tmp_path / "run").exists()
 
 
-def test_a_spurious_concept_is_measured_on_the_shifted_part(launch):
+def test_a_spurious_concept_is_measured_on_the_shifted_split(launch):
     folder = launch(
         "data=shapes", "data.size=400", "data.image_size=8", "bottlenecks=[concept,logit]", "seeds=[0]", "epochs=1",
         "+bottleneck.logit={name:concept,code:logit}", "model=lenet", "edit=[bright]", "rows=100",
@@ -154,7 +154,7 @@ def test_a_spurious_concept_is_measured_on_the_shifted_part(launch):
 
 
 def test_other_bottlenecks_and_few_rows_run_too(launch, data_root):
-    """Of the zoo's 26 test animals leakage is not measured; a bottleneck without concepts is a method like any other."""
+    """The 26 test animals of the zoo are too few to measure leakage; other bottlenecks are methods like any other."""
     folder = launch(
         "data=zoo", f"data.root={data_root}", "bottlenecks=[variational,concept]", "seeds=[0]", "epochs=1",
         "model.hidden=[8]", "interventions.policies=[random]", "batch_size=16", "control=false",

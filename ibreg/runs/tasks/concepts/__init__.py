@@ -1,1 +1,1 @@
-"""How concept models are trained and what they are asked."""
+"""Training and examination of concept models."""

@@ -1,9 +1,9 @@
-"""What a trained concept model is asked: its concepts, what it does without them, what leaks, what corrections do."""
+"""Examination of a trained concept model: its concepts, reliance on them, leakage, and the effect of interventions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -17,17 +17,17 @@ from ibreg.evaluation.concepts.policies import POLICIES
 from ibreg.evaluation.concepts.predictions import accuracy, predict_concepts
 from ibreg.evaluation.concepts.probes import LEAST_SAMPLES
 from ibreg.evaluation.concepts.reliance import ablated, completeness, concept_reliance, head_effects
-from ibreg.layers.concept.specification import Concepts
+from ibreg.layers.constraints import OneOf
 from ibreg.plots.concepts import ConceptSample
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRows
 
 SAMPLES_SHOWN = 4
-# The effects of a head are means over so many samples: a forward pass for each concept and value.
+# Number of samples that effects of a head are averaged over: each concept and value takes a forward pass.
 SAMPLES_OF_EFFECTS = 200
 
 
 class Panel(NamedTuple):
-    """Which corrections a curve shows: of the test or the shifted part, by which policy, to the truth or not."""
+    """The interventions that a curve shows: on which split, in the order of which policy, to wrong values or not."""
 
     part: str
     policy: str
@@ -35,20 +35,20 @@ class Panel(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What stands above it."""
+        """The title of the panel."""
         title = f"{self.policy}, wrong values" if self.wrong else self.policy
         return f"{title}, shifted" if self.part == "shifted" else title
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found out about one trained model.
+    """Results of examining one trained model.
 
     Attributes:
-        metrics: by name.
-        curves: accuracy against the number of corrections.
-        effects: `(classes, concepts)`, see `concept_reliance.head_effects`.
-        samples: the first of the test part.
+        metrics: values by name.
+        curves: accuracy against the number of interventions.
+        effects: `(classes, concepts)`, see `reliance.head_effects`.
+        samples: predictions of some samples of the test split.
     """
 
     metrics: dict[str, float]
@@ -60,157 +60,162 @@ class Examined:
 def examine(
     model: nn.Module, data: ConceptData, options: DictConfig, device: torch.device, *, reference: float | None
 ) -> Examined:
-    """Asks one model everything.
+    """Measure everything about one model.
 
     Args:
-        model: with one concept layer.
-        data: that it was trained on; some rows of its test part are asked, percentiles and means are those of some
-            rows of its training part.
+        model: a model with one concept layer.
+        data: its data. Rows of the test split are measured; percentiles and means are those of training rows.
         options: `rows`, `edit`, `interventions`.
-        device: where.
+        device: device of the model.
         reference: test accuracy of the control, for the completeness; None: without it.
     """
-    concepts = data.concepts
     training_x, _, _ = some_rows(data.train, options.rows, device)
     training_logits = predict_concepts(model, training_x).logits
     x, target, labels = some_rows(data.test, options.rows, device)
-    found = predict_concepts(model, x)
-    metrics = concept_metrics(found.logits, labels, concepts)
+    predicted = predict_concepts(model, x)
+    metrics = concept_metrics(predicted.logits, labels, data.concepts)
     metrics |= concept_reliance(model, x, target, labels, training_logits)
-    # The measures below count: a column needs some labels of either value in each half of the samples.
-    counted = [column for column in range(len(concepts)) if _is_countable(concepts, labels, target, column)]
-    if counted:
-        metrics |= leakage(found.codes[:, counted], labels[:, counted], target)
+    measurable = [column for column in range(len(data.concepts)) if _has_enough_labels(data, labels, target, column)]
+    if measurable:
+        metrics |= leakage(predicted.codes[:, measurable], labels[:, measurable], target)
     chance = float(torch.bincount(target).max() / len(target))
     if reference is not None and chance < reference and len(x) >= 2 * LEAST_SAMPLES:
-        decided = concepts.decisions(found.values)
-        metrics |= completeness(decided, target, reference=reference, classes=data.classes)
+        decisions = data.concepts.decisions(predicted.values)
+        metrics |= completeness(decisions, target, reference=reference, classes=data.classes)
     effects = head_effects(model, x[:SAMPLES_OF_EFFECTS], training_logits)
-    binary = [column for column, kind in enumerate(concepts.kinds) if kind != "continuous"]
-    of_classes = [data.train.concepts[data.train.targets == label] for label in range(data.classes)]
-    if binary and all((~rows.isnan()).any(0).all() for rows in of_classes):
-        matrix = class_concept_matrix(data.train.concepts, data.train.targets, data.classes)
-        if float((effects[:, binary] - effects[:, binary].mean(0)).norm()) > 0:
-            metrics["head_agreement"] = head_agreement(effects[:, binary], matrix[:, binary])
-    metrics |= _edited(model, data, options, device, training_logits)
+    metrics |= _agreement(effects, data) | _edited(model, data, options, device, training_logits)
     curves = {panel: _curve(model, data, panel, options, device, training_logits) for panel in panels(options, data)}
     for panel, curve in curves.items():
         metrics[f"area_{panel.title.replace(', ', '_').replace(' ', '_')}"] = curve.area
     return Examined(metrics, curves, effects, _samples(model, data, device, training_logits))
 
 
-def some_rows(part: ConceptRows, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns inputs, targets and concepts of rows that are the same every time, from all over the part.
+def some_rows(split: ConceptRows, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs, targets and concepts of a fixed random subset of the rows of a split.
 
-    The first rows would not do: a folder of images is read class by class.
+    Not the first rows: a folder of images is read class by class.
     """
-    rows = sorted(torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count].tolist())
-    return part.inputs[rows].to(device), part.targets[rows].to(device), part.concepts[rows].to(device)
+    rows = sorted(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count].tolist())
+    return split.inputs[rows].to(device), split.targets[rows].to(device), split.concepts[rows].to(device)
 
 
 def panels(options: DictConfig, data: ConceptData) -> list[Panel]:
-    """Lists the curves: every policy on the test part, random wrong values, the first policy on the shifted part."""
-    asked = options.interventions
-    found = [Panel("test", policy, False) for policy in asked.policies]
-    if asked.wrong:
-        found.append(Panel("test", "random", True))
-    if data.shifted is not None and asked.policies:
-        found.append(Panel("shifted", asked.policies[0], False))
-    return found
+    """List the curves: each policy on the test split, random wrong values, the first policy on the shifted split."""
+    policies = options.interventions.policies
+    listed = [Panel("test", policy, False) for policy in policies]
+    if options.interventions.wrong:
+        listed.append(Panel("test", "random", True))
+    if data.shifted is not None and policies:
+        listed.append(Panel("shifted", policies[0], False))
+    return listed
 
 
 def check_interventions(cfg: DictConfig, data: ConceptData) -> None:
-    """Checks what can be wrong with the questions before anything is trained.
+    """Check the options of the examination before anything is trained.
 
     Raises:
-        ValueError: a policy, an order of corrections, a cost or a concept to edit that there is not.
+        ValueError: If a policy, a kind of intervention, a cost or a concept to edit does not exist.
     """
-    asked = cfg.interventions
-    for key, value in (("interventions.policies", asked.policies), ("edit", cfg.edit)):
+    options = cfg.interventions
+    for key, value in (("interventions.policies", options.policies), ("edit", cfg.edit)):
         if not isinstance(value, ListConfig):
-            raise ValueError(f"{key} is a list of names, got {value}")
-    if not isinstance(asked.costs, DictConfig):
-        raise ValueError(f"interventions.costs has the costs of some corrections, {{even: 2}}, got {asked.costs}")
-    unknown = [policy for policy in asked.policies if policy not in POLICIES]
-    if unknown:
-        raise ValueError(f"interventions.policies has {', '.join(unknown)}: choose from {', '.join(POLICIES)}")
+            raise ValueError(f"{key} must be a list of names, got {value}")
+    if not isinstance(options.costs, DictConfig):
+        raise ValueError(f"interventions.costs must map interventions to costs, {{even: 2}}, got {options.costs}")
+    for policy in options.policies:
+        OneOf(POLICIES).check("each of interventions.policies", policy)
     try:
-        intervention_costs(intervention_groups(data.concepts, asked.by), OmegaConf.to_container(asked.costs))
-    except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
+        intervention_costs(intervention_groups(data.concepts, options.by), _costs(options))
+    except (TypeError, ValueError) as error:  # a string as a cost is a TypeError
         raise ValueError(f"interventions.costs: {error}") from error
     for name in cfg.edit:
         data.concepts.index(name)
 
 
-def _curve(model, data: ConceptData, panel: Panel, options: DictConfig, device, training_logits) -> InterventionCurve:
+def _costs(options: DictConfig) -> dict[str, float]:
+    return cast(dict[str, float], OmegaConf.to_container(options.costs))
+
+
+def _curve(
+    model: nn.Module,
+    data: ConceptData,
+    panel: Panel,
+    options: DictConfig,
+    device: torch.device,
+    training_logits: Tensor,
+) -> InterventionCurve:
+    """Measure the curve of one panel."""
     asked = options.interventions
     x, target, labels = some_rows(getattr(data, panel.part), asked.rows, device)
     return intervention_curve(
-        model,
-        x,
-        target,
-        labels,
-        policy=panel.policy,
-        wrong=panel.wrong,
-        by=asked.by,
-        costs=OmegaConf.to_container(asked.costs),
-        orders=asked.orders,
-        training_logits=training_logits,
-    )
+        model, x, target, labels, policy=panel.policy, wrong=panel.wrong, by=asked.by, costs=_costs(asked),
+        orders=asked.orders, training_logits=training_logits,
+    )  # fmt: skip
 
 
-def _edited(model, data: ConceptData, options: DictConfig, device, training_logits) -> dict[str, float]:
-    """Measures accuracy with some concepts out of the head, and on the shifted part also with the truth set."""
-    found = {}
-    for part, beginning in ((data.test, ""), (data.shifted, "shifted_")):
-        if part is None:
+def _agreement(effects: Tensor, data: ConceptData) -> dict[str, float]:
+    """Measure the agreement of a head with the training labels, if each class has labels of each concept."""
+    columns = [column for column, kind in enumerate(data.concepts.kinds) if kind != "continuous"]
+    by_class = [data.train.concepts[data.train.targets == label] for label in range(data.classes)]
+    if not columns or not all((~labels.isnan()).any(0).all() for labels in by_class):
+        return {}
+    effects = effects[:, columns]
+    if not float((effects - effects.mean(0)).norm()) > 0:
+        return {}
+    matrix = class_concept_matrix(data.train.concepts, data.train.targets, data.classes)
+    return {"head_agreement": head_agreement(effects, matrix[:, columns])}
+
+
+def _edited(
+    model: nn.Module, data: ConceptData, options: DictConfig, device: torch.device, training_logits: Tensor
+) -> dict[str, float]:
+    """Measure the accuracy without the edited concepts, and on the shifted split also with the true concepts."""
+    metrics = {}
+    for split, prefix in ((data.test, ""), (data.shifted, "shifted_")):
+        if split is None:
             continue
-        x, target, labels = some_rows(part, options.rows, device)
+        x, target, labels = some_rows(split, options.rows, device)
         if options.edit:
             output = ablated(model, x, list(options.edit), training_logits)
-            found[f"{beginning}edited_accuracy"] = accuracy(output, target)
-        if beginning:
+            metrics[f"{prefix}edited_accuracy"] = accuracy(output, target)
+        if split is data.shifted:
             everything = torch.ones_like(labels, dtype=torch.bool)
             truth = predict_concepts(model, x, mask=everything, labels=labels, training_logits=training_logits)
-            found["shifted_truth_accuracy"] = accuracy(truth.output, target)
-            found |= {
-                f"shifted_{name}": value
-                for name, value in concept_metrics(predict_concepts(model, x).logits, labels, data.concepts).items()
-            }
-    return found
+            metrics["shifted_truth_accuracy"] = accuracy(truth.output, target)
+            shifted = concept_metrics(predict_concepts(model, x).logits, labels, data.concepts)
+            metrics |= {f"shifted_{name}": value for name, value in shifted.items()}
+    return metrics
 
 
-def _samples(model: nn.Module, data: ConceptData, device, training_logits) -> list[ConceptSample]:
+def _samples(model: nn.Module, data: ConceptData, device: torch.device, training_logits: Tensor) -> list[ConceptSample]:
+    """Return predictions of some test samples, with the contribution of each concept to the predicted class."""
     x, target, labels = some_rows(data.test, SAMPLES_SHOWN, device)
-    found = predict_concepts(model, x)
-    predicted = found.output.argmax(1, keepdim=True)
-    own = found.output.gather(1, predicted)
-    contributions = torch.zeros_like(found.values)
-    for columns in data.concepts.units.values():
+    output, _, values, _ = predict_concepts(model, x)
+    predicted = output.argmax(1, keepdim=True)
+    logit = output.gather(1, predicted)
+    contributions = torch.zeros_like(values)
+    for columns in map(list, data.concepts.units.values()):
         names = [data.concepts.names[column] for column in columns]
-        added = own - ablated(model, x, names, training_logits).gather(1, predicted)
-        # What a categorical concept adds stands beside the value that it has.
-        place = found.values[:, list(columns)].argmax(1, keepdim=True) + columns[0]
-        contributions.scatter_(1, place, added)
+        contribution = logit - ablated(model, x, names, training_logits).gather(1, predicted)
+        # The contribution of a categorical concept is shown at its predicted value.
+        shown = values[:, columns].argmax(1, keepdim=True) + columns[0]
+        contributions.scatter_(1, shown, contribution)
     return [
         ConceptSample(
-            x[row].cpu(),
-            found.values[row].cpu(),
-            labels[row].cpu(),
-            contributions[row].cpu(),
-            data.class_names[int(predicted[row])],
-            data.class_names[int(target[row])],
+            x[row].cpu(), values[row].cpu(), labels[row].cpu(), contributions[row].cpu(),
+            data.class_names[int(predicted[row])], data.class_names[int(target[row])],
         )
         for row in range(len(x))
-    ]
+    ]  # fmt: skip
 
 
-def _is_countable(concepts: Concepts, labels: Tensor, target: Tensor, column: int) -> bool:
+def _has_enough_labels(data: ConceptData, labels: Tensor, target: Tensor, column: int) -> bool:
+    """Whether a concept has enough labels of either value, and classes, in each half of the samples for leakage."""
     labeled = ~labels[:, column].isnan()
     known = labels[labeled, column].round()
     return (
-        concepts.kinds[column] != "continuous"
+        data.concepts.kinds[column] != "continuous"
         and len(known) >= max(BINS * SAMPLES_PER_BIN, 2 * LEAST_SAMPLES)
-        and min((known == 0).sum(), (known == 1).sum()) >= LEAST_SAMPLES
+        and min(int((known == 0).sum()), int((known == 1).sum())) >= LEAST_SAMPLES
         and len(target[labeled].unique()) > 1
     )

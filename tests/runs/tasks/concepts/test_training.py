@@ -1,4 +1,4 @@
-"""Joint, sequential and independent training: which loss reaches which weights, and what the head reads."""
+"""Joint, sequential and independent training: gradients of the losses, and the input of the head."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import ibreg
 from ibreg.regularized import Penalized
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import concepts as concept_data
-from ibreg.runs.tasks.concepts.training import TRAININGS, apart, training_of, with_concepts
+from ibreg.runs.tasks.concepts.training import TRAININGS, trained_as, training_of, with_concepts
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 
@@ -38,44 +38,44 @@ def gradients(model, task=True):
     return dict(zip(names, found, strict=True))
 
 
-def test_apart_the_encoder_learns_from_concepts_alone():
+def test_without_joint_training_the_encoder_learns_from_concepts_alone():
     joint, concepts_alone = gradients(model_of()), gradients(model_of(), task=False)
     assert not torch.allclose(joint["model.0.weight"], concepts_alone["model.0.weight"])
     for training in ("sequential", "independent"):
-        found = gradients(apart(model_of(), training))
+        found = gradients(trained_as(model_of(), training))
         for name in ("model.0.weight", "model.0.bias", "model.2.encoder.weight", "model.2.encoder.bias"):
             assert_close(found[name], concepts_alone[name])
         assert found["model.3.weight"].abs().sum() > 0
-    assert gradients(apart(model_of(), "joint")).keys() == joint.keys()
-    for name, each in gradients(apart(model_of(), "joint")).items():
+    assert gradients(trained_as(model_of(), "joint")).keys() == joint.keys()
+    for name, each in gradients(trained_as(model_of(), "joint")).items():
         assert torch.equal(each, joint[name])
 
 
-def test_the_head_reads_what_was_found_or_the_truth():
+def test_the_head_reads_predicted_or_true_concepts():
     x, y, c = batch()
     c[2, 1] = torch.nan
-    sequential, independent = (apart(model_of(), training) for training in ("sequential", "independent"))
+    sequential, independent = (trained_as(model_of(), training) for training in ("sequential", "independent"))
     plain = model_of()
     assert torch.equal(sequential(x, target=y, concepts=c).output, plain(x, target=y, concepts=c).output)
-    found = plain.model[2].predict_concepts(plain.model[:2](x))
-    expected = plain.model[3](torch.where(c.isnan(), found, c))
+    predicted = plain.model[2].predict_concepts(plain.model[:2](x))
+    expected = plain.model[3](torch.where(c.isnan(), predicted, c))
     assert_close(independent(x, target=y, concepts=c).output, expected)
     # In evaluation it reads its own concepts, whether labels are there or not.
     independent.eval()
-    assert_close(independent(x, target=y, concepts=c).output, plain.model[3](found))
-    assert_close(independent.model(x), plain.model[3](found))
+    assert_close(independent(x, target=y, concepts=c).output, plain.model[3](predicted))
+    assert_close(independent.model(x), plain.model[3](predicted))
 
 
 def test_a_head_inside_the_layer_is_trained_too():
     for training in ("sequential", "independent"):
-        found = gradients(apart(model_of(head="linear", out_features=5), training))
+        found = gradients(trained_as(model_of(head="linear", out_features=5), training))
         assert found["model.2.decoder.weight"].abs().sum() > 0
         alone = gradients(model_of(head="linear", out_features=5), task=False)
         assert_close(found["model.0.weight"], alone["model.0.weight"])
 
 
 def test_states_fit_each_other():
-    joint, independent = model_of(), apart(model_of(seed=1), "independent")
+    joint, independent = model_of(), trained_as(model_of(seed=1), "independent")
     independent.load_state_dict(joint.state_dict())
     x, _, _ = batch()
     assert torch.equal(independent.eval()(x).output, joint.eval()(x).output)
@@ -84,14 +84,14 @@ def test_states_fit_each_other():
 @pytest.mark.parametrize(
     ("options", "training", "message"),
     [
-        ({"code": "logit"}, "independent", "true concepts, which are no logits"),
+        ({"code": "logit"}, "independent", "true concepts, which are not logits"),
         ({"residual": 2}, "sequential", "a code of 5 features is more than its 3 concepts"),
-        ({"residual": 2}, "independent", "train it jointly"),
+        ({"residual": 2}, "independent", "use training=joint"),
     ],
 )
-def test_codes_that_are_more_than_their_concepts_are_trained_jointly(options, training, message):
+def test_codes_that_are_more_than_their_concepts_must_be_trained_jointly(options, training, message):
     with pytest.raises(ValueError, match=message):
-        apart(model_of(**options), training)
+        trained_as(model_of(**options), training)
 
 
 @pytest.fixture
@@ -125,18 +125,20 @@ def test_a_layer_keeps_its_own_options(configured):
     filled = with_concepts(cfg, data)
     assert filled.bottleneck.concept.out_features == 9
     assert filled.bottleneck.concept.pos_weight == 2
-    with pytest.raises(ValueError, match="concepts are 4, but the labels of digits_concepts are 6"):
+    with pytest.raises(ValueError, match="concepts must be 6 as in the labels of digits_concepts, got 4"):
         with_concepts(configured("bottleneck.concept.concepts=4"), data)
     with pytest.raises(ValueError, match="fitted to a frozen network"):
         with_concepts(configured("bottlenecks=[post_hoc_concept]"), data)
 
 
-def test_the_way_of_an_method_goes_before_that_of_all(configured):
+def test_the_training_of_a_method_takes_precedence_over_that_of_all(configured):
     cfg = configured("training=sequential", "+trainings.concept=independent")
     assert training_of(cfg, "concept") == "independent"
     assert training_of(cfg, "concept_embedding") == "sequential"
     assert set(TRAININGS) == {"joint", "sequential", "independent"}
-    with pytest.raises(ValueError, match="training is one of joint, sequential, independent, got apart"):
+    with pytest.raises(
+        ValueError, match="training of concept must be one of 'joint', 'sequential', 'independent', got 'apart'"
+    ):
         training_of(configured("training=apart"), "concept")
-    with pytest.raises(ValueError, match="trainings has conzept, but there are"):
+    with pytest.raises(ValueError, match=r"trainings must be of .*, got one of conzept"):
         training_of(configured("+trainings.conzept=joint"), "concept")
