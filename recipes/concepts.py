@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import hydra
 from accelerate import Accelerator
@@ -135,7 +136,7 @@ def build_concept_model(cfg: DictConfig, data: ConceptData, trial: Trial) -> nn.
     return trained_as(model, training_of(cfg, trial.method)) if has_concepts(model) else model
 
 
-def has_concepts(model: nn.Module) -> bool:
+def has_concepts(model: nn.Module) -> TypeGuard[Regularized]:
     """Whether a model has a concept layer; controls and other bottlenecks do not."""
     return isinstance(model, Regularized) and any(isinstance(module, ConceptLayer) for module in model.modules())
 
