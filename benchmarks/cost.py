@@ -2,7 +2,7 @@
 
     python benchmarks/cost.py                # every case
     python benchmarks/cost.py repeats=50 cases=[mlp]
-    python benchmarks/cost.py cases=[overhead] repeats=9               # every bottleneck behind a ResNet and a ViT
+    python benchmarks/cost.py cases=[overhead] repeats=9               # every bottleneck after a ResNet and a ViT
     python benchmarks/cost.py cases=[overhead] repeats=9 only=hsic     # the rows of one of them
     python benchmarks/cost.py cases=[lookup] repeats=5                 # searches for keys
     python benchmarks/cost.py cases=[] samples=[128,1024,4096]         # kernel quantities, forward and backward
@@ -242,7 +242,7 @@ def kernel_layer_cases():
 
 
 def overhead_cases(compiled: bool = False):
-    """Every bottleneck with its defaults, as wide as its input, behind a ResNet-20 and a ViT-tiny of 65 tokens."""
+    """Every bottleneck with its defaults, as wide as its input, after a ResNet-20 and a ViT-tiny of 65 tokens."""
     torch.manual_seed(0)
     x, y, concepts = torch.randn(128, 3, 32, 32), torch.randint(10, (128,)), torch.rand(128, 8).round()
     for network, build, place, features in (

@@ -125,7 +125,7 @@ def test_logs_are_averaged_over_calls_and_penalties_added():
     torch.testing.assert_close(logs, {"layer/squares": (squares + 4 * squares) / 2})
 
 
-def test_evaluation_charges_nothing_moves_nothing_and_logs():
+def test_evaluation_penalizes_nothing_moves_nothing_and_logs():
     net = mlp()
     x, _ = batch()
     before = copy.deepcopy(net.state_dict())
@@ -325,7 +325,7 @@ def test_the_rate_does_not_depend_on_the_number_of_draws():
     torch.testing.assert_close(Regularized(net, draws=5)(x).penalty, Regularized(net)(x).penalty)
 
 
-def test_a_conditional_bottleneck_behind_the_draws_sees_its_own_targets():
+def test_a_conditional_bottleneck_after_the_samples_sees_its_own_targets():
     conditional = VariationalBottleneck(5, prior="conditional", classes=CLASSES, beta=1.0)
     nn.init.normal_(conditional.prior_mean, std=3)
     net = mlp(VariationalBottleneck(5, start="identity", beta=0.0), conditional)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 def choose(
     kind: str, name: str, functions: Mapping[str, Callable], options: Iterable[str], *, beside: str = ""
 ) -> Callable:
-    """Returns the function that stands behind a name, once it is known to take these options.
+    """Returns the function of a name, after checking that it takes these options.
 
     Args:
         kind: What the functions make, for messages.

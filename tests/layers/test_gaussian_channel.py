@@ -95,7 +95,7 @@ def test_learned_noise_grows_under_the_penalty_alone():
     assert (layer.log_noise > math.log(0.1)).all()
 
 
-def test_several_samples_of_each_row_are_charged_once():
+def test_several_samples_of_each_row_are_penalized_once():
     net = nn.Sequential(GaussianChannelBottleneck(noise=0.5), nn.Linear(4, 2))
     x = torch.randn(8, 4)
     out = ibreg.Regularized(net, draws=3)(x)

@@ -44,7 +44,7 @@ def test_features_are_those_of_the_encoder_and_are_computed_once(encoder, inputs
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_other_weights_inputs_or_architecture_are_computed_anew(encoder, inputs, tmp_path):
+def test_other_weights_inputs_or_architecture_are_computed_again(encoder, inputs, tmp_path):
     encode(encoder, inputs, cache=tmp_path)
     inputs[3, 1, 1] += 1e-6
     encode(encoder, inputs, cache=tmp_path)
@@ -58,7 +58,7 @@ def test_other_weights_inputs_or_architecture_are_computed_anew(encoder, inputs,
     assert len(list(tmp_path.glob("features-*.pt"))) == 5
 
 
-def test_a_damaged_file_is_computed_anew(encoder, inputs, tmp_path):
+def test_a_damaged_file_is_computed_again(encoder, inputs, tmp_path):
     found = encode(encoder, inputs, cache=tmp_path)
     (path,) = tmp_path.glob("features-*.pt")
     path.write_bytes(path.read_bytes()[:-40])

@@ -29,7 +29,7 @@ def test_a_control_is_predicted_by_its_softmax(rows):
     assert model.training
 
 
-def test_draws_are_averaged_as_probabilities_and_charged_one_by_one(rows):
+def test_samples_are_averaged_as_probabilities_and_penalized_one_by_one(rows):
     model = ibreg.Regularized(nn.Sequential(ibreg.VariationalBottleneck(6, 4), nn.Linear(4, 3)))
     found = classify(model, rows, CPU, draws=5)
     outputs = torch.cat(
