@@ -49,8 +49,8 @@ class VariationalBottleneck(Bottleneck):
     .. math:: \text{penalty} = u\left( \frac1n \sum_i KL(p(z|x_i) \,\|\, r) + (1 - \alpha) H(z|x_i) \right), \quad
         \sigma = \log(1 + e^{\rho}) + 10^{-30}
 
-    with mu and rho linear in the features. In training the code is sampled, in evaluation it is the mean. With alpha =
-    1 and u the identity the penalty is the rate, an upper bound of I(Z; X) (arXiv 1612.00410).
+    with mu and rho linear in the features. In training the code is sampled, in evaluation it is the mean. For alpha 1
+    and linear u the penalty is the rate, an upper bound of I(Z; X) (arXiv 1612.00410).
 
     Args:
         in_features: size of the feature axis.
@@ -97,7 +97,7 @@ class VariationalBottleneck(Bottleneck):
     """
 
     stochastic = True
-    undecayed = ("prior_mean", "prior_log_variance")
+    undecayed = tuple({f"prior_{field}": None for prior in PRIORS.values() for field in prior.shapes(1, 1)})
     constraints = CONSTRAINTS | {
         "prior": OneOf(PRIORS),
         "classes": Optional(Count("number of classes", least=2)),
