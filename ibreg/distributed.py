@@ -1,4 +1,4 @@
-"""Quantities over ranks. Whether there are several is asked at each call, never remembered."""
+"""Sums, means and rows over the ranks of a process group; the group is looked up at each call, never cached."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Returns the mean of a tensor over all ranks, or the tensor itself where there is one; every rank has to call it.
+    """Returns the mean of a tensor over all ranks, or the tensor itself without others; every rank must call it.
 
     Args:
         value: any shape, the same on every rank; without gradient.
@@ -21,12 +21,12 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def several_ranks() -> bool:
-    """Whether there are other processes, asked at each call: a layer may be older than its process group."""
+    """Whether there are other ranks; to be called each time, as a layer may be older than the process group."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def over_ranks(value: Tensor) -> Tensor:
-    """Returns the sum of a tensor over all ranks, or the tensor itself where there is one; every rank has to call it.
+    """Returns the sum of a tensor over all ranks, or the tensor itself without others; every rank must call it.
 
     Args:
         value: any shape, the same on every rank; without gradient.
@@ -43,15 +43,15 @@ def over_ranks(value: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
-    """Returns the rows of all ranks in order, how many each has, and which rank this is.
+    """Returns the rows of all ranks in order, the number of rows of each rank, and the own rank.
 
-    Ranks may have different numbers of rows; every rank has to call it. A process that is alone has all rows itself.
+    Ranks may have different numbers of rows; every rank must call it. A single process returns its own rows.
 
     Args:
         rows: `(rows, dim)`, without gradient.
 
     Raises:
-        ValueError: another number of features on another rank; raised on every rank, so that none waits.
+        ValueError: If the numbers of features differ between ranks; on every rank, so that none waits.
     """
     if not several_ranks():
         return rows, (rows.shape[0],), 0
@@ -60,7 +60,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
     distributed.all_gather_into_tensor(shapes, torch.tensor([rows.shape], device=rows.device))
     lengths, features = zip(*shapes.tolist(), strict=True)
     if len(set(features)) > 1:
-        raise ValueError(f"the ranks have rows of different numbers of features: {list(features)}")
+        raise ValueError(f"the rows of all ranks must have the same number of features, got {list(features)}")
     longest = max(lengths)
     padded = rows.new_zeros((longest, rows.shape[1]))
     padded[: rows.shape[0]] = rows
@@ -71,16 +71,16 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
 
 
 def all_rows(rows: Tensor) -> Tensor:
-    """Returns the rows of all ranks in order, with a gradient for this rank's own; every rank has to call it.
+    """Returns the rows of all ranks in order, with a gradient for the rank's own; every rank must call it.
 
-    Every rank computes the same of them. The gradient is that of the result by these rows times the number of ranks,
-    as `DistributedDataParallel` takes the mean of the ranks' gradients.
+    All ranks must compute the same result from them. The gradient is that with respect to the rank's own rows, times
+    the number of ranks, as `DistributedDataParallel` averages.
 
     Args:
         rows: `(rows, dim)`; ranks may have different numbers of rows.
 
     Raises:
-        ValueError: another number of features on another rank.
+        ValueError: If the numbers of features differ between ranks.
     """
     return _AllRows.apply(rows) if several_ranks() else rows
 
@@ -94,5 +94,5 @@ class _AllRows(torch.autograd.Function):
         return gathered
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         return ctx.ranks * grad[ctx.own]

@@ -13,7 +13,7 @@ from ibreg.functional.kernel.bandwidths import bandwidth_of
 from ibreg.functional.kernel.dependence import cs_qmi, hsic, normalized_factor, normalized_hsic
 from ibreg.functional.kernel.divergence import conditional_cs_divergence, cs_divergence
 from ibreg.functional.kernel.kernels import delta_gram, gaussian_gram, inverse_multiquadric_gram, linear_gram
-from ibreg.functional.kernel.pairs import gram
+from ibreg.functional.kernel.pairs import tiled_gram
 from ibreg.functional.kernel.pairwise_rate import nonlinear_rate
 from ibreg.functional.kernel.rows import squared_distances
 from ibreg.functional.lagrangian import exponential_lagrangian, linear_lagrangian, power_lagrangian
@@ -36,7 +36,6 @@ __all__ = [
     "gaussian_log_prob",
     "gaussian_pool",
     "gaussian_rate",
-    "gram",
     "hsic",
     "inverse_multiquadric_gram",
     "linear_gram",
@@ -49,4 +48,5 @@ __all__ = [
     "power_lagrangian",
     "product_nearest",
     "squared_distances",
+    "tiled_gram",
 ]

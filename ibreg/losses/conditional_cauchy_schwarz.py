@@ -1,18 +1,21 @@
-"""Loss of a regression: how far the predictions' distribution given the inputs is from the targets'.
+"""Regression loss with the divergence between the conditional distributions of targets and predictions.
 
 Yu et al. 2024 (arXiv 2404.17951).
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from ibreg.functional.kernel.bandwidths import Bandwidth, bandwidth_of
+from ibreg.functional.kernel.bandwidths import Bandwidth
 from ibreg.functional.kernel.divergence import MODES, conditional_cs_divergence
-from ibreg.functional.kernel.rows import as_rows
-from ibreg.layers.constraints import Between, Bool, Count, OneOf
-from ibreg.tracing import can_assert
+from ibreg.functional.kernel.rows import BLOCK_SIZE, as_rows
+from ibreg.layers.constraints import Between, Bool, Constraint, Count, OneOf, Optional
+from ibreg.layers.kernel.base import IsBandwidth
+from ibreg.tracing import assert_finite, can_assert
 
 
 class ConditionalCauchySchwarz(nn.Module):
@@ -20,32 +23,35 @@ class ConditionalCauchySchwarz(nn.Module):
 
     .. math:: \ell = s \, \operatorname{mean} |\hat y - y|^2 + (1 - s) \, D_{CS}(p(y|x) \,\|\, p(\hat y|x))
 
-    The divergence (`functional.conditional_cs_divergence`) compares neighbors in the inputs, in nats; by itself it has
-    little gradient for predictions that are several bandwidths off, which is what the squared error is for. It does
-    not depend on the targets' scale, the squared error does: standardize them, and the two are of one size.
+    The divergence (`functional.conditional_cs_divergence`, in nats) compares samples with similar inputs. Alone it has
+    little gradient for predictions that are several bandwidths off, hence the squared error. With relative bandwidths
+    the divergence does not depend on the scale of the targets; the squared error does: standardize the targets, so
+    that both are of the same size.
 
-    The divergence is of the batch as a whole (of the micro-batch, under gradient accumulation; under DDP of the rank's
-    own batch, unless `gather`). Inputs and targets are taken as constants: an attack on the inputs sees the loss
-    through the model alone.
+    The divergence is that of the whole batch (under gradient accumulation of the micro-batch, under DDP of the rank's
+    own batch, unless `gather`). Inputs and targets are constants: attacks on the inputs see the loss through
+    the model alone.
 
     Args:
         share: s, weight of the squared error in [0, 1].
-        bandwidth_x: of the inputs, relative to the batch: `("rms", s)` is s times the root mean squared distance of
-            two inputs; or `"median"`, or a length. It decides the most: 0.1 compares near neighbors, 1 little more
-            than the marginals of y.
-        bandwidth_y: of targets and predictions, relative to the batch's targets in the same way. `("rms", 1.0)` is 1.4
-            standard deviations of a single target.
-        mode: "symmetric", "symmetric_root" (less weight on lonely inputs), "paper" (as published, no divergence) or
-            "released" (squared error): see `functional.conditional_cs_divergence`.
-        block_size: rows of pairs walked at a time; None: chosen. It changes time and memory alone.
-        gather: while gradients are on, the divergence is of the batches of all ranks (every rank has to call it).
+        bandwidth_x: bandwidth of the inputs: a number, ("rms", s), ("dimension", s) or "median", see
+            `functional.bandwidth_of`. It has the largest influence: ("rms", 0.1) compares near neighbors, ("rms", 1.0)
+            little more than the marginals of y.
+        bandwidth_y: bandwidth of targets and predictions, computed from the targets. ("rms", 1.0) is 1.4 standard
+            deviations of a single target.
+        mode: "symmetric", "symmetric_root" (less weight on isolated inputs), "paper" (as published, not a divergence)
+            or "released" (squared error), see `functional.conditional_cs_divergence`.
+        block_size: rows of a block of the Gram matrices, which are evaluated block by block; None: chosen
+            automatically, so that a block has at most a million pairs. It changes time and memory, not the value.
+        gather: with gradients enabled, use the global batch of all ranks (under DDP; every rank must call the loss)
+            instead of the rank's own batch.
 
     Shapes:
         output `(batch,)` or `(batch, values)`, target the same (`(batch,)` is `(batch, 1)`), inputs `(batch, ...)`,
         flattened. The loss is 0-dim.
 
     Raises:
-        ValueError: an option out of range; no samples, integers, sizes that do not match.
+        ValueError: If an option is out of range, there are no samples, a tensor has integers, or the shapes differ.
 
     Example:
         >>> import ibreg
@@ -56,6 +62,20 @@ class ConditionalCauchySchwarz(nn.Module):
     """
 
     needs_inputs = True
+    share: float
+    bandwidth_x: Bandwidth
+    bandwidth_y: Bandwidth
+    mode: str
+    block_size: int | None
+    gather: bool
+    constraints: ClassVar[dict[str, Constraint]] = {
+        "share": Between(0, 1),
+        "bandwidth_x": IsBandwidth(),
+        "bandwidth_y": IsBandwidth(),
+        "mode": OneOf(MODES),
+        "block_size": Optional(Count(BLOCK_SIZE)),
+        "gather": Bool(),
+    }
 
     def __init__(
         self,
@@ -68,33 +88,26 @@ class ConditionalCauchySchwarz(nn.Module):
         gather: bool = False,
     ):
         super().__init__()
-        Between(0, 1).check("share", share)
-        OneOf(MODES).check("mode", mode)
-        for bandwidth in (bandwidth_x, bandwidth_y):
-            bandwidth_of(torch.zeros(1, 1), bandwidth)  # for its errors
-        if block_size is not None:
-            Count("number of rows of pairs that are walked at a time").check("block_size", block_size)
-        Bool().check("gather", gather)
-        self.share = share
-        self.bandwidth_x = bandwidth_x
-        self.bandwidth_y = bandwidth_y
-        self.mode = mode
-        self.block_size = block_size
-        self.gather = gather
+        options = {
+            "share": share, "bandwidth_x": bandwidth_x, "bandwidth_y": bandwidth_y, "mode": mode,
+            "block_size": block_size, "gather": gather,
+        }  # fmt: skip
+        for option, value in options.items():
+            setattr(self, option, self.constraints[option].check(option, value))
 
     def forward(self, output: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
         """Returns the loss.
 
         Args:
             output: predictions.
-            target: what they should be.
-            inputs: what they were made from.
+            target: targets.
+            inputs: inputs of the model.
         """
         prediction = as_rows(output, "the output")
         target, inputs = as_rows(target.detach(), "the target"), as_rows(inputs.detach(), "the input")
         if prediction.shape != target.shape:
             raise ValueError(
-                "output and target have to be of one size (batch, values), "
+                "output and target must have the same shape (batch, values), "
                 f"got {tuple(prediction.shape)} and {tuple(target.shape)}"
             )
         divergence = conditional_cs_divergence(
@@ -109,14 +122,12 @@ class ConditionalCauchySchwarz(nn.Module):
         )
         if can_assert(prediction):
             total = prediction.detach().sum() + target.sum() + inputs.sum()
-            torch._assert_async(
-                total * 0 == 0, f"{type(self).__name__} got NaN or infinite values in output, target or inputs"
-            )
+            assert_finite(total, f"{type(self).__name__} got NaN or infinite values in output, target or inputs")
         squared_error = (prediction - target).square().mean()
         return self.share * squared_error + (1 - self.share) * divergence
 
     def extra_repr(self) -> str:
-        """Describes the options."""
+        """Returns the options for the representation of the module."""
         return (
             f"share={self.share:g}, bandwidth_x={self.bandwidth_x!r}, bandwidth_y={self.bandwidth_y!r}, "
             f"mode={self.mode!r}"

@@ -1,4 +1,4 @@
-"""The mixed loss against its parts, as a criterion of `Penalized`, and what it refuses."""
+"""The mixed loss against numpy and its parts, as a criterion of `Penalized`, and its errors."""
 
 import math
 
@@ -146,9 +146,9 @@ def test_repr_names_the_options():
     [
         ({"share": 1.5}, r"share must be a finite number of at least 0 and at most 1, got 1.5"),
         ({"mode": "symetric"}, "mode must be one of 'symmetric'"),
-        ({"bandwidth_x": 0}, "a bandwidth is a length above 0"),
-        ({"bandwidth_y": ("rms", -1)}, "a bandwidth is a length above 0"),
-        ({"block_size": 0}, "block_size is the number of rows"),
+        ({"bandwidth_x": 0}, "bandwidth_x must be a number above 0"),
+        ({"bandwidth_y": ("rms", -1)}, "bandwidth_y must be a number above 0"),
+        ({"block_size": 0}, "block_size must be None or an integer of at least 1"),
     ],
 )
 def test_option_errors(options, message):
@@ -163,18 +163,18 @@ def test_option_errors(options, message):
             torch.zeros(4, 2),
             torch.zeros(4),
             torch.zeros(4, 3),
-            r"of one size \(batch, values\), got \(4, 2\) and \(4, 1\)",
+            r"the same shape \(batch, values\), got \(4, 2\) and \(4, 1\)",
         ),
         (
             torch.zeros(4),
             torch.zeros(3),
             torch.zeros(4, 3),
-            r"of one size \(batch, values\), got \(4, 1\) and \(3, 1\)",
+            r"the same shape \(batch, values\), got \(4, 1\) and \(3, 1\)",
         ),
-        (torch.zeros(4), torch.zeros(4), torch.zeros(5, 3), "one batch, got 5, 4 and 4 samples"),
-        (torch.zeros(4), torch.zeros(4, dtype=torch.long), torch.zeros(4, 3), "the target has to be floating point"),
-        (torch.zeros(4), torch.zeros(4), torch.zeros(4, 3, dtype=torch.uint8), "the input has to be floating point"),
-        (torch.zeros(0), torch.zeros(0), torch.zeros(0, 3), "the batch is empty"),
+        (torch.zeros(4), torch.zeros(4), torch.zeros(5, 3), "the same number of samples, got 5, 4 and 4"),
+        (torch.zeros(4), torch.zeros(4, dtype=torch.long), torch.zeros(4, 3), "the target must be floating point"),
+        (torch.zeros(4), torch.zeros(4), torch.zeros(4, 3, dtype=torch.uint8), "the input must be floating point"),
+        (torch.zeros(0), torch.zeros(0), torch.zeros(0, 3), "at least one sample, got an empty batch"),
     ],
 )
 def test_input_errors(output, target, inputs, message):

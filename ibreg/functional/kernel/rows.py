@@ -1,6 +1,6 @@
-"""Batches as rows: what checks them, where their middle is, and how far they are from each other.
+"""Batches as rows: checks, the origin to subtract, and squared distances.
 
-Everything flattens `(batch, ...)` to `(batch, dim)`.
+All functions flatten `(batch, ...)` to `(batch, dim)`.
 """
 
 from __future__ import annotations
@@ -12,70 +12,80 @@ from torch import Tensor
 
 from ibreg.precision import at_least_float32
 
+BLOCK_SIZE = "rows of a block of the Gram matrix"
+
 
 def as_rows(x: Tensor, name: str = "x") -> Tensor:
-    """Returns a batch as `(batch, dim)`, half precision turned to float32.
+    """Flattens a batch to `(batch, dim)`; half precision becomes float32.
 
     Args:
-        x: `(batch, ...)`, floating point; `(batch,)` is taken as one feature.
-        name: how errors call it.
+        x: `(batch, ...)`, floating point; `(batch,)` is one feature.
+        name: name of the tensor in error messages.
 
     Raises:
-        ValueError: integers, or a tensor without a batch axis.
+        ValueError: If the tensor has integers, or no batch axis.
     """
     if not x.is_floating_point():
-        raise ValueError(f"{name} has to be floating point, got {x.dtype}: labels go with the delta kernel, or one-hot")
+        raise ValueError(
+            f"{name} must be floating point, got {x.dtype}: for labels use the delta kernel, or one-hot codes"
+        )
     if x.dim() == 0:
-        raise ValueError(f"{name} is a batch, (batch, ...), got a 0-dim tensor")
+        raise ValueError(f"{name} must be a batch, (batch, ...), got a 0-dim tensor")
     x = at_least_float32(x)
     return x.unsqueeze(-1) if x.dim() == 1 else x.flatten(1)
 
 
 def as_labels(x: Tensor, name: str = "x") -> Tensor:
-    """Returns integer labels as `(batch,)`, checked.
+    """Checks integer labels and returns them as `(batch,)`.
 
     Args:
         x: `(batch,)` or `(batch, 1)`, integers or booleans.
-        name: how errors call it.
+        name: name of the tensor in error messages.
 
     Raises:
-        ValueError: no integers, or more than one label of a sample.
+        ValueError: If the labels are not integers, or a sample has more than one.
     """
     if x.is_floating_point() or x.is_complex():
-        raise ValueError(f"the delta kernel takes integer labels, got {name} of {x.dtype}: use x.long()")
+        raise ValueError(f"{name} must be integer labels for the delta kernel, got {x.dtype}: use x.long()")
     if x.dim() == 2 and x.shape[1] == 1:
         x = x.squeeze(1)
     if x.dim() != 1:
-        raise ValueError(f"the delta kernel takes one label of each sample, (batch,), got {name} of {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have one label per sample for the delta kernel, shape (batch,), got {tuple(x.shape)}"
+        )
     return x
 
 
 def as_pair(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns one batch or two as rows, of as many features.
+    """Returns two batches as rows; `y` is `x` if it is None.
 
     Raises:
-        ValueError: integers, or features that do not match.
+        ValueError: If a batch has integers, or the numbers of features differ.
     """
     x = as_rows(x)
     if y is None:
         return x, x
     y = as_rows(y, "y")
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y have to have as many features, got {x.shape[1]} and {y.shape[1]}")
+        raise ValueError(f"x and y must have the same number of features, got {x.shape[1]} and {y.shape[1]}")
     return x, y
 
 
 def check_block_size(block_size: Any) -> None:
-    """Raises a ValueError for what is neither None nor an integer of at least 1."""
+    """Checks a number of rows.
+
+    Raises:
+        ValueError: If it is neither None nor an integer of at least 1.
+    """
     if block_size is not None and (type(block_size) is not int or block_size < 1):
-        raise ValueError(f"block_size is a number of rows, at least 1, or None, got {block_size!r}")
+        raise ValueError(f"block_size must be None or an integer of at least 1 ({BLOCK_SIZE}), got {block_size!r}")
 
 
 def origin_of(x: Tensor) -> Tensor:
-    """Returns a point in the middle of the rows, without gradient, to subtract before squares are taken.
+    """Returns the mean of the rows, without gradient, to subtract before rows are squared.
 
-    Without it, |a|^2 + |b|^2 - 2 a.b loses the digits of a distant batch. A constant batch becomes exactly 0, which a
-    rounded mean alone would not do: hence the way over the first row.
+    Without that, |a|^2 + |b|^2 - 2 <a, b> cancels for a batch far from 0. The mean is taken relative to the first row,
+    so that a constant batch becomes exactly 0; a rounded mean would leave a residue.
 
     Args:
         x: `(batch, dim)`.
@@ -86,22 +96,22 @@ def origin_of(x: Tensor) -> Tensor:
 
 
 def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
-    r"""Squared distances between the rows of one batch, or of two.
+    r"""Squared distances between the rows of one batch or two.
 
     .. math:: D_{ij} = |x_i - y_j|^2
 
-    By a matrix product, after the middle of `x` was subtracted from both: about 1e-7 of the squared distance from that
-    middle is rounding. Never below 0; exactly 0 on the diagonal when there is one batch.
+    They are computed by a matrix product, after the mean of `x` was subtracted from both: the rounding error is about
+    1e-7 of the squared distance from that mean. Distances are at least 0, and exactly 0 on the diagonal if `y` is None.
 
     Args:
         x: `(batch, ...)`.
-        y: `(other_batch, ...)`, with as many features; None: `x`.
+        y: `(other_batch, ...)`, with as many features as `x`; None: `x`.
 
     Returns:
         `(batch, other_batch)`, differentiable.
 
     Raises:
-        ValueError: integers, or features that do not match.
+        ValueError: If a batch has integers, or the numbers of features differ.
 
     Example:
         >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
@@ -121,7 +131,7 @@ def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     return squares.masked_fill(diagonal, 0)
 
 
-def minus_squared_distances(here: Tensor, there: Tensor) -> Tensor:
-    """Returns -|a - b|^2 of rows that lie around 0, without gradient, in memory that the caller may change."""
-    products = torch.addmm(there.square().sum(-1).neg_(), here, there.mT, alpha=2)
-    return products.sub_(here.square().sum(-1, keepdim=True)).clamp_(max=0)
+def negative_squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Returns -|a - b|^2 of centered rows, without gradient, in memory that the caller may change."""
+    products = torch.addmm(b.square().sum(-1).neg_(), a, b.mT, alpha=2)
+    return products.sub_(a.square().sum(-1, keepdim=True)).clamp_(max=0)

@@ -1,20 +1,21 @@
-"""What the bottlenecks that compare all pairs of a batch share: one row for each sample, and the batch's Gram matrices.
+"""Base of the kernel bottlenecks: one row per sample, and Gram matrices that the layers of a model share.
 
-Kernels see samples. So tokens and positions of a sample become one row, and what several layers of a model compare
-their codes with, inputs and targets, gets its Gram matrix once for each batch.
+Kernels compare samples. Therefore the tokens or positions of a sample become one row, and the Gram matrices of inputs
+and targets, which several layers compare their codes with, are computed once per batch.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ibreg.distributed import over_ranks
-from ibreg.functional.kernel.bandwidths import Bandwidth, bandwidth_of
-from ibreg.functional.kernel.pairs import Gram, gram
+from ibreg.functional.kernel.bandwidths import BANDWIDTHS, Bandwidth, bandwidth_of
+from ibreg.functional.kernel.pairs import TiledGram, tiled_gram
+from ibreg.functional.kernel.rows import BLOCK_SIZE
 from ibreg.layers.base import Bottleneck
 from ibreg.layers.constraints import Bool, Constraint, Count, OneOf, Optional
 from ibreg.layers.positions import check_mask, mean_over_positions
@@ -22,7 +23,7 @@ from ibreg.layers.scope import Scope
 from ibreg.tracing import assert_finite, can_assert
 
 POSITIONS = ("flatten", "mean")
-LEAST_SIMILAR = 1e-5  # below, or this close to 1, the mean kernel of two samples says nothing any more
+LEAST_SIMILARITY = 1e-5  # a mean kernel of two samples this close to 0 or 1 has no information
 
 
 class IsBandwidth(Constraint):
@@ -37,32 +38,38 @@ class IsBandwidth(Constraint):
         return True
 
     def plain(self, value: Any) -> Any:
-        """Returns a bandwidth that can be the key of a dict."""
+        """Returns a bandwidth that can be a key of a dict."""
         if isinstance(value, list | tuple):
             kind, scale = value
             return kind, float(scale)
         return value if isinstance(value, str) else float(value)
 
     def __str__(self) -> str:
-        return "a length above 0, ('rms', s) or ('dimension', s) with s above 0, or 'median'"
+        return BANDWIDTHS
 
 
 class KernelBottleneck(Bottleneck):
     """Base of bottlenecks whose penalty is a kernel dependence between codes and inputs or targets.
 
     Args:
-        in_features: size of the feature axis; None where the layer does not care.
+        in_features: size of the feature axis; None if the layer takes any.
         beta: weight of the penalty.
-        positions: "flatten": all tokens or positions of a sample are its row; "mean": their mean is.
-        block_size: rows and columns of pairs that are visited at once; None: chosen.
-        gather: in training the batch is that of all ranks, not the rank's own.
+        positions: "flatten": the row of a sample is all its tokens or positions; "mean": their mean.
+        block_size: rows of a block of the Gram matrices, which are evaluated block by block; None: chosen
+            automatically, so that memory is linear in the batch beyond 2,048 samples. It changes time and memory, not
+            the value.
+        gather: in training, use the global batch of all ranks (under DDP; every rank must call the layer) instead of
+            the rank's own batch.
         dim: feature axis.
-        device: of beta.
+        device: device of beta.
     """
 
+    positions: str
+    block_size: int | None
+    gather: bool
     constraints = {
         "positions": OneOf(POSITIONS),
-        "block_size": Optional(Count("number of rows and columns of pairs that are visited at once")),
+        "block_size": Optional(Count(BLOCK_SIZE)),
         "gather": Bool(),
     }
 
@@ -79,18 +86,18 @@ class KernelBottleneck(Bottleneck):
     ):
         super().__init__(in_features, beta=beta, dim=dim, device=device)
         self.keep(positions=positions, block_size=block_size, gather=gather)
-        self._warned_of_widths = False
+        self._warned_of_bandwidth = False
 
     @property
-    def walk_options(self) -> dict[str, Any]:
-        """How pairs are visited: in evaluation by each rank alone, as ranks need not evaluate as many batches."""
+    def gram_options(self) -> dict[str, Any]:
+        """Options of Gram matrices; evaluation gathers nothing, as ranks may evaluate different numbers of batches."""
         return {"block_size": self.block_size, "gather": self.gather and self.training}
 
     def is_too_small(self, samples: int, least: int, scope: Scope) -> bool:
-        """Whether there is nothing to measure: the last batch of an evaluation may be of any size.
+        """Whether a batch has too few samples for a penalty, as the last batch of an evaluation may.
 
         Raises:
-            ValueError: in training, where the batch of this rank is all that counts.
+            ValueError: If it has too few in training, without `gather`.
         """
         if samples >= least or (self.training and self.gather):
             return False
@@ -102,7 +109,7 @@ class KernelBottleneck(Bottleneck):
         return True
 
     def rows(self, code: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns one row for each sample of a code with its features last, padding left out."""
+        """Returns one row per sample of a code with the features last, without padding."""
         if code.dim() == 2:
             return code
         if self.positions == "mean":
@@ -113,64 +120,63 @@ class KernelBottleneck(Bottleneck):
         return code.flatten(1)
 
     def inputs_of(self, scope: Scope) -> Tensor:
-        """Returns the inputs that a scope knows.
+        """Returns the inputs of a scope, 0 where the mask is False.
 
         Raises:
-            ValueError: integers, which have no distances.
+            ValueError: If they are integers, which have no distances.
         """
-        if not scope.inputs.is_floating_point():
+        inputs, mask = cast(Tensor, scope.inputs), scope.mask
+        if not inputs.is_floating_point():
             raise ValueError(
-                f"bottleneck {scope.name_of(self)} compares codes with the inputs, and those are {scope.inputs.dtype}: "
-                "pass what stands for them, model(x, inputs=embeddings)"
+                f"bottleneck {scope.name_of(self)} compares codes with the inputs, and those are {inputs.dtype}: "
+                "pass floating-point features instead, model(x, inputs=embeddings)"
             )
         assert_finite(
-            scope.inputs,
-            f"bottleneck {scope.name_of(self)} compares codes with inputs that have NaN or infinite values",
+            inputs, f"bottleneck {scope.name_of(self)} compares codes with inputs that have NaN or infinite values"
         )
-        mask = scope.mask
-        if mask is None or scope.inputs.shape[: mask.dim()] != mask.shape or scope.inputs.dim() <= mask.dim():
-            return scope.inputs
-        kept = mask.bool().reshape(mask.shape + (1,) * (scope.inputs.dim() - mask.dim()))
-        return torch.where(kept, scope.inputs, 0)  # what stands where a mask leaves out is padding in the inputs too
+        if mask is None or inputs.shape[: mask.dim()] != mask.shape or inputs.dim() <= mask.dim():
+            return inputs
+        kept = mask.bool().reshape(mask.shape + (1,) * (inputs.dim() - mask.dim()))
+        return torch.where(kept, inputs, 0)  # masked positions are padding in the inputs too
 
-    def gram_of_inputs(self, scope: Scope, bandwidth: Bandwidth) -> Gram:
-        """Returns the Gram matrix of the inputs, made once for all layers that ask for the same one."""
-        options = self.walk_options
+    def gram_of_inputs(self, scope: Scope, bandwidth: Bandwidth) -> TiledGram:
+        """Returns the Gram matrix of the inputs, computed once for all layers with the same options."""
+        options = self.gram_options
         key = ("gram of inputs", bandwidth, *options.values())
-        return scope.once(key, lambda: gram(self.inputs_of(scope), bandwidth=bandwidth, name="inputs", **options))
+        return scope.once(key, lambda: tiled_gram(self.inputs_of(scope), bandwidth=bandwidth, name="inputs", **options))
 
-    def similarities(self, code: Gram, inputs: Gram | None, scope: Scope) -> dict[str, Tensor]:
-        """Returns the mean kernel of two samples, of code and inputs; warns once where all are alike or none are."""
+    def similarities(self, code: TiledGram, inputs: TiledGram | None, scope: Scope) -> dict[str, Tensor]:
+        """Returns the mean kernel of two different samples, of code and inputs; warns once if it is close to 0 or 1."""
         grams = {"similarity": code} if inputs is None else {"similarity": code, "inputs_similarity": inputs}
-        # Less the diagonal, whose kernel is 1 (and 0 in these means, which leave out a constant of 1).
-        found = {name: 1 + of.means.sum() / max(len(of.means) - 1, 1) for name, of in grams.items()}
-        # Elsewhere than on the CPU the comparison would wait for the device.
-        if self._warned_of_widths or not self.training or torch.compiler.is_compiling():
-            return found
-        for name, similarity in found.items():
-            if can_assert(similarity) and not LEAST_SIMILAR <= similarity <= 1 - LEAST_SIMILAR:
-                self._warned_of_widths = True
+        # The means are of k - 1, which is 0 on the diagonal: it drops out of the sum, and of the number of pairs.
+        means = {name: 1 + gram.means.sum() / max(len(gram.means) - 1, 1) for name, gram in grams.items()}
+        # On other devices than the CPU the comparison would wait for the device.
+        if self._warned_of_bandwidth or not self.training or torch.compiler.is_compiling():
+            return means
+        for name, similarity in means.items():
+            if can_assert(similarity) and not LEAST_SIMILARITY <= similarity <= 1 - LEAST_SIMILARITY:
+                self._warned_of_bandwidth = True
                 what, option = ("inputs", "x") if name == "inputs_similarity" else ("codes", "t")
                 alike, change = ("alike", "narrower") if similarity > 0.5 else ("different", "wider")
                 warnings.warn(
                     f"by the kernel of bottleneck {scope.name_of(self)} the {what} of a batch are all {alike} (mean "
-                    f"kernel {float(similarity):.2g}): its penalty says nothing of them. Use a {change} "
+                    f"kernel {float(similarity):.2g}): its penalty is not informative. Use a {change} "
                     f"bandwidth_{option}",
                     stacklevel=2,
                 )
-        return found
+        return means
 
 
 def scale_free(rows: Tensor, *, gather: bool = False) -> Tensor:
-    r"""Divides rows by their root mean squared distance, with gradient: it has no part that would scale them all.
+    r"""Divides rows by their root mean squared distance, with gradient, which is orthogonal to a scaling of all rows.
 
     .. math:: t_i / r, \quad r^2 = \frac{2}{n - 1} \sum_i |t_i - \bar t|^2
 
-    Where all rows are equal they are returned as they are.
+    Rows that are all equal are returned unchanged.
 
     Args:
         rows: `(batch, dim)`.
-        gather: over the rows of all ranks; every rank has to call.
+        gather: use the global batch, of all ranks; every rank must call the function.
 
     Example:
         >>> rows = torch.tensor([[0.0], [1.0], [5.0]])
@@ -189,9 +195,9 @@ class _ScaleFree(torch.autograd.Function):
         samples = total(rows.new_tensor(rows.shape[0]))
         centered = rows - total(rows.sum(0)) / samples
         squares = total(centered.square().sum())
-        moved = squares > 0
-        size = torch.where(moved, (2 * squares / (samples - 1).clamp(min=1)).sqrt(), 1)
-        return rows / size, centered, torch.where(moved, squares, torch.inf), size
+        spread = squares > 0
+        size = torch.where(spread, (2 * squares / (samples - 1).clamp(min=1)).sqrt(), 1)
+        return rows / size, centered, torch.where(spread, squares, torch.inf), size
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -200,7 +206,7 @@ class _ScaleFree(torch.autograd.Function):
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
-    def backward(ctx, grad, *_):
+    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
         centered, squares, size = ctx.saved_tensors
         scaling = (grad * centered).sum()
         scaling = over_ranks(scaling) if ctx.gather else scaling

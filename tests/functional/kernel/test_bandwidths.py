@@ -1,4 +1,4 @@
-"""Bandwidths against numpy and scipy, and where there is nothing to measure them by."""
+"""Bandwidths against numpy and scipy, and of batches without variance."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_bandwidths_of_pairs_of_different_rows(samples, levels, seed):
     assert bandwidth_of(x, "median").item() == pytest.approx(max(np.median(distances), 1e-3 * unit))
 
 
-def test_a_number_is_the_bandwidth_and_a_list_will_do():
+def test_a_number_is_the_bandwidth_and_lists_are_tuples():
     x = rows(10, dtype=torch.float32)
     assert bandwidth_of(x, 2) == 2
     assert bandwidth_of(x, 2).dtype == torch.float32
@@ -37,14 +37,14 @@ def test_bandwidths_carry_no_gradient():
     assert not any(bandwidth_of(x, bandwidth).requires_grad for bandwidth in (1.0, ("rms", 1.0), "median"))
 
 
-def test_median_of_some_rows_is_that_of_rows_at_golden_steps():
+def test_median_of_some_rows_takes_steps_of_the_golden_ratio():
     x = rows(100)
-    chosen = [61 * place % 100 for place in range(30)]  # 61 has no factor in common with 100
+    chosen = [61 * step % 100 for step in range(30)]  # 61 has no factor in common with 100
     torch.testing.assert_close(bandwidth_of(x, "median", rows=30), bandwidth_of(x[chosen], "median"))
     torch.testing.assert_close(bandwidth_of(x, "median", rows=100), bandwidth_of(x, "median"))
 
 
-def test_median_of_some_rows_does_not_see_an_order_that_repeats_itself():
+def test_median_of_some_rows_is_not_biased_by_a_periodic_order():
     x = 10.0 * (torch.arange(2048) % 4).unsqueeze(1) + 0.01 * torch.randn(2048, 1)
     torch.testing.assert_close(bandwidth_of(x, "median", rows=512), bandwidth_of(x, "median"), rtol=0.01, atol=0)
 
@@ -80,6 +80,6 @@ def test_median_of_many_duplicates_is_above_0():
 @pytest.mark.parametrize(
     "bandwidth", [0, -1.0, float("nan"), float("inf"), ("rms", 0), ("rms", -1.0), "mean", ("std", 1.0), None, True]
 )
-def test_unusable_bandwidths(bandwidth):
-    with pytest.raises(ValueError, match="a bandwidth is a length above 0"):
+def test_invalid_bandwidths(bandwidth):
+    with pytest.raises(ValueError, match="bandwidth must be a number above 0"):
         bandwidth_of(rows(5), bandwidth)

@@ -1,4 +1,4 @@
-"""HSIC, CKA and Cauchy-Schwarz information against their formulas in float64, and against what they have to be."""
+"""HSIC, CKA and Cauchy-Schwarz information against their formulas in float64, and their invariances and limits."""
 
 import itertools
 import math
@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from ibreg.functional import cs_qmi, gram, hsic, normalized_factor, normalized_hsic
+from ibreg.functional import cs_qmi, hsic, normalized_factor, normalized_hsic, tiled_gram
 from ibreg.functional.kernel.dependence import ESTIMATORS
 
 DENSE = ("normalized", "debiased")
 QUANTITIES = (*ESTIMATORS, "information", "normalized information")
-WALKED = tuple(quantity for quantity in QUANTITIES if quantity not in DENSE)
+TILED = tuple(quantity for quantity in QUANTITIES if quantity not in DENSE)
 
 
 def measure(quantity, x, y, h_x="median", h_y="median", **options):
@@ -32,7 +32,7 @@ def gram_matrix(x, h):
 
 
 def reference(quantity, x, y, h_x, h_y):
-    """The textbook's formula, in the dtype of x."""
+    """The formula of the textbook, in the dtype of x."""
     k, l = gram_matrix(x, h_x), gram_matrix(y, h_y)  # noqa: E741
     n = x.shape[0]
     identity = torch.eye(n, dtype=x.dtype)
@@ -85,25 +85,25 @@ def relative(measured, expected):
 @pytest.mark.parametrize("samples", [4, 5, 60])
 def test_textbook_in_float64(quantity, samples):
     x, y = variables(samples)
-    # With so few samples, narrow kernels see all of both variables, and nothing is left when debiased.
-    widths = (200.0, 150.0) if quantity == "debiased" else (2.0, 1.5)
+    # With so few samples and narrow kernels both factors are nearly H, and the debiased value is rounding.
+    bandwidths = (200.0, 150.0) if quantity == "debiased" else (2.0, 1.5)
     torch.testing.assert_close(
-        measure(quantity, x, y, *widths), reference(quantity, x, y, *widths), rtol=1e-8, atol=1e-12
+        measure(quantity, x, y, *bandwidths), reference(quantity, x, y, *bandwidths), rtol=1e-8, atol=1e-12
     )
 
 
 def check_accuracy(quantity, samples, features, wide, gradients=True):
     others = 64
     x, y = (v + 10 for v in variables(samples, features, others, dtype=torch.float32))
-    widths = wide * math.sqrt(features), wide * math.sqrt(others)
+    bandwidths = wide * math.sqrt(features), wide * math.sqrt(others)
     inputs = [v.clone().requires_grad_(gradients) for v in (x, y)]
     exact = [v.double().requires_grad_(gradients) for v in (x, y)]
-    measured, expected = measure(quantity, *inputs, *widths), reference(quantity, *exact, *widths)
+    measured, expected = measure(quantity, *inputs, *bandwidths), reference(quantity, *exact, *bandwidths)
     assert measured.dtype == torch.float32
     assert relative(measured, expected) < 1e-5
     if gradients:
-        slopes = zip(torch.autograd.grad(measured, inputs), torch.autograd.grad(expected, exact), strict=True)
-        assert max(relative(*pair) for pair in slopes) < 1e-4
+        gradients = zip(torch.autograd.grad(measured, inputs), torch.autograd.grad(expected, exact), strict=True)
+        assert max(relative(*pair) for pair in gradients) < 1e-4
 
 
 @pytest.mark.parametrize("wide", [1, 5, 50])
@@ -189,7 +189,7 @@ def test_normalized_linear_is_finite_at_any_scale(scale):
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(x.grad).all()
-    if scale > 1:  # all five directions are seen
+    if scale > 1:  # far above the ridge in all five directions
         assert normalized_factor(x, kernel="linear").trace().item() == pytest.approx(5, rel=1e-3)
 
 
@@ -197,7 +197,7 @@ def test_normalized_linear_is_finite_at_any_scale(scale):
 
 
 @pytest.mark.parametrize(
-    ("quantity", "block_size"), [*itertools.product(QUANTITIES, [None]), *itertools.product(WALKED, [3])]
+    ("quantity", "block_size"), [*itertools.product(QUANTITIES, [None]), *itertools.product(TILED, [3])]
 )
 def test_gradients(quantity, block_size):
     x, y = (v.requires_grad_() for v in variables(7))
@@ -207,7 +207,7 @@ def test_gradients(quantity, block_size):
 @pytest.mark.parametrize("kernel", ["gaussian", "inverse_multiquadric", "linear"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_gradients_of_kernels(estimator, kernel):
-    scale = 0.01 if estimator in DENSE and kernel == "linear" else 1  # else all is seen, and the slope is rounding
+    scale = 0.01 if estimator in DENSE and kernel == "linear" else 1  # else R is nearly H, and its gradient is rounding
     x, y = ((scale * v).requires_grad_() for v in variables(6))
     options = {"bandwidth_x": 1.5, "bandwidth_y": 1.5, "kernel_x": kernel, "kernel_y": kernel}
     assert gradcheck(lambda x, y: hsic(x, y, estimator=estimator, **options), (x, y))
@@ -222,10 +222,10 @@ def test_gradient_of_a_factor_by_any_function():
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_functional_gradients(quantity):
     x, y = variables(20, dtype=torch.float32)
-    slope = torch.func.grad(lambda y: measure(quantity, x, y))(y)
+    gradient = torch.func.grad(lambda y: measure(quantity, x, y))(y)
     y.requires_grad_()
     measure(quantity, x, y).backward()
-    torch.testing.assert_close(slope, y.grad)
+    torch.testing.assert_close(gradient, y.grad)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_compiled(quantity, block_size):
         torch.testing.assert_close(compiled, eager)
 
 
-@pytest.mark.parametrize("quantity", WALKED)
+@pytest.mark.parametrize("quantity", TILED)
 @pytest.mark.parametrize("block_size", [7, 64, 100, 1000])
 def test_blocks_equal_the_default(quantity, block_size):
     results = []
@@ -256,7 +256,7 @@ def test_blocks_equal_the_default(quantity, block_size):
         assert relative(blocks, whole.double()) < 1e-5
 
 
-# ---- what has to stay
+# ---- invariances and bounds
 
 
 @settings(max_examples=20, deadline=None)
@@ -312,28 +312,28 @@ def test_debiased_is_exactly_0_over_all_permutations():
 
 
 def test_normalized_of_independent_variables_depends_on_the_batch_size_and_debiased_does_not():
-    found = {}
+    values = {}
     for samples in (64, 256):
         generator = torch.Generator().manual_seed(1)
         x, y = (torch.randn(samples, 10, generator=generator, dtype=torch.float64) for _ in range(2))
-        found[samples] = [measure(estimator, x, y, 10.0, 10.0).item() for estimator in DENSE]
-    assert found[64][0] > 1.5 * found[256][0] > 15
-    assert all(abs(debiased) < 0.1 * normalized for normalized, debiased in found.values())
+        values[samples] = [measure(estimator, x, y, 10.0, 10.0).item() for estimator in DENSE]
+    assert values[64][0] > 1.5 * values[256][0] > 15
+    assert all(abs(debiased) < 0.1 * normalized for normalized, debiased in values.values())
 
 
 # ---- sharing
 
 
-def test_prepared_variables_give_the_same():
+def test_tiled_grams_give_the_same():
     x, y = variables(30)
-    prepared = gram(x), gram(y, bandwidth=("rms", 0.25))
-    torch.testing.assert_close(hsic(*prepared), hsic(x, y, bandwidth_y=("rms", 0.25)))
-    torch.testing.assert_close(hsic(prepared[0], y), hsic(x, y))
-    torch.testing.assert_close(cs_qmi(*prepared), cs_qmi(x, y, bandwidth_x="median"))
+    grams = tiled_gram(x), tiled_gram(y, bandwidth=("rms", 0.25))
+    torch.testing.assert_close(hsic(*grams), hsic(x, y, bandwidth_y=("rms", 0.25)))
+    torch.testing.assert_close(hsic(grams[0], y), hsic(x, y))
+    torch.testing.assert_close(cs_qmi(*grams), cs_qmi(x, y, bandwidth_x="median"))
 
 
 @pytest.mark.parametrize("debiased", [False, True])
-def test_factors_can_be_shared(debiased):
+def test_factors_may_be_shared(debiased):
     x, y = variables(30)
     factor = normalized_factor(x)
     for other in (y, y**2):
@@ -350,13 +350,13 @@ def test_a_factor_is_a_soft_projection():
     torch.testing.assert_close(factor, factor.mT)
 
 
-# ---- where it could break
+# ---- limits and errors
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-@pytest.mark.parametrize("widths", [(), (1.0, 1.0), (("rms", 0.25), ("rms", 0.25))])
+@pytest.mark.parametrize("bandwidths", [(), (1.0, 1.0), (("rms", 0.25), ("rms", 0.25))])
 @pytest.mark.parametrize("case", ["one collapsed", "both collapsed", "nearly", "duplicates", "1e-4", "1e4", "outlier"])
-def test_finite(quantity, widths, case):
+def test_finite(quantity, bandwidths, case):
     x, y = variables(12, dtype=torch.float32)
     if case == "one collapsed":
         y = torch.full_like(y, 0.3)
@@ -371,7 +371,7 @@ def test_finite(quantity, widths, case):
     else:
         x, y = (v * float(case) for v in (x, y))
     x.requires_grad_(), y.requires_grad_()
-    value = measure(quantity, x, y, *widths)
+    value = measure(quantity, x, y, *bandwidths)
     value.backward()
     for tensor in (value, x.grad, y.grad):
         assert torch.isfinite(tensor).all()
@@ -381,7 +381,7 @@ def test_finite(quantity, widths, case):
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-def test_nan_shows(quantity):
+def test_nan_is_not_hidden(quantity):
     x, y = variables(12)
     x[3, 1] = math.nan
     assert measure(quantity, x, y).isnan()
@@ -412,28 +412,28 @@ def test_too_few_or_different_numbers_of_samples(estimator):
     assert torch.isfinite(measure(estimator, x, y))
     with pytest.raises(ValueError, match=f"{estimator} takes at least {least} samples, got {least - 1}"):
         measure(estimator, x[1:], y[1:])
-    with pytest.raises(ValueError, match="as many samples"):
+    with pytest.raises(ValueError, match="same number of samples"):
         measure(estimator, x, y[1:])
 
 
-def test_options_that_do_not_fit():
+def test_invalid_options_are_errors():
     x, y = variables(8)
-    with pytest.raises(ValueError, match="no estimator 'song': take one of biased, unbiased"):
+    with pytest.raises(ValueError, match=r"estimator must be one of 'biased', 'unbiased', .*, got 'song'"):
         hsic(x, y, estimator="song")
     for options in ({"block_size": 4}, {"gather": True}):
         with pytest.raises(ValueError, match="inverts whole Gram matrices"):
             hsic(x, y, estimator="normalized", **options)
     with pytest.raises(ValueError, match="inverts whole Gram matrices"):
-        hsic(gram(x), y, estimator="debiased")
-    with pytest.raises(ValueError, match="floating point"):
+        hsic(tiled_gram(x), y, estimator="debiased")
+    with pytest.raises(ValueError, match="y must be floating point"):
         hsic(x, torch.arange(8))
-    with pytest.raises(ValueError, match="floating point"):
+    with pytest.raises(ValueError, match="t must be floating point"):
         cs_qmi(x, torch.arange(8))
-    with pytest.raises(ValueError, match="Gaussian kernels, got linear"):
-        cs_qmi(gram(x, kernel="linear"), y)
-    with pytest.raises(ValueError, match="length above 0"):
+    with pytest.raises(ValueError, match="kernels of x and t must be 'gaussian', got 'linear'"):
+        cs_qmi(tiled_gram(x, kernel="linear"), y)
+    with pytest.raises(ValueError, match="bandwidth must be a number above 0"):
         hsic(x, y, bandwidth_y=0.0)
-    with pytest.raises(ValueError, match="length above 0"):
+    with pytest.raises(ValueError, match="bandwidth must be a number above 0"):
         cs_qmi(x, y, bandwidth_t=-1.0)
-    with pytest.raises(ValueError, match="epsilon has to be above 0"):
+    with pytest.raises(ValueError, match="epsilon must be above 0"):
         normalized_factor(x, epsilon=0.0)

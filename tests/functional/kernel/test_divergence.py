@@ -1,4 +1,4 @@
-"""Cauchy-Schwarz divergences against their formulas in float64 numpy, and what makes the symmetric ones divergences."""
+"""Cauchy-Schwarz divergences against float64 numpy; the symmetric modes are divergences, the published one is not."""
 
 import math
 from itertools import pairwise
@@ -33,21 +33,21 @@ def cs_reference(p, q, h):
 
 
 def conditional_reference(x, y, y_hat, h_x, h_y, mode):
-    """The sums as they stand in the formulas, one loop for each sample."""
+    """The sums as in the formulas, with one loop over samples."""
     if mode == "released":
         return ((y_hat - y) ** 2).sum() / (h_y**2 * math.log(2))
-    of_x = kernel(x, x, h_x)
-    r = 1 / of_x.sum(1)
+    kernel_x = kernel(x, x, h_x)
+    r = 1 / kernel_x.sum(1)
 
-    def log_sum(of_y):
+    def log_sum(kernel_y):
         total = 0.0
         for j in range(len(x)):
             if mode == "paper":
-                total += (of_x[j] * of_y[j]).sum() / of_x[j].sum() ** 2
+                total += (kernel_x[j] * kernel_y[j]).sum() / kernel_x[j].sum() ** 2
             elif mode == "symmetric":
-                total += r[j] * (of_x[j] * r * of_y[j]).sum()
+                total += r[j] * (kernel_x[j] * r * kernel_y[j]).sum()
             else:
-                total += math.sqrt(r[j]) * (of_x[j] * np.sqrt(r) * of_y[j]).sum()
+                total += math.sqrt(r[j]) * (kernel_x[j] * np.sqrt(r) * kernel_y[j]).sum()
         return math.log(total)
 
     return log_sum(kernel(y, y, h_y)) + log_sum(kernel(y_hat, y_hat, h_y)) - 2 * log_sum(kernel(y_hat, y, h_y))
@@ -56,10 +56,10 @@ def conditional_reference(x, y, y_hat, h_x, h_y, mode):
 def numerical_gradient(function, at, step=1e-6):
     result = np.zeros_like(at)
     for index in np.ndindex(at.shape):
-        there, here = at.copy(), at.copy()
-        there[index] += step
-        here[index] -= step
-        result[index] = (function(there) - function(here)) / (2 * step)
+        above, below = at.copy(), at.copy()
+        above[index] += step
+        below[index] -= step
+        result[index] = (function(above) - function(below)) / (2 * step)
     return result
 
 
@@ -141,7 +141,7 @@ def test_float32_against_numpy(mode, values, h_x, h_y):
     value, gradient = value_and_gradient(*batch, bandwidth_x=h_x, bandwidth_y=h_y, mode=mode)
     x, y, y_hat = (tensor.double().numpy() for tensor in batch)
     np.testing.assert_allclose(value, conditional_reference(x, y, y_hat, h_x, h_y, mode), rtol=1e-5)
-    expected = numerical_gradient(lambda there: conditional_reference(x, y, there, h_x, h_y, mode), y_hat)
+    expected = numerical_gradient(lambda at: conditional_reference(x, y, at, h_x, h_y, mode), y_hat)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert value.dtype == gradient.dtype == torch.float32
 
@@ -217,7 +217,7 @@ def test_a_missing_axis_is_an_axis_of_one(mode):
     assert conditional_cs_divergence(x[:, 0], y, y_hat) == conditional_cs_divergence(x[:, :1], y, y_hat)
 
 
-# ---- conditional: what makes it a divergence, and what does not
+# ---- conditional: which modes are divergences
 
 
 @settings(max_examples=40, deadline=None)
@@ -244,7 +244,7 @@ def test_symmetric_modes_are_divergences(mode, batch, log_h_x, log_h_y, log_erro
 
 
 def descend(x, y, steps=2000, **options):
-    """Free predictions from 0 by Adam: the lowest value on the way and the last root mean squared error."""
+    """Optimizes free predictions from 0 by Adam; returns the lowest value and the last root mean squared error."""
     y_hat = torch.zeros_like(y, requires_grad=True)
     optimizer = torch.optim.Adam([y_hat], 0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -281,7 +281,7 @@ def test_descent_never_goes_below_zero(mode, bandwidth_x, bandwidth_y, reaches):
         assert error < 1e-3
 
 
-def test_the_published_form_goes_below_zero_and_drifts_where_the_symmetric_one_arrives():
+def test_the_published_mode_goes_below_zero_and_drifts_where_the_symmetric_one_converges():
     x, y = noisy_sine()
     options = {"bandwidth_x": 1.5, "bandwidth_y": 1.0}
     assert abs(conditional_cs_divergence(x, y, y, mode="paper", **options)) < 1e-6
@@ -317,7 +317,7 @@ def test_finite_at_collapse_and_squared_errors_of_a_million(mode, x, y, y_hat):
         assert value >= 0 or abs(value) < 1e-6
 
 
-def test_far_predictions_are_pulled_back():
+def test_distant_predictions_have_a_gradient_towards_the_targets():
     x, y, _ = regression()
     _, gradient = value_and_gradient(x, y, y + 1e3)
     assert (gradient.sum() > 0).item()
@@ -363,18 +363,21 @@ def test_float32_for_half_precision_and_autocast():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": torch.zeros(3, 2)}, "x, y and y_hat are one batch, got 3, 4 and 4 samples"),
-        ({"y": torch.zeros(5)}, "x, y and y_hat are one batch, got 4, 5 and 4 samples"),
-        ({"y_hat": torch.zeros(4, 2)}, "as many values of each sample, got 1 and 2"),
-        ({"x": torch.zeros(0, 2), "y": torch.zeros(0), "y_hat": torch.zeros(0)}, "the batch is empty"),
-        ({"x": torch.zeros(4, 2, dtype=torch.long)}, "x has to be floating point"),
-        ({"y": torch.zeros(4, dtype=torch.long)}, "y has to be floating point"),
+        ({"x": torch.zeros(3, 2)}, "the same number of samples, got 3, 4 and 4"),
+        ({"y": torch.zeros(5)}, "the same number of samples, got 4, 5 and 4"),
+        ({"y_hat": torch.zeros(4, 2)}, "the same number of values per sample, got 1 and 2"),
+        (
+            {"x": torch.zeros(0, 2), "y": torch.zeros(0), "y_hat": torch.zeros(0)},
+            "at least one sample, got an empty batch",
+        ),
+        ({"x": torch.zeros(4, 2, dtype=torch.long)}, "x must be floating point"),
+        ({"y": torch.zeros(4, dtype=torch.long)}, "y must be floating point"),
         ({"mode": "papper"}, "mode must be one of 'symmetric', 'symmetric_root', 'paper', 'released', got 'papper'"),
-        ({"bandwidth_x": 0.0}, "a bandwidth is a length above 0, got 0.0"),
-        ({"bandwidth_y": -1.0}, "a bandwidth is a length above 0, got -1.0"),
-        ({"bandwidth_y": ("rms", 0)}, "a bandwidth is a length above 0"),
-        ({"bandwidth_x": "mean"}, "a bandwidth is a length above 0"),
-        ({"block_size": 0}, "block_size is a number of rows"),
+        ({"bandwidth_x": 0.0}, "bandwidth must be a number above 0, .*, got 0.0"),
+        ({"bandwidth_y": -1.0}, "bandwidth must be a number above 0, .*, got -1.0"),
+        ({"bandwidth_y": ("rms", 0)}, "bandwidth must be a number above 0"),
+        ({"bandwidth_x": "mean"}, "bandwidth must be a number above 0"),
+        ({"block_size": 0}, "block_size must be None or an integer of at least 1"),
     ],
 )
 def test_conditional_errors(changes, message):
@@ -387,10 +390,10 @@ def test_conditional_errors(changes, message):
 @pytest.mark.parametrize(
     ("p", "q", "h", "message"),
     [
-        (torch.zeros(3, 2), torch.zeros(3, 4), 1.0, "as many features, got 2 and 4"),
-        (torch.zeros(3, 2), torch.zeros(0, 2), 1.0, "q is an empty sample"),
-        (torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, 2), 1.0, "p has to be floating point"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), 0.0, "a bandwidth is a length above 0"),
+        (torch.zeros(3, 2), torch.zeros(3, 4), 1.0, "same number of features, got 2 and 4"),
+        (torch.zeros(3, 2), torch.zeros(0, 2), 1.0, "q must have at least one row, got an empty sample"),
+        (torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, 2), 1.0, "p must be floating point"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), 0.0, "bandwidth must be a number above 0"),
     ],
 )
 def test_cs_errors(p, q, h, message):

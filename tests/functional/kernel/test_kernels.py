@@ -1,4 +1,4 @@
-"""Kernels against numpy and scipy, what has to stay invariant, and where float32 ends."""
+"""Kernels against numpy and scipy, invariances, and precision in float32."""
 
 import numpy as np
 import pytest
@@ -74,13 +74,13 @@ def test_gradients(function):
 
 
 @pytest.mark.parametrize("function", [gaussian_gram, inverse_multiquadric_gram])
-def test_gram_of_a_constant_batch_is_1_with_no_slope(function):
+def test_gram_of_a_constant_batch_is_1_with_a_gradient_of_0(function):
     x = torch.full((6, 3), 0.1, requires_grad=True)
     for bandwidth in ("median", ("rms", 0.25), 1e-6):
         gram = function(x, bandwidth=bandwidth)
-        (slope,) = torch.autograd.grad(gram.sum(), x)
+        (gradient,) = torch.autograd.grad(gram.sum(), x)
         assert (gram == 1).all()
-        assert (slope == 0).all()
+        assert (gradient == 0).all()
 
 
 def test_higher_ranks_are_flattened_and_half_precision_is_raised():
@@ -92,33 +92,33 @@ def test_higher_ranks_are_flattened_and_half_precision_is_raised():
         torch.testing.assert_close(gaussian_gram(x), gaussian_gram(x.double()).float())
 
 
-def test_inputs_that_do_not_fit():
-    with pytest.raises(ValueError, match="floating point"):
+def test_invalid_inputs_are_errors():
+    with pytest.raises(ValueError, match="x must be floating point"):
         gaussian_gram(torch.arange(4))
-    with pytest.raises(ValueError, match="as many features, got 3 and 2"):
+    with pytest.raises(ValueError, match="same number of features, got 3 and 2"):
         linear_gram(rows(4), rows(4, 2))
-    with pytest.raises(ValueError, match="integer labels"):
+    with pytest.raises(ValueError, match="x must be integer labels"):
         delta_gram(rows(4))
-    with pytest.raises(ValueError, match="one label"):
+    with pytest.raises(ValueError, match="x must have one label per sample"):
         delta_gram(torch.ones(4, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="0-dim"):
         squared_distances(torch.tensor(1.0))
 
 
-# ---- the tiles that pairs are walked in
+# ---- tiles
 
 
 @pytest.mark.parametrize("name", ["gaussian", "inverse_multiquadric"])
-def test_slope_is_the_derivative_of_a_tile(name):
+def test_derivative_of_a_tile(name):
     kernel = KERNELS[name]
     u = torch.linspace(0, 5, 11, dtype=torch.float64).requires_grad_()
     at = {"gaussian": lambda u: torch.exp(-u), "inverse_multiquadric": lambda u: torch.rsqrt(1 + u)}[name](u)
     (expected,) = torch.autograd.grad(at.sum(), u)
-    torch.testing.assert_close(kernel.slope(at.detach() - 1), expected)
+    torch.testing.assert_close(kernel.derivative(at.detach() - 1), expected)
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_tiles_are_the_gram_matrix_less_a_constant(name):
+def test_tiles_are_the_gram_matrix_minus_a_constant(name):
     kernel = KERNELS[name]
     x = torch.arange(9) % 4 if kernel.labels else rows(9)
     points, _ = kernel.points(kernel.rows(x, "x"), 1.5)

@@ -1,4 +1,4 @@
-"""Log sums of kernels against scipy in float64, their derivatives, and what block size and distance may not change."""
+"""Log sums of kernels against scipy in float64: values and derivatives, with any block size and at any distance."""
 
 import numpy as np
 import pytest
@@ -30,9 +30,9 @@ def full(left, right, bias, shared, block_size=None):
 
 @pytest.mark.parametrize("block_size", BLOCKS)
 def test_values(block_size):
-    everything = tensors((2, 5, 3), (2, 5, 3), (5,), (5, 4))
-    expected = reference(*(tensor.numpy() for tensor in everything))
-    np.testing.assert_allclose(full(*everything, block_size), expected, rtol=1e-12)
+    operands = tensors((2, 5, 3), (2, 5, 3), (5,), (5, 4))
+    expected = reference(*(tensor.numpy() for tensor in operands))
+    np.testing.assert_allclose(full(*operands, block_size), expected, rtol=1e-12)
     for left, right in (tensors((1, 7, 3), (1, 4, 3)), tensors((1, 4, 3), (1, 7, 3))):
         measured = log_gaussian_sums(left, right, block_size=block_size)
         np.testing.assert_allclose(measured, reference(left.numpy(), right.numpy()), rtol=1e-12)
@@ -40,10 +40,10 @@ def test_values(block_size):
 
 @pytest.mark.parametrize("block_size", [None, 2])
 def test_derivatives(block_size):
-    everything = tensors((2, 5, 3), (2, 5, 3), (5,), (5, 2), requires_grad=True)
-    assert gradcheck(lambda *args: full(*args, block_size), everything)
+    operands = tensors((2, 5, 3), (2, 5, 3), (5,), (5, 2), requires_grad=True)
+    assert gradcheck(lambda *args: full(*args, block_size), operands)
     if block_size is None:
-        assert gradgradcheck(lambda *args: full(*args, block_size), everything)
+        assert gradgradcheck(lambda *args: full(*args, block_size), operands)
     for shapes in (((1, 5, 2), (1, 3, 2)), ((1, 3, 2), (1, 5, 2))):
         pair = tensors(*shapes, requires_grad=True)
         assert gradcheck(lambda left, right: log_gaussian_sums(left, right, block_size=block_size), pair)
@@ -54,7 +54,7 @@ def test_both_sides_may_be_one_tensor():
     assert gradcheck(lambda rows: log_gaussian_sums(rows, rows, block_size=4), (rows,))
 
 
-def test_large_batches_are_walked_in_blocks_of_a_bounded_number_of_pairs(monkeypatch):
+def test_large_batches_are_evaluated_in_blocks_of_a_bounded_number_of_pairs(monkeypatch):
     (rows,) = tensors((1, 40, 3))
     whole, sizes = log_gaussian_sums(rows, rows), []
     walk = log_sums._walk
@@ -93,7 +93,7 @@ def test_the_origin_does_not_matter():
 
 
 @pytest.mark.parametrize("block_size", [None, 2])
-def test_autocast_leaves_it_alone(block_size):
+def test_autocast_has_no_effect(block_size):
     left, right = tensors((1, 6, 3), (1, 6, 3), dtype=torch.float32)
     expected = log_gaussian_sums(left, right, block_size=block_size)
     with torch.autocast("cpu", torch.bfloat16):
@@ -129,5 +129,5 @@ def test_compiled(block_size):
 
 @pytest.mark.parametrize("block_size", [0, -1])
 def test_block_size_out_of_range(block_size):
-    with pytest.raises(ValueError, match="block_size is a number of rows, at least 1"):
+    with pytest.raises(ValueError, match="block_size must be None or an integer of at least 1"):
         log_gaussian_sums(*tensors((1, 3, 2), (1, 3, 2)), block_size=block_size)

@@ -1,4 +1,4 @@
-"""The walk over pairs against whole matrices in float64: every pair once, the same sums and gradients in any blocks."""
+"""Centered sums over pairs against whole matrices in float64: every pair once, in blocks of any size."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ibreg.functional import delta_gram, gaussian_gram, gram, inverse_multiquadric_gram, linear_gram
+from ibreg.functional import delta_gram, gaussian_gram, inverse_multiquadric_gram, linear_gram, tiled_gram
 from ibreg.functional.kernel.kernels import KERNELS
 from ibreg.functional.kernel.pairs import KEPT, Walk, pair_sums
 
@@ -47,7 +47,9 @@ def reference(x, y, kernels, unbiased):
 
 
 def measured(x, y, kernels=("gaussian", "gaussian"), block_size=None, **options):
-    grams = (gram(v, kernel=k, bandwidth=1.5, block_size=block_size) for v, k in zip((x, y), kernels, strict=True))
+    grams = (
+        tiled_gram(v, kernel=k, bandwidth=1.5, block_size=block_size) for v, k in zip((x, y), kernels, strict=True)
+    )
     return pair_sums(*grams, **options)
 
 
@@ -114,26 +116,26 @@ def test_blocks_equal_kept_tiles_in_float32(block_size):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(one.detach().abs().max()))
 
 
-def test_one_gram_serves_several_sums_with_gradients():
+def test_a_tiled_gram_serves_several_sums_with_gradients():
     x, y = variables()
     t = (x + y).requires_grad_()
-    of_x, of_t, of_y = (gram(v, bandwidth=1.5) for v in (x, t, y))
-    (shared,) = torch.autograd.grad((pair_sums(of_x, of_t)[0] - pair_sums(of_t, of_y)[0]).sum(), t)
+    gram_x, gram_t, gram_y = (tiled_gram(v, bandwidth=1.5) for v in (x, t, y))
+    (shared,) = torch.autograd.grad((pair_sums(gram_x, gram_t)[0] - pair_sums(gram_t, gram_y)[0]).sum(), t)
     (apart,) = torch.autograd.grad((measured(x, t)[0] - measured(t, y)[0]).sum(), t)
     torch.testing.assert_close(shared, apart)
-    assert not of_t.points.requires_grad
+    assert not gram_t.points.requires_grad
 
 
-def test_the_kept_and_the_walked_go_together():
+def test_kept_tiles_and_tiles_that_are_evaluated_again_go_together():
     x, y = variables(samples=40)
-    one, other = gram(x, bandwidth=1.5), gram(y, bandwidth=1.5, block_size=512)
+    one, other = tiled_gram(x, bandwidth=1.5), tiled_gram(y, bandwidth=1.5, block_size=512)
     assert one.tiles
     assert not other.tiles
     torch.testing.assert_close(pair_sums(one, other)[0], measured(x, y)[0])
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returned."""
+    """Records the size of the largest tensor that an operation returned."""
 
     def __init__(self):
         super().__init__()
@@ -155,7 +157,7 @@ def test_no_whole_matrix_in_blocks(samples, block_size, bound):
     assert largest.numel <= bound
 
 
-def test_only_what_needs_a_gradient_gets_one():
+def test_only_variables_that_require_a_gradient_get_one():
     x, y = variables()
     t = y.requires_grad_()
     sums, _, _ = measured(x, t)
@@ -167,23 +169,23 @@ def test_only_what_needs_a_gradient_gets_one():
 
 def test_a_second_derivative_is_refused():
     x, y = (v.requires_grad_() for v in variables())
-    (slope,) = torch.autograd.grad(measured(x, y)[0].square().sum(), y, create_graph=True)
+    (gradient,) = torch.autograd.grad(measured(x, y)[0].square().sum(), y, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
+        gradient.sum().backward()
 
 
-def test_what_does_not_fit():
+def test_invalid_arguments_are_errors():
     x, y = variables()
-    with pytest.raises(ValueError, match="no kernel 'laplace': take one of gaussian"):
-        gram(x, kernel="laplace")
-    with pytest.raises(ValueError, match="the code has to be floating point"):
-        gram(torch.arange(5), name="the code")
-    with pytest.raises(ValueError, match="integer labels"):
-        gram(x, kernel="delta")
+    with pytest.raises(ValueError, match=r"kernel must be one of 'gaussian', .*, got 'laplace'"):
+        tiled_gram(x, kernel="laplace")
+    with pytest.raises(ValueError, match="the code must be floating point"):
+        tiled_gram(torch.arange(5), name="the code")
+    with pytest.raises(ValueError, match="x must be integer labels"):
+        tiled_gram(x, kernel="delta")
     for block_size in (0, -3, 2.5):
-        with pytest.raises(ValueError, match="block_size is a number of rows"):
-            gram(x, block_size=block_size)
-    with pytest.raises(ValueError, match="as many samples"):
-        pair_sums(gram(x), gram(y[:5]))
-    with pytest.raises(ValueError, match="one block_size"):
-        pair_sums(gram(x, block_size=3), gram(y, block_size=4))
+        with pytest.raises(ValueError, match="block_size must be None or an integer of at least 1"):
+            tiled_gram(x, block_size=block_size)
+    with pytest.raises(ValueError, match="same number of samples"):
+        pair_sums(tiled_gram(x), tiled_gram(y[:5]))
+    with pytest.raises(ValueError, match="same block_size"):
+        pair_sums(tiled_gram(x, block_size=3), tiled_gram(y, block_size=4))

@@ -1,4 +1,4 @@
-"""The pairwise rate against its formula in float64 numpy, its closed forms, and information found by integration."""
+"""The pairwise rate against its formula in float64 numpy, closed forms, and mutual information by integration."""
 
 import math
 
@@ -23,13 +23,13 @@ def reference(mean, log_variance):
 
 
 def reference_gradient(mean, log_variance):
-    """By mean and by log variance."""
+    """Gradient with respect to mean and log variance."""
     variance = math.exp(log_variance)
     differences = mean[:, None] - mean
     exponents = -(differences**2).sum(-1) / (2 * variance)
     weights = np.exp(exponents - logsumexp(exponents, axis=1, keepdims=True)) / len(mean)
-    by_mean = ((weights + weights.T)[..., None] * differences).sum(1) / variance
-    return by_mean, (weights * exponents).sum()
+    mean_gradient = ((weights + weights.T)[..., None] * differences).sum(1) / variance
+    return mean_gradient, (weights * exponents).sum()
 
 
 def rate_and_gradient(mean, log_variance, **options):
@@ -44,18 +44,18 @@ def rate_and_gradient(mean, log_variance, **options):
 @pytest.mark.parametrize("shift", [0.0, 10.0])
 @pytest.mark.parametrize("features", [2, 64])
 @pytest.mark.parametrize("batch", [4, 100])
-@pytest.mark.parametrize("width", [0.1, 1.0, 5.0, 50.0, 1000.0])
-def test_float32_against_numpy(batch, features, width, shift):
+@pytest.mark.parametrize("bandwidth", [0.1, 1.0, 5.0, 50.0, 1000.0])
+def test_float32_against_numpy(batch, features, bandwidth, shift):
     mean = torch.randn(batch, features) + shift
-    log_variance = torch.tensor(math.log(features * width**2)).item()
-    rate, by_mean, by_log_variance = rate_and_gradient(mean, log_variance)
+    log_variance = torch.tensor(math.log(features * bandwidth**2)).item()
+    rate, mean_gradient, variance_gradient = rate_and_gradient(mean, log_variance)
     wide = mean.double().numpy()
-    assert rate.dtype == by_mean.dtype == torch.float32
+    assert rate.dtype == mean_gradient.dtype == torch.float32
     np.testing.assert_allclose(rate, reference(wide, log_variance), rtol=1e-6)
     expected = reference_gradient(wide, log_variance)
-    # At saturation the gradient is a difference that float64 cannot resolve: it comes out as 0.
-    np.testing.assert_allclose(by_mean, expected[0], rtol=1e-5, atol=1e-6 * np.abs(expected[0]).max() + 1e-14)
-    np.testing.assert_allclose(by_log_variance, expected[1], rtol=1e-5, atol=1e-14)
+    # At saturation the gradient is a difference below the resolution of float64: it is 0.
+    np.testing.assert_allclose(mean_gradient, expected[0], rtol=1e-5, atol=1e-6 * np.abs(expected[0]).max() + 1e-14)
+    np.testing.assert_allclose(variance_gradient, expected[1], rtol=1e-5, atol=1e-14)
 
 
 def test_positions_are_one_code():
@@ -85,42 +85,42 @@ def test_gradcheck(block_size):
 
 @pytest.mark.parametrize("clusters", [1, 2, 3, 6])
 @pytest.mark.parametrize("scale", [50.0, 1e4])
-def test_far_clusters_cost_the_choice_of_one(clusters, scale):
+def test_distant_clusters_have_the_log_of_their_number(clusters, scale):
     mean = scale * torch.arange(clusters).repeat(12 // clusters).unsqueeze(1).float().expand(-1, 3)
-    rate, by_mean, by_log_variance = rate_and_gradient(mean, 0.0)
+    rate, mean_gradient, variance_gradient = rate_and_gradient(mean, 0.0)
     torch.testing.assert_close(rate, torch.tensor(math.log(clusters)), rtol=1e-6, atol=1e-7)
-    assert by_mean.abs().max() < 1e-6
-    assert by_log_variance.abs() < 1e-6
+    assert mean_gradient.abs().max() < 1e-6
+    assert variance_gradient.abs() < 1e-6
 
 
-def test_collapse_is_zero_wherever_it_is():
+def test_equal_means_have_a_rate_of_0_at_any_distance_from_the_origin():
     for value in (0.0, 1e4 / 3, 1e-4 / 3):
-        rate, by_mean, by_log_variance = rate_and_gradient(torch.full((7, 3), value), -5.0)
-        assert rate == by_log_variance == 0
-        assert not by_mean.any()
+        rate, mean_gradient, variance_gradient = rate_and_gradient(torch.full((7, 3), value), -5.0)
+        assert rate == variance_gradient == 0
+        assert not mean_gradient.any()
 
 
-def test_far_points_have_log_n():
-    rate, by_mean, _ = rate_and_gradient(1e4 * torch.randn(50, 8), -2.0)
+def test_distant_means_have_log_n():
+    rate, mean_gradient, _ = rate_and_gradient(1e4 * torch.randn(50, 8), -2.0)
     assert rate == torch.tensor(math.log(50))
-    assert not by_mean.any()
+    assert not mean_gradient.any()
 
 
 def test_one_sample_has_no_information():
-    rate, by_mean, by_log_variance = rate_and_gradient(torch.randn(1, 4), 0.0)
-    assert rate == by_log_variance == 0
-    assert not by_mean.any()
+    rate, mean_gradient, variance_gradient = rate_and_gradient(torch.randn(1, 4), 0.0)
+    assert rate == variance_gradient == 0
+    assert not mean_gradient.any()
 
 
 @pytest.mark.parametrize("log_variance", [-1e4, -100.0, 100.0, 1e4])
 def test_any_noise_is_finite(log_variance):
-    rate, by_mean, by_log_variance = rate_and_gradient(torch.randn(9, 3), log_variance)
+    rate, mean_gradient, variance_gradient = rate_and_gradient(torch.randn(9, 3), log_variance)
     assert rate == (torch.tensor(math.log(9)) if log_variance < 0 else 0)
-    assert torch.isfinite(by_mean).all()
-    assert torch.isfinite(by_log_variance)
+    assert torch.isfinite(mean_gradient).all()
+    assert torch.isfinite(variance_gradient)
 
 
-# ---- what it is a bound of
+# ---- the bounded information
 
 
 @pytest.mark.parametrize("gap", [0.5, 2.0, 4.0, 30.0])
@@ -141,14 +141,14 @@ def test_above_the_information_in_many_dimensions_by_monte_carlo():
     rng = np.random.default_rng(0)
     mean, sigma = rng.normal(size=(10, 6)), 0.8
     index = rng.integers(10, size=40_000)
-    draws = mean[index] + sigma * rng.normal(size=(40_000, 6))
-    log_ratios = -((draws[:, None] - mean) ** 2).sum(-1) / (2 * sigma**2)
+    codes = mean[index] + sigma * rng.normal(size=(40_000, 6))
+    log_ratios = -((codes[:, None] - mean) ** 2).sum(-1) / (2 * sigma**2)
     samples = log_ratios[np.arange(40_000), index] - logsumexp(log_ratios, axis=1) + math.log(10)
     rate = nonlinear_rate(torch.tensor(mean), torch.tensor(2 * math.log(sigma))).item()
     assert samples.mean() + 4 * samples.std() / 200 < rate < math.log(10)
 
 
-# ---- what has to stay
+# ---- invariances
 
 
 @settings(max_examples=30, deadline=None)
@@ -190,8 +190,8 @@ def test_transformations_and_compilation():
 @pytest.mark.parametrize(
     ("mean", "log_variance", "message"),
     [
-        (torch.zeros(0, 3), torch.zeros(()), "needs at least one sample"),
-        (torch.zeros(4, 3, dtype=torch.long), torch.zeros(()), "mean has to be floating point"),
+        (torch.zeros(0, 3), torch.zeros(()), "at least one sample, got an empty batch"),
+        (torch.zeros(4, 3, dtype=torch.long), torch.zeros(()), "mean must be floating point"),
         (torch.zeros(4, 3), torch.zeros(3), r"one number for all samples and features, got shape \(3,\)"),
     ],
 )
@@ -203,20 +203,22 @@ def test_errors(mean, log_variance, message):
 # ---- several processes
 
 
-def batch_of_all():
+def global_batch():
     return torch.randn(11, 3, generator=torch.Generator().manual_seed(0)), 0.3
 
 
 def on_rank(rank, path):
     distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    mean, log_variance = batch_of_all()
+    mean, log_variance = global_batch()
     rows = slice(0, 4) if rank == 0 else slice(4, None)
-    rate, by_mean, by_log_variance = rate_and_gradient(mean, log_variance)
-    own_rate, own_by_mean, own_by_log_variance = rate_and_gradient(mean[rows], log_variance, gather=True, block_size=3)
+    rate, mean_gradient, variance_gradient = rate_and_gradient(mean, log_variance)
+    own_rate, own_mean_gradient, own_variance_gradient = rate_and_gradient(
+        mean[rows], log_variance, gather=True, block_size=3
+    )
     torch.testing.assert_close(own_rate, rate, rtol=1e-6, atol=0)
-    torch.testing.assert_close(own_by_mean / 2, by_mean[rows], rtol=1e-5, atol=1e-8)
-    distributed.all_reduce(own_by_log_variance)
-    torch.testing.assert_close(own_by_log_variance / 2, by_log_variance, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(own_mean_gradient / 2, mean_gradient[rows], rtol=1e-5, atol=1e-8)
+    distributed.all_reduce(own_variance_gradient)
+    torch.testing.assert_close(own_variance_gradient / 2, variance_gradient, rtol=1e-5, atol=1e-8)
     distributed.destroy_process_group()
 
 

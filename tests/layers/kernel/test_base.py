@@ -1,4 +1,4 @@
-"""What kernel bottlenecks share: one row for each sample, Gram matrices made once, and codes without a size."""
+"""The base of kernel bottlenecks: one row per sample, shared Gram matrices, scale-free codes, options."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ BATCH, FEATURES = 12, 5
 
 @pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz"])
 @pytest.mark.parametrize("positions", ["flatten", "mean"])
-def test_tokens_and_maps_become_one_row_of_a_sample(name, positions):
+def test_tokens_and_maps_become_one_row_per_sample(name, positions):
     layer = ibreg.build(name, positions=positions)
     tokens = torch.randn(BATCH, 3, FEATURES)
     rows = tokens.flatten(1) if positions == "flatten" else tokens.mean(1)
@@ -42,16 +42,16 @@ def test_padding_does_not_count(name, positions):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "module", "makes"),
+    ("name", "options", "module", "function"),
     [
-        ("cauchy_schwarz", {}, kernel, "gram"),
-        ("hsic", {"lambda_y": 0.0}, kernel, "gram"),
+        ("cauchy_schwarz", {}, kernel, "tiled_gram"),
+        ("hsic", {"lambda_y": 0.0}, kernel, "tiled_gram"),
         ("hsic", {"estimator": "debiased", "lambda_y": 0.0}, hsic_layer, "normalized_factor"),
     ],
 )
-def test_layers_of_a_model_share_what_they_compare_with(monkeypatch, name, options, module, makes):
-    made, original = [], getattr(module, makes)
-    monkeypatch.setattr(module, makes, lambda x, **settings: made.append(x) or original(x, **settings))
+def test_layers_of_a_model_share_gram_matrices(monkeypatch, name, options, module, function):
+    made, original = [], getattr(module, function)
+    monkeypatch.setattr(module, function, lambda x, **settings: made.append(x) or original(x, **settings))
     layers = (ibreg.build(name, **options) for _ in range(2))
     net = nn.Sequential(*(module for layer in layers for module in (nn.Linear(FEATURES, FEATURES), layer)))
     model, x = ibreg.Regularized(net), torch.randn(BATCH, FEATURES)
@@ -86,20 +86,20 @@ def test_a_small_last_batch_of_an_evaluation_logs_nothing(name):
     ("name", "options", "message"),
     [
         ("hsic", {"positions": "sum"}, "positions must be one of 'flatten', 'mean'"),
-        ("hsic", {"block_size": 0}, "block_size"),
-        ("hsic", {"bandwidth_t": -1.0}, "bandwidth_t must be a length above 0"),
+        ("hsic", {"block_size": 0}, "block_size must be None or an integer of at least 1"),
+        ("hsic", {"bandwidth_t": -1.0}, "bandwidth_t must be a number above 0"),
         ("hsic", {"estimator": "best"}, "estimator must be one of 'biased'"),
-        ("hsic", {"kernel_y": "cubic"}, "kernel_y must be one of 'gaussian'"),
+        ("hsic", {"kernel_y": "cubic"}, "kernel_y must be None or one of 'gaussian'"),
         ("hsic", {"lambda_y": -1.0}, "lambda_y must be a finite number of at least 0"),
-        ("hsic", {"lambda_x": 0.0, "lambda_y": 0.0}, "both 0"),
+        ("hsic", {"lambda_x": 0.0, "lambda_y": 0.0}, "lambda_x or lambda_y must be above 0"),
         ("hsic", {"estimator": "normalized", "gather": True}, "inverts whole Gram matrices"),
-        ("cauchy_schwarz", {"bandwidth_x": ("rms", 0.0)}, "bandwidth_x must be a length above 0"),
+        ("cauchy_schwarz", {"bandwidth_x": ("rms", 0.0)}, "bandwidth_x must be a number above 0"),
         ("cauchy_schwarz", {"start": "zero"}, "start must be one of 'default', 'identity'"),
         ("cauchy_schwarz", {"out_features": 0}, "at least 1"),
-        ("cauchy_schwarz", {"out_features": 2.5}, "out_features is the size of the code, an integer"),
+        ("cauchy_schwarz", {"out_features": 2.5}, "out_features must be None or an integer of at least 1"),
         ("cauchy_schwarz", {"stochastic": "yes"}, "stochastic must be True or False, got 'yes'"),
-        ("hsic", {"in_features": "8"}, "in_features is the size of the feature axis, an integer"),
-        ("hsic", {"in_features": -1}, "in_features is the size of the feature axis"),
+        ("hsic", {"in_features": "8"}, "in_features must be .*an integer of at least 1"),
+        ("hsic", {"in_features": -1}, "in_features must be .*an integer of at least 1"),
         ("hsic", {"lambda_x": "abc"}, "lambda_x must be a finite number of at least 0, got 'abc'"),
         ("hsic", {"lambda_x": float("nan")}, "lambda_x must be a finite number"),
         ("hsic", {"gather": 1}, "gather must be True or False"),
@@ -112,7 +112,7 @@ def test_options_out_of_range(name, options, message):
 
 
 @given(st.floats(1e-3, 1e3), st.floats(-10, 10))
-def test_scale_free_rows_have_neither_size_nor_a_gradient_along_it(scale, shift):
+def test_scale_free_rows_have_no_scale_and_no_gradient_along_it(scale, shift):
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(BATCH, FEATURES, generator=generator, dtype=torch.float64)
     moved = (scale * rows + shift).requires_grad_()
@@ -143,7 +143,7 @@ def test_inputs_that_are_not_finite_are_an_error_that_names_the_layer(name):
 
 
 @pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz", "nonlinear", "variational"])
-def test_a_mask_that_is_added_to_attention_is_refused(name):
+def test_an_additive_attention_mask_is_an_error(name):
     layer, mask = ibreg.build(name, in_features=FEATURES), torch.zeros(BATCH, 3)
     mask[:, 2] = -torch.inf
     with pytest.raises(RuntimeError, match="a mask must be 1 where a position counts and 0 elsewhere"):
@@ -151,22 +151,22 @@ def test_a_mask_that_is_added_to_attention_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz", "nonlinear"])
-def test_a_process_that_is_alone_gathers_its_own_batch(name):
-    """So that one configuration runs on a laptop and on a cluster, and a run goes on with fewer processes."""
+def test_a_single_process_gathers_its_own_batch(name):
+    """One configuration runs on a laptop and on a cluster, and a run resumes with fewer processes."""
     further = {"inputs": torch.randn(BATCH, 4), "target": torch.arange(BATCH) % 3}
-    x, found = torch.randn(BATCH, FEATURES, requires_grad=True), []
+    x, results = torch.randn(BATCH, FEATURES, requires_grad=True), []
     for gather in (False, True):
         torch.manual_seed(0)
         penalty = ibreg.build(name, in_features=FEATURES, gather=gather).measure(x, **further).penalty
-        found.append((penalty, *torch.autograd.grad(penalty, x)))
-    assert found[0][1].any()
-    assert all(map(torch.equal, *found))
+        results.append((penalty, *torch.autograd.grad(penalty, x)))
+    assert results[0][1].any()
+    assert all(map(torch.equal, *results))
 
 
 @pytest.mark.filterwarnings("ignore:bottleneck 0 is in eval mode while the model trains")
 @pytest.mark.parametrize("estimator", ["unbiased", "normalized"])
-def test_a_layer_in_eval_shares_no_gram_matrix_without_its_gradient(estimator):
-    """Layers share what is made of the inputs; the one that asks first may want no gradient of it."""
+def test_a_gram_matrix_that_a_layer_in_eval_computed_first_has_a_gradient(estimator):
+    """Layers share the Gram matrix of the inputs; the first one to ask for it may need no gradient."""
 
     def gradient(first_trains):
         torch.manual_seed(0)
@@ -181,15 +181,15 @@ def test_a_layer_in_eval_shares_no_gram_matrix_without_its_gradient(estimator):
 
 
 @pytest.mark.parametrize("name", ["hsic", "cauchy_schwarz"])
-def test_what_stands_in_the_inputs_where_the_mask_leaves_out_changes_nothing(name):
+def test_masked_positions_of_the_inputs_have_no_effect(name):
     mask = torch.arange(5) < 3
     x, code = torch.randn(16, 5, 6), torch.randn(16, 5, 4)
     layer = ibreg.build(name)
-    found = [
+    penalties = [
         layer.measure(code, inputs=inputs, target=torch.arange(16) % 3, mask=mask.expand(16, 5)).penalty
         for inputs in (x, torch.where(mask.unsqueeze(1), x, 99.0))
     ]
-    assert torch.equal(*found)
+    assert torch.equal(*penalties)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -199,7 +199,7 @@ def test_a_target_that_is_not_finite_is_an_error(bad, estimator):
         HSICBottleneck(estimator=estimator).measure(torch.randn(8, 3), target=torch.full((8,), bad))
 
 
-def test_kernels_that_tell_all_samples_apart_or_none_are_warned_of_once():
+def test_too_narrow_and_too_wide_kernels_warn_once():
     x = torch.randn(64, 784)
     layer = CauchySchwarzBottleneck(bandwidth_x=1.0)
     with pytest.warns(UserWarning, match="the inputs of a batch are all different.*wider bandwidth_x"):

@@ -35,7 +35,7 @@ def test_similarity_is_the_mean_kernel_of_two_samples():
     torch.testing.assert_close(out.logs["similarity"], expected)
 
 
-def test_normalize_code_takes_out_its_size():
+def test_normalize_code_makes_the_penalty_scale_invariant():
     x, code = batch()
     layer = CauchySchwarzBottleneck(bandwidth_t=0.5)
     small, large = (layer.measure(scale * code, inputs=x).penalty for scale in (1e-3, 1e3))
@@ -48,7 +48,7 @@ def test_normalize_code_takes_out_its_size():
     plain = CauchySchwarzBottleneck(bandwidth_t=("rms", 0.25), normalize_code=False)
     (gradient,) = torch.autograd.grad(plain.measure(code, inputs=x).penalty, code)
     along = (gradient * (code - code.mean(0))).sum() / (gradient.norm() * code.norm())
-    assert abs(along) > 1e-2  # the size of the code is rewarded there
+    assert abs(along) > 1e-2  # there a larger code has a lower penalty
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_identity_start_keeps_the_features():
     torch.testing.assert_close(noise.std(), torch.tensor(0.1), rtol=0.02, atol=0)
 
 
-def test_noise_is_drawn_in_training_alone():
+def test_noise_is_sampled_in_training_only():
     _, code = batch()
     layer = CauchySchwarzBottleneck(FEATURES, stochastic=True)
     assert layer.stochastic
@@ -81,7 +81,7 @@ def test_noise_is_drawn_in_training_alone():
     assert torch.equal(layer(code), layer(code))
 
 
-def test_the_penalty_of_several_draws_is_that_of_the_first():
+def test_the_penalty_of_several_monte_carlo_samples_is_that_of_the_first():
     x, _ = batch()
     layer = CauchySchwarzBottleneck(3, stochastic=True, beta=1.0)
     model = Regularized(nn.Sequential(layer), draws=3)

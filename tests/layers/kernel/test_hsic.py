@@ -54,7 +54,7 @@ def test_penalty_against_numpy(estimator, reference):
 
 
 @pytest.mark.parametrize("estimator", ["biased", "unbiased", "cka", "normalized", "debiased"])
-def test_penalty_is_that_of_the_functions(estimator):
+def test_penalty_against_the_functions(estimator):
     x, code, y = batch()
     out = HSICBottleneck(lambda_x=2.0, lambda_y=0.5, estimator=estimator).measure(code, inputs=x, target=y)
     expected = 2 * hsic(x, code, estimator=estimator) - 0.5 * hsic(code, y, kernel_y="delta", estimator=estimator)
@@ -62,7 +62,7 @@ def test_penalty_is_that_of_the_functions(estimator):
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "debiased"])
-def test_kernel_of_the_target_follows_its_type(estimator):
+def test_kernel_of_the_target_depends_on_its_dtype(estimator):
     x, code, y = batch()
     layer = HSICBottleneck(estimator=estimator)
     one_hot = nn.functional.one_hot(y).float()
@@ -83,11 +83,11 @@ def test_class_indices_are_never_compared_as_numbers(kernel):
 
 def test_labels_below_zero_are_an_error():
     x, code, y = batch()
-    with pytest.raises(RuntimeError, match="class indices of at least 0: HSIC leaves no sample out"):
+    with pytest.raises(RuntimeError, match="class indices of at least 0: HSIC ignores no sample"):
         HSICBottleneck().measure(code, inputs=x, target=torch.where(y == 1, -100, y))
 
 
-def test_what_has_no_weight_is_not_needed():
+def test_a_variable_without_weight_is_not_needed():
     x, code, y = batch()
     without_target = HSICBottleneck(lambda_y=0.0).measure(code, inputs=x)
     assert set(without_target.logs) == {"hsic_x", "similarity", "inputs_similarity"}
@@ -95,8 +95,8 @@ def test_what_has_no_weight_is_not_needed():
     assert set(HSICBottleneck(lambda_x=0.0).measure(code, target=y).logs) == {"hsic_y", "similarity"}
 
 
-def test_it_takes_out_what_the_target_does_not_need():
-    """The penalty's gradient alone keeps the one feature that the label depends on, and forgets the others."""
+def test_it_removes_features_that_are_irrelevant_for_the_target():
+    """Trained by the penalty alone, the scale of the one relevant feature stays and the others shrink."""
     torch.manual_seed(0)
     x = torch.randn(256, 4)
     y = (x[:, 0] > 0).long()
@@ -110,7 +110,7 @@ def test_it_takes_out_what_the_target_does_not_need():
     assert scale[0].abs() > 4 * scale[1:].abs().max()
 
 
-def test_draws_of_a_layer_before_it_repeat_inputs_and_targets():
+def test_monte_carlo_samples_of_an_earlier_layer_repeat_inputs_and_targets():
     x, _, y = batch()
     noisy = VariationalBottleneck(3, 3, beta=0.0)
     model = Regularized(nn.Sequential(noisy, HSICBottleneck(estimator="biased")), draws=2)
@@ -121,7 +121,7 @@ def test_draws_of_a_layer_before_it_repeat_inputs_and_targets():
     torch.testing.assert_close(penalty, expected)
 
 
-def test_stopped_gradients_train_each_block_by_its_own_penalty():
+def test_stop_gradient_trains_each_block_by_its_own_penalty():
     x, _, y = batch()
     blocks = [nn.Linear(3, 5), nn.Linear(5, 4)]
     net = nn.Sequential(
@@ -129,8 +129,8 @@ def test_stopped_gradients_train_each_block_by_its_own_penalty():
     )
     output, penalty, _ = Regularized(net)(x, target=y)
     parameters = [block.weight for block in blocks]
-    of_output = torch.autograd.grad(output.sum(), parameters, allow_unused=True, retain_graph=True)
-    assert of_output == (None, None)
+    output_gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True, retain_graph=True)
+    assert output_gradients == (None, None)
     code = blocks[0](x)
     first = HSICBottleneck().measure(code, inputs=x, target=y).penalty
     second = HSICBottleneck().measure(blocks[1](code.detach()), inputs=x, target=y).penalty
