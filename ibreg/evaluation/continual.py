@@ -1,4 +1,4 @@
-"""Metrics of class-incremental learning: what is known of all classes, passed on, and forgotten, split after split.
+"""Metrics of class-incremental learning: accuracy, transfer and forgetting over splits.
 
 All of them follow from one matrix: the accuracy on the classes of each split, before the first split and after each.
 """
@@ -15,23 +15,23 @@ from torch import Tensor
 def accuracy_matrix(
     predictions: Tensor | np.ndarray, targets: Tensor | np.ndarray, splits: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    r"""Measures the accuracy on the classes of every split, at every stage of learning.
+    r"""Measures the accuracy on the classes of each split, at each stage of training.
 
     .. math::
         R_{ij} = \frac{1}{n_j} \sum_{k: y_k \in S_j} [\hat y^{(i)}_k = y_k]
 
-    Predictions are over all classes: a learner does not know from which split a sample comes.
+    Predictions are over all classes: a learner is not told the split of a sample.
 
     Args:
-        predictions: Predicted classes, integers of shape (stages, samples): before the first split, and after each.
-        targets: Classes, integers of shape (samples,).
-        splits: The classes of each split, in the order in which they are learnt.
+        predictions: predicted classes `(stages, samples)`, integers: before the first split, and after each.
+        targets: classes `(samples,)`, integers.
+        splits: classes of each split, in the order of training.
 
     Returns:
-        Accuracies of shape (stages, splits), fractions, float64.
+        Accuracies `(stages, splits)`, fractions, float64.
 
     Raises:
-        ValueError: If shapes do not fit, or a split has no sample.
+        ValueError: If shapes do not match, or a split has no sample.
 
     Example:
         >>> stages = [[0, 0, 0, 0], [0, 1, 1, 1], [2, 2, 2, 3]]
@@ -40,39 +40,39 @@ def accuracy_matrix(
                [1. , 0. ],
                [0. , 1. ]])
     """
-    predictions, targets = (torch.as_tensor(part).detach().cpu().numpy() for part in (predictions, targets))
+    predictions, targets = (torch.as_tensor(values).detach().cpu().numpy() for values in (predictions, targets))
     if predictions.ndim != 2 or targets.ndim != 1 or predictions.shape[1] != len(targets):
         raise ValueError(
-            f"predictions need shape (stages, samples) and targets (samples,), got {predictions.shape} and "
+            f"predictions must have shape (stages, samples) and targets (samples,), got {predictions.shape} and "
             f"{targets.shape}"
         )
     if len(predictions) != len(splits) + 1:
         raise ValueError(
-            f"{len(splits)} splits have {len(splits) + 1} stages, one of them before the first split, got "
-            f"{len(predictions)} rows of predictions"
+            f"predictions must have {len(splits) + 1} stages for {len(splits)} splits, one of them before the first "
+            f"split, got {len(predictions)}"
         )
-    of_split = [np.isin(targets, np.asarray(classes)) for classes in splits]
-    if empty := [list(classes) for classes, rows in zip(splits, of_split, strict=True) if not rows.any()]:
-        raise ValueError(f"no sample is of the classes {empty}")
-    right = predictions == targets
-    return np.stack([right[:, rows].mean(axis=1) for rows in of_split], axis=1)
+    in_split = [np.isin(targets, np.asarray(classes)) for classes in splits]
+    if empty := [list(classes) for classes, rows in zip(splits, in_split, strict=True) if not rows.any()]:
+        raise ValueError(f"each split must have a sample, got none of the classes {empty}")
+    correct = predictions == targets
+    return np.stack([correct[:, rows].mean(axis=1) for rows in in_split], axis=1)
 
 
 def overall_accuracy(
     predictions: Tensor | np.ndarray, targets: Tensor | np.ndarray, splits: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    r"""Measures the accuracy over the samples of all splits, those still to come included, at every stage.
+    r"""Measures the accuracy over the samples of all splits, including later ones, at each stage.
 
     .. math::
         A_i = \sum_j \frac{n_j}{n} R_{ij}
 
     Args:
-        predictions: As in `accuracy_matrix`.
-        targets: As there.
-        splits: As there.
+        predictions: as in `accuracy_matrix`.
+        targets: as in `accuracy_matrix`.
+        splits: as in `accuracy_matrix`.
 
     Returns:
-        Accuracies of shape (stages,), fractions, float64; 0 to 1, at stage i at most the share of the classes seen.
+        Accuracies `(stages,)`, fractions, float64.
 
     Raises:
         ValueError: As in `accuracy_matrix`.
@@ -89,19 +89,19 @@ def overall_accuracy(
 
 
 def backward_transfer(matrix: np.ndarray) -> float:
-    r"""Measures what learning later splits did to earlier ones: negative where they were forgotten.
+    r"""Measures the effect of later splits on the accuracy of earlier ones, negative if they are forgotten.
 
     .. math::
         \mathrm{BWT} = \frac{1}{T-1} \sum_{j=1}^{T-1} R_{Tj} - R_{jj}
 
     Args:
-        matrix: Accuracies of shape (T + 1, T), as `accuracy_matrix` returns them.
+        matrix: accuracies `(T + 1, T)`, as returned by `accuracy_matrix`.
 
     Returns:
-        A difference of fractions, in [-1, 1]; NaN where there is one split.
+        A difference of fractions in [-1, 1]; NaN for one split.
 
     Raises:
-        ValueError: If the matrix has another shape.
+        ValueError: If the matrix does not have that shape.
 
     Source: Lopez-Paz and Ranzato 2017, arXiv 1706.08840, equation 3.
 
@@ -109,27 +109,27 @@ def backward_transfer(matrix: np.ndarray) -> float:
         >>> backward_transfer(np.array([[0.5, 0.0], [1.0, 0.0], [0.25, 1.0]]))
         -0.75
     """
-    learnt = _after_splits(matrix)
-    return _mean((learnt[-1] - learnt.diagonal())[:-1])
+    learned = _after_splits(matrix)
+    return _mean((learned[-1] - learned.diagonal())[:-1])
 
 
 def forward_transfer(matrix: np.ndarray) -> float:
-    r"""Measures what earlier splits did for a later one, before it was learnt.
+    r"""Measures the effect of earlier splits on the accuracy of a later one, before training on it.
 
     .. math::
         \mathrm{FWT} = \frac{1}{T-1} \sum_{j=2}^{T} R_{j-1,j} - R_{0j}
 
-    A learner of one head over all classes has not seen the later classes: its forward transfer is about minus the
-    accuracy of its start, which is luck.
+    A learner with one head over all classes has not seen the later classes: its forward transfer is about minus its
+    accuracy at initialization, which is chance.
 
     Args:
-        matrix: Accuracies of shape (T + 1, T), as `accuracy_matrix` returns them.
+        matrix: accuracies `(T + 1, T)`, as returned by `accuracy_matrix`.
 
     Returns:
-        A difference of fractions, in [-1, 1]; NaN where there is one split.
+        A difference of fractions in [-1, 1]; NaN for one split.
 
     Raises:
-        ValueError: If the matrix has another shape.
+        ValueError: If the matrix does not have that shape.
 
     Source: Lopez-Paz and Ranzato 2017, arXiv 1706.08840, equation 4.
 
@@ -142,19 +142,19 @@ def forward_transfer(matrix: np.ndarray) -> float:
 
 
 def forgetting(matrix: np.ndarray) -> float:
-    r"""Measures how far the accuracy on earlier splits fell from its best.
+    r"""Measures the decrease of the accuracy on earlier splits from its maximum.
 
     .. math::
         F = \frac{1}{T-1} \sum_{j=1}^{T-1} \max_{1 \le i \le T-1} R_{ij} - R_{Tj}
 
     Args:
-        matrix: Accuracies of shape (T + 1, T), as `accuracy_matrix` returns them.
+        matrix: accuracies `(T + 1, T)`, as returned by `accuracy_matrix`.
 
     Returns:
-        A difference of fractions, in [-1, 1]; NaN where there is one split.
+        A difference of fractions in [-1, 1]; NaN for one split.
 
     Raises:
-        ValueError: If the matrix has another shape.
+        ValueError: If the matrix does not have that shape.
 
     Source: Chaudhry et al. 2018, arXiv 1801.10112, section 3.
 
@@ -162,14 +162,14 @@ def forgetting(matrix: np.ndarray) -> float:
         >>> forgetting(np.array([[0.5, 0.0], [1.0, 0.0], [0.25, 1.0]]))
         0.75
     """
-    learnt = _after_splits(matrix)
-    return _mean((learnt[:-1].max(axis=0, initial=0) - learnt[-1])[:-1])
+    learned = _after_splits(matrix)
+    return _mean((learned[:-1].max(axis=0, initial=0) - learned[-1])[:-1])
 
 
 def _after_splits(matrix: np.ndarray) -> np.ndarray:
-    """The square part of the matrix: after each split."""
+    """Returns the square part of the matrix: after each split."""
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] + 1:
-        raise ValueError(f"a matrix of accuracies has one row more than columns, got shape {matrix.shape}")
+        raise ValueError(f"a matrix of accuracies must have one row more than columns, got shape {matrix.shape}")
     return matrix[1:]
 
 

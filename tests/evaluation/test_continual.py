@@ -86,8 +86,8 @@ def test_one_that_knows_the_last_split_alone_forgets_everything_and_one_that_kee
     [
         (np.zeros((3, 4)), np.zeros(5), [(0,), (1,)], r"\(stages, samples\)"),
         (np.zeros(4), np.zeros(4), [(0,)], r"\(stages, samples\)"),
-        (np.zeros((2, 4)), np.zeros(4), [(0,), (1,)], "2 splits have 3 stages"),
-        (np.zeros((3, 4)), np.zeros(4), [(0,), (1,)], r"no sample is of the classes \[\[1\]\]"),
+        (np.zeros((2, 4)), np.zeros(4), [(0,), (1,)], "3 stages for 2 splits"),
+        (np.zeros((3, 4)), np.zeros(4), [(0,), (1,)], r"must have a sample, got none of the classes \[\[1\]\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(predictions, targets, splits, message):

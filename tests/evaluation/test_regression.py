@@ -76,15 +76,15 @@ PAIR = torch.tensor([1.0, 2.0, 3.0])
 @pytest.mark.parametrize(
     ("predictions", "targets", "message"),
     [
-        (PAIR[:1], PAIR[:1], "predictions need two samples or more, got 1"),
-        (PAIR[:0], PAIR[:0], "predictions need two samples or more, got 0"),
-        (PAIR[:2], PAIR, "2 predictions, but 3 targets"),
-        (PAIR.repeat(2, 1).T, PAIR, r"predictions need shape \(samples,\) or \(samples, 1\), got \(3, 2\)"),
-        (PAIR, PAIR[:, None, None], "targets need shape"),
-        (PAIR[0], PAIR, r"predictions need shape .* got \(\)"),
-        (PAIR / 0, PAIR, "predictions have 3 values that are not finite"),
-        (PAIR, torch.tensor([1.0, math.nan, 2.0]), "targets have 1 values that are not finite"),
-        (PAIR, torch.full((3,), 7.0), "all 3 targets are 7: R² needs targets that vary"),
+        (PAIR[:1], PAIR[:1], "predictions must have at least two samples, got 1"),
+        (PAIR[:0], PAIR[:0], "predictions must have at least two samples, got 0"),
+        (PAIR[:2], PAIR, "equal lengths, got 2 and 3"),
+        (PAIR.repeat(2, 1).T, PAIR, r"predictions must have shape \(samples,\) or \(samples, 1\), got \(3, 2\)"),
+        (PAIR, PAIR[:, None, None], "targets must have shape"),
+        (PAIR[0], PAIR, r"predictions must have shape .* got \(\)"),
+        (PAIR / 0, PAIR, "predictions must be finite, got 3 values"),
+        (PAIR, torch.tensor([1.0, math.nan, 2.0]), "targets must be finite, got 1 values"),
+        (PAIR, torch.full((3,), 7.0), "targets must vary for R², got 3 times 7"),
     ],
 )
 def test_wrong_predictions_are_refused(predictions, targets, message):
@@ -110,5 +110,5 @@ def test_worse_than_the_mean_is_below_zero():
 
 @pytest.mark.parametrize("r2", [1.0, 1.5, math.nan, -math.inf])
 def test_information_of_what_is_no_share_is_refused(r2):
-    with pytest.raises(ValueError, match="finite number below 1"):
+    with pytest.raises(ValueError, match="finite and below 1"):
         gaussian_information(r2)

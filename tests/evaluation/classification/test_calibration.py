@@ -65,10 +65,10 @@ def test_all_measures_come_together():
 
 @pytest.mark.parametrize("coverage", [0.0, -0.1, 1.1, float("nan")])
 def test_a_coverage_is_a_share(coverage):
-    with pytest.raises(ValueError, match="a coverage is a share"):
+    with pytest.raises(ValueError, match="coverage must be above 0 and at most 1"):
         selective_accuracy(*random_predictions(0), coverage)
 
 
 def test_logits_are_refused():
-    with pytest.raises(ValueError, match="are they logits"):
+    with pytest.raises(ValueError, match="apply a softmax to logits"):
         selective_accuracy(torch.randn(5, 3), torch.zeros(5, dtype=torch.long), 0.5)

@@ -34,12 +34,12 @@ def test_the_worst_group_is_the_least_of_all(seed, samples, number):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"predictions": torch.zeros(3)}, "predictions are integers"),
-        ({"targets": torch.zeros(0, dtype=torch.long)}, "targets are integers"),
-        ({"groups": torch.zeros(2, dtype=torch.long)}, "3 predictions, 3 targets and 2 groups"),
-        ({"groups": torch.tensor([0, 1, 2])}, "groups go from 0 to 2, there are 2 names"),
-        ({"groups": torch.tensor([0, 1, -1])}, "groups go from -1"),
-        ({"names": ["red", "red"]}, "names of groups stand twice"),
+        ({"predictions": torch.zeros(3)}, "predictions must be integers"),
+        ({"targets": torch.zeros(0, dtype=torch.long)}, "targets must be integers"),
+        ({"groups": torch.zeros(2, dtype=torch.long)}, r"equal lengths, got \(3, 3, 2\)"),
+        ({"groups": torch.tensor([0, 1, 2])}, "groups must be from 0 to 1, indices of 2 names, got 0 to 2"),
+        ({"groups": torch.tensor([0, 1, -1])}, "got -1 to 1"),
+        ({"names": ["red", "red"]}, "names of groups must be unique"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, message):

@@ -111,16 +111,16 @@ LABELS = torch.tensor([0, 1, 0, 1])
         (HALVES[:, 0], LABELS, "classes >= 2"),
         (HALVES[:, :1] * 2, LABELS, "classes >= 2"),
         (HALVES[None], LABELS, "classes >= 2"),
-        (HALVES[:3], LABELS, "3 rows of probabilities, but 4 targets"),
+        (HALVES[:3], LABELS, "equal lengths, got 3 and 4"),
         (HALVES, LABELS[:, None], "samples >= 1"),
         (HALVES, LABELS.float(), "integers, got float32"),
         (HALVES, LABELS.bool(), "integers, got bool"),
-        (HALVES, LABELS + 1, "target 2 is out of range"),
-        (HALVES, LABELS - 1, "target -1 is out of range"),
-        (HALVES * math.nan, LABELS, "NaN or negative"),
-        (torch.tensor([[1.5, -0.5]] * 4), LABELS, "are they logits"),
-        (HALVES * 1.1, LABELS, r"sum to 1\.1 \.\.\. 1\.1"),
-        (HALVES * math.inf, LABELS, "sum to inf"),
+        (HALVES, LABELS + 1, "targets must be below 2, the number of classes, got 2"),
+        (HALVES, LABELS - 1, "targets must be at least 0, got -1"),
+        (HALVES * math.nan, LABELS, "at least 0 and not NaN"),
+        (torch.tensor([[1.5, -0.5]] * 4), LABELS, "apply a softmax to logits"),
+        (HALVES * 1.1, LABELS, r"sums of 1\.1 to 1\.1"),
+        (HALVES * math.inf, LABELS, "sums of inf"),
     ],
 )
 def test_wrong_predictions_are_refused(probabilities, targets, message):
@@ -129,7 +129,7 @@ def test_wrong_predictions_are_refused(probabilities, targets, message):
 
 
 def test_calibration_needs_a_bin():
-    with pytest.raises(ValueError, match="bins needs to be >= 1"):
+    with pytest.raises(ValueError, match="bins must be at least 1"):
         calibration_bins(HALVES, LABELS, bins=0)
 
 
@@ -148,7 +148,7 @@ def test_information_bound_is_tight_where_the_code_is_the_label_and_zero_where_i
 
 @pytest.mark.parametrize("cross_entropy", [math.nan, math.inf, -0.1])
 def test_impossible_cross_entropies_are_refused(cross_entropy):
-    with pytest.raises(ValueError, match="finite and >= 0"):
+    with pytest.raises(ValueError, match="finite and at least 0"):
         information_bound(cross_entropy, LABELS)
 
 
