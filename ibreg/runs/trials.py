@@ -1,158 +1,227 @@
-"""What a run trains: every method with every seed, the tuning grid, the information curve; and what is chosen of it."""
+"""The training runs of a recipe: every method with every seed and grid point, the information curve; and selection."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ibreg.runs.config.composition import build_bottleneck
+from ibreg.runs.config.composition import configured_beta, rate_bounds
 
-CONTROLS = ("none", "null", "decayed", "dropout")
 FACTORS = (0.1, 1, 10)
 INFORMATION = ("I(X;Z)", "I(X;Z|Y)")
+SECOND = {"null": "none"}  # second initializations, and the method whose grid point each of them takes
+
+
+class Point(NamedTuple):
+    """A point of the grid of a method.
+
+    Attributes:
+        weight_decay: AdamW's; None where the optimizer has none.
+        setting: the option that the grid of the method is over, usually `beta`, and its value; None for a method that
+            keeps its configured options.
+    """
+
+    weight_decay: float | None
+    setting: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A method without one of the compared bottlenecks.
+
+    Attributes:
+        compared: whether a configuration has it, if it has controls.
+        configured: its point without tuning.
+        grid: the points that it is tuned over.
+    """
+
+    compared: Callable[[DictConfig], bool]
+    configured: Callable[[DictConfig], Point]
+    grid: Callable[[DictConfig], list[Point]]
+
+
+def _plain(cfg: DictConfig) -> Point:
+    return Point(float(cfg.weight_decay))
+
+
+def _decays(cfg: DictConfig) -> list[Point]:
+    return [Point(float(decay)) for decay in cfg.grid.weight_decay]
+
+
+CONTROLS = {
+    "none": Control(lambda cfg: True, _plain, _decays),
+    "null": Control(lambda cfg: True, _plain, _decays),
+    "decayed": Control(  # with a weight decay of its own, which is not tuned
+        lambda cfg: bool(cfg.get("decayed_control")),
+        lambda cfg: Point(float(cfg.decayed_control)),
+        lambda cfg: [Point(float(cfg.decayed_control))],
+    ),
+    "dropout": Control(  # with the layer `dropout` where the other methods have their bottleneck
+        lambda cfg: "dropout" in cfg,
+        lambda cfg: Point(float(cfg.weight_decay), ("dropout", float(cfg.dropout))),
+        lambda cfg: [
+            Point(float(decay), ("dropout", float(rate)))
+            for rate, decay in zip(cfg.grid.dropout, cfg.grid.weight_decay, strict=True)
+        ],
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training.
+    """One training run.
 
     Attributes:
-        method: "none" (the control), "null" (the control from a second initialization), "decayed" (the control with weight
-            decay), "dropout" (the control with dropout where the others have their bottleneck) or a bottleneck.
+        method: a control of `CONTROLS`, a bottleneck, or in some recipes a learner without one.
         seed: of initialization, order of the data, and noise.
-        weight_decay: AdamW's.
-        beta: of the bottleneck; None for the controls, and where a bottleneck keeps its configured one.
+        weight_decay: as in `Point`.
+        setting: as in `Point`.
         sweep: whether it belongs to the information curve rather than to the comparison.
-        stop: the epoch that it ends at and keeps; None: all epochs, of which validation chooses.
-        dropout: share of values that the method "dropout" sets to 0; None for the others.
+        stop: the epoch that it ends at and keeps; None: all epochs, of which validation selects.
     """
 
     method: str
     seed: int
-    weight_decay: float
-    beta: float | None = None
+    weight_decay: float | None = None
+    setting: tuple[str, float] | None = None
     sweep: bool = False
     stop: int | None = None
-    dropout: float | None = None
+
+    @property
+    def beta(self) -> float | None:
+        """Beta of the bottleneck; None for controls, and where the configured one is kept."""
+        return self.value("beta")
+
+    def value(self, option: str) -> float | None:
+        """Returns the value of an option if the grid of the method is over that option, else None."""
+        return self.setting[1] if self.setting is not None and self.setting[0] == option else None
 
     @property
     def name(self) -> str:
         """Stem of the checkpoint's file."""
-        beta = "" if self.beta is None else f"-beta{self.beta:g}"
-        dropout = "" if self.dropout is None else f"{self.dropout:g}"
+        setting = ""
+        if self.setting is not None:
+            option, value = self.setting
+            setting = f"{value:g}" if option == self.method else f"-{option}{value:g}"
+        decay = "" if self.weight_decay is None else f"-decay{self.weight_decay:g}"
         stop = "" if self.stop is None else f"-stop{self.stop}"
-        method = f"{'sweep-' if self.sweep else ''}{self.method}{dropout}"
-        return f"{method}{beta}-decay{self.weight_decay:g}-seed{self.seed}{stop}"
+        return f"{'sweep-' if self.sweep else ''}{self.method}{setting}{decay}-seed{self.seed}{stop}"
 
     @property
     def key(self) -> tuple[int, int]:
-        """What all randomness of the training follows from: the same for all methods of a seed but the null row."""
-        return self.seed, int(self.method == "null")
+        """The key of all randomness of the run: shared by all methods of a seed except a second initialization."""
+        return self.seed, int(self.method in SECOND)
+
+    def row(self) -> dict[str, Any]:
+        """Returns the columns of `metrics.csv` that identify the run."""
+        row = {"method": self.method, "seed": self.seed, "weight_decay": self.weight_decay, "beta": self.beta}
+        return row | {"sweep": self.sweep, "stop": self.stop} | dict([self.setting] if self.setting else [])
 
 
 def methods(cfg: DictConfig) -> list[str]:
-    """Lists what is compared: the control, its second initialization, in some recipes others, and the bottlenecks."""
-    further = {"decayed": bool(cfg.get("decayed_control")), "dropout": "dropout" in cfg}
-    controls = [name for name in CONTROLS if further.get(name, True)]
-    return [*(controls if cfg.control else ()), *cfg.bottlenecks]
+    """Lists the compared methods: controls, in some recipes learners without a bottleneck, and bottlenecks."""
+    controls = [name for name, control in CONTROLS.items() if control.compared(cfg)]
+    return [*(controls if cfg.control else ()), *cfg.get("learners", ()), *cfg.bottlenecks]
 
 
-def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
-    """Lists the trainings of the comparison, without the null row's, and those of the information curve."""
-    comparison, sweep = [], []
-    for method in methods(cfg):
-        if method == "null":
-            continue
-        is_control = method in CONTROLS
-        for seed in cfg.seeds:
-            trial = first_trial(cfg, method, seed)
-            if not cfg.tune or method == "decayed":
-                comparison.append(trial)
-            elif method == "dropout":
-                pairs = zip(cfg.grid.dropout, cfg.grid.weight_decay, strict=True)
-                comparison += [replace(trial, dropout=float(rate), weight_decay=float(decay)) for rate, decay in pairs]
-            elif is_control:
-                comparison += [replace(trial, weight_decay=float(decay)) for decay in cfg.grid.weight_decay]
-            else:
-                comparison += [replace(trial, beta=float(beta)) for beta in beta_grid(cfg, method)]
-        # Only a rate that means the same for any batch makes a curve.
-        swept = method not in CONTROLS and "sweep" in cfg and cfg.schedule.name != "target_rate"
-        if swept and build_bottleneck(cfg, method).rate_bounds in INFORMATION:
-            first = Trial(method, cfg.seeds[0], float(cfg.weight_decay), sweep=True)
-            sweep += [replace(first, beta=float(beta)) for beta in cfg.sweep.betas]
-    return comparison, sweep
+def points_of(cfg: DictConfig, method: str) -> list[Point]:
+    """Returns the points that a method is trained at: with `tune` those of its grid, else the configured one."""
+    if "settings" in cfg:  # a list for each method, of which a trial has the index
+        return [Point(None, ("setting", index)) for index in range(len(settings_of(cfg, method)))]
+    if method in CONTROLS:
+        return CONTROLS[method].grid(cfg) if cfg.tune else [CONTROLS[method].configured(cfg)]
+    decay = float(cfg.weight_decay)
+    return [Point(decay, ("beta", float(beta))) for beta in beta_grid(cfg, method)] if cfg.tune else [Point(decay)]
 
 
-def first_trial(cfg: DictConfig, method: str, seed: int) -> Trial:
-    """Returns the training of a method as it is configured, before anything is tuned."""
-    decay = cfg.decayed_control if method == "decayed" else cfg.weight_decay
-    return Trial(method, seed, float(decay), dropout=float(cfg.dropout) if method == "dropout" else None)
+def settings_of(cfg: DictConfig, method: str) -> list[dict[str, Any]]:
+    """Returns the settings that a method is trained with: with `tune` all of its list in `settings`, else the first."""
+    given: Any = OmegaConf.to_container(cfg.settings[SECOND.get(method, method)], resolve=True)
+    return given if cfg.tune else given[:1]
 
 
 def beta_grid(cfg: DictConfig, method: str) -> Sequence[float]:
-    """Returns the values that beta of a bottleneck is chosen from: betas of two bottlenecks have no common scale."""
+    """Returns the grid of beta of a bottleneck: betas of different bottlenecks have no common scale."""
     own = cfg.grid.betas.get(method, cfg.grid.beta)
-    return [factor * build_bottleneck(cfg, method).initial_beta for factor in FACTORS] if own is None else own
+    return [factor * configured_beta(cfg, method) for factor in FACTORS] if own is None else own
+
+
+def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
+    """Lists the trials of the comparison, without those of a second initialization, and of the information curve.
+
+    A method with several points is tuned on the first `tuning_seeds` seeds, by default on all of them.
+    """
+    comparison = []
+    for method in methods(cfg):
+        points = points_of(cfg, method) if method not in SECOND else []
+        seeds = cfg.seeds[: cfg.get("tuning_seeds")] if len(points) > 1 else cfg.seeds
+        comparison += [Trial(method, seed, *point) for seed in seeds for point in points]
+    sweep = []
+    # With a target rate beta is not fixed.
+    if "sweep" in cfg and cfg.schedule.name != "target_rate":
+        first = Trial("", cfg.seeds[0], float(cfg.weight_decay), sweep=True)
+        swept = [method for method, bound in rate_bounds(cfg).items() if bound in INFORMATION]
+        settings = [("beta", float(beta)) for beta in cfg.sweep.betas]
+        sweep = [replace(first, method=method, setting=setting) for method in swept for setting in settings]
+    return comparison, sweep
 
 
 def epochs_of(cfg: DictConfig, trial: Trial) -> int:
-    """Returns how long a trial trains."""
+    """Returns the number of epochs of a trial, over each of its stages."""
     return trial.stop or (cfg.sweep.epochs if trial.sweep else cfg.epochs)
-
-
-def epochs_in_all(cfg: DictConfig) -> int:
-    """Returns how long all trainings of a run take together, the null row's included."""
-    planned = sum(epochs_of(cfg, trial) for trials in plan(cfg) for trial in trials)
-    return planned + (cfg.epochs * len(cfg.seeds) if cfg.control else 0)
 
 
 def select(
     cfg: DictConfig, comparison: Sequence[Trial], quality: Callable[[Trial], tuple[float, ...]]
 ) -> dict[str, list[Trial]]:
-    """Chooses one grid point for each method by its mean quality over seeds; the null row gets the control's.
+    """Selects one grid point for each method by its mean quality over seeds; of equal ones the first.
 
     Args:
         cfg: the recipe's configuration.
-        comparison: the trainings, as `plan` lists them.
-        quality: how good a training is on validation data, larger is better; only asked where there is a choice.
+        comparison: the trials, as `plan` lists them.
+        quality: of a trial on validation data, larger is better; only called where there are several points.
 
     Returns:
-        the chosen trainings of each method, in the order of the seeds. Those of the null row have yet to be run.
+        the trials of each method at its point, in the order of the seeds. Those of a second initialization, and of
+        seeds that the method was not tuned on, have yet to be run.
     """
 
-    def mean_quality(trials):
+    def mean_quality(trials: Sequence[Trial]) -> tuple[float, ...]:
         return tuple(sum(column) / len(trials) for column in zip(*map(quality, trials), strict=True))
 
-    chosen: dict[str, list[Trial]] = {}
+    selected: dict[str, list[Trial]] = {}
     for method in methods(cfg):
-        if method == "null":
-            chosen[method] = [replace(trial, method="null") for trial in chosen["none"]]
+        if method in SECOND:
+            selected[method] = [replace(trial, method=method) for trial in selected[SECOND[method]]]
             continue
         points: dict[tuple, list[Trial]] = {}
         for trial in comparison:
             if trial.method == method:
-                points.setdefault((trial.beta, trial.weight_decay, trial.dropout), []).append(trial)
-        chosen[method] = max(points.values(), key=mean_quality) if len(points) > 1 else next(iter(points.values()))
-    return chosen
+                points.setdefault((trial.setting, trial.weight_decay), []).append(trial)
+        best = max(points.values(), key=mean_quality) if len(points) > 1 else next(iter(points.values()))
+        selected[method] = [replace(best[0], seed=seed) for seed in cfg.seeds]
+    return selected
 
 
 def as_good_as(
     control: Sequence[Trial], others: Sequence[Trial], curve: Callable[[Trial], Sequence[float]]
 ) -> list[Trial]:
-    """Stops the control of every seed as soon as it is as good as another method, to compare the two beyond that.
+    """Truncates each run of the control at the epoch where it reaches the validation error of a method.
 
-    A model that is worse is often more robust, and so is a control that is stopped early: what a method adds shows at
-    equal clean error only.
+    A model with a larger clean error is often more robust, and so is a control that is stopped early: methods are
+    compared with a control of equal clean error.
 
     Args:
-        control: its selected trainings, in the order of the seeds.
+        control: its selected trials, in the order of the seeds.
         others: those of the method.
-        curve: the validation error of a training after each epoch, up to the one that it keeps.
+        curve: the validation error of a trial after each epoch, up to the one that it keeps.
 
     Returns:
-        the trainings of the control up to that epoch; itself where it is never as good, or only at the epoch it keeps.
+        the trials of the control up to that epoch; the control itself where it reaches that error never, or only at the
+        epoch that it keeps.
     """
     stopped = []
     for own, other in zip(control, others, strict=True):
