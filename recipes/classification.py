@@ -25,6 +25,7 @@ from torch import nn
 from ibreg.evaluation.classification.metrics import label_entropy
 from ibreg.plots.classification import information_curve, learning_curves, reliability_diagram
 from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.comparison import Trained, rehearse, train_all
 from ibreg.runs.config.checks import check_configuration, check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import classification as datasets
@@ -32,7 +33,7 @@ from ibreg.runs.data.rows import Rows
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_bottleneck, build_model
 from ibreg.runs.tasks.classification import Classified, classify, mixup
-from ibreg.runs.training import Task, Trained, rehearse, train_all
+from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -49,10 +50,10 @@ def main(cfg: DictConfig) -> None:
     data = datasets.load(**cfg.data)
     check_steps(cfg, rows=len(data.train), processes=accelerator.num_processes)
     task = Task(
-        data=lambda trial: data,
+        data=dict.fromkeys(cfg.seeds, data),
         model=lambda trial: build_model(cfg, trial, data.input_shape, data.classes),
         loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
-        measure=lambda trial, model: classify(
+        measure=lambda model, data: classify(
             model, data.validation, accelerator, draws=cfg.prediction_draws
         ).metrics(),
         quality=quality,

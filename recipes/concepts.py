@@ -30,6 +30,7 @@ from ibreg.plots.classification import learning_curves
 from ibreg.plots.concepts import head_plot, intervention_plot, leakage_plot, sample_plot
 from ibreg.regularized import Regularized
 from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.comparison import Trained, rehearse, train_all
 from ibreg.runs.config.checks import check_configuration, check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import concepts as concept_data
@@ -41,7 +42,7 @@ from ibreg.runs.methods import build_model
 from ibreg.runs.tasks.classification import classify
 from ibreg.runs.tasks.concepts.examination import Examined, check_interventions, examine, some_rows
 from ibreg.runs.tasks.concepts.training import trained_as, training_of, with_concepts
-from ibreg.runs.training import Task, Trained, rehearse, train_all
+from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -85,10 +86,10 @@ def main(cfg: DictConfig) -> None:
         check_steps(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
     cfg = with_concepts(cfg, first)
     task = Task(
-        data=lambda trial: data[trial.seed],
+        data=data,
         model=lambda trial: build_concept_model(cfg, data[trial.seed], trial),
         loss=lambda trial: nn.CrossEntropyLoss(),
-        measure=lambda trial, model: measure(cfg, model, data[trial.seed], accelerator),
+        measure=lambda model, data: measure(cfg, model, data, accelerator),
         quality=quality,
     )
     rehearse(cfg, task)

@@ -25,6 +25,7 @@ from torch import nn
 
 from ibreg.plots.continual import accuracy_over_splits, decision_regions, key_usage
 from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.comparison import Trained, rehearse, train_all
 from ibreg.runs.config.checks import check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import streams as continual_data
@@ -35,15 +36,9 @@ from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.models import encoders
 from ibreg.runs.models.features import encode, standardized
 from ibreg.runs.tasks.continual.checks import check_continual
-from ibreg.runs.tasks.continual.stream import (
-    Stream,
-    Training,
-    predicted_classes,
-    rehearse,
-    settings_of,
-    train_all,
-)
+from ibreg.runs.tasks.continual.stream import Stream, predicted_classes, random_stream, setting_of, stream_task
 from ibreg.runs.tasks.continual.testing import Tested, examine, restored
+from ibreg.runs.trials import SECOND, Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PLANE = 150  # points along a side of the plane whose decision regions are drawn
@@ -72,7 +67,10 @@ def main(cfg: DictConfig) -> None:
             f"inputs of {cfg.unlabeled.name} have {others} features, those of {data.name} {features}: take another "
             "set, or unlabeled.name=null"
         )
-    rehearse(cfg, features=features, classes=data.classes, unlabeled=len(unlabeled))
+    stream = random_stream(
+        rows=cfg.batch_size, features=features, classes=data.classes, unlabeled=len(unlabeled)
+    )
+    rehearse(cfg, stream_task(cfg, dict.fromkeys(cfg.seeds, stream), accelerator.device))
     launch(cfg, accelerator, lambda folder: run(cfg, data, unlabeled, encoder, accelerator, folder))
 
 
@@ -104,24 +102,22 @@ def run(
 ) -> Outcome | None:
     """Encodes, trains and selects, tests and draws."""
     streams = build_streams(cfg, data, unlabeled, encoder, accelerator)
-    chosen, states = train_all(cfg, streams, accelerator, folder)
+    trained = train_all(cfg, stream_task(cfg, streams, accelerator.device), accelerator, folder)
     if not accelerator.is_main_process:
         return None
-    tested = {
-        method: [examine(cfg, each, streams[each.seed], states[each], accelerator.device) for each in trainings]
-        for method, trainings in chosen.items()
-    }
+
+    def tested_learner(trial: Trial) -> Tested:
+        return examine(cfg, trial, streams[trial.seed], trained.states[trial], accelerator.device)
+
+    tested = {method: list(map(tested_learner, trials)) for method, trials in trained.selected.items()}
     draw(folder, data, tested)
     stream = streams[cfg.seeds[0]]
     if stream.features == 2:
-        first = {
-            method: (trainings[0], states[trainings[0]]) for method, trainings in chosen.items() if method != "null"
-        }
-        draw_plane(cfg, folder, data, stream, first, accelerator)
+        draw_plane(cfg, folder, data, stream, trained, accelerator)
     return Outcome(
         data=data.name,
         tested={method: [of_seed.metrics for of_seed in seeds] for method, seeds in tested.items()},
-        selected={method: settings_of(cfg, method)[trainings[0].point] for method, trainings in chosen.items()},
+        selected={method: setting_of(cfg, trials[0]) for method, trials in trained.selected.items()},
         headline=columns(cfg, tested),
     )
 
@@ -139,14 +135,14 @@ def build_streams(
     def part(rows: Rows) -> Rows:
         return Rows(standardized(features(rows.inputs), by=others), rows.targets)
 
-    strange = None
+    ood = None
     if cfg.ood.name is not None:
-        strange = part(continual_data.load(**cfg.ood, root=cfg.data.root, download=cfg.data.download).test)
+        ood = part(continual_data.load(**cfg.ood, root=cfg.data.root, download=cfg.data.download).test)
     parts = {
         "train": part(data.train),
         "validation": None if data.validation is None else part(data.validation),
         "test": part(data.test),
-        "strange": strange,
+        "ood": ood,
         "unlabeled": standardized(others, by=others),
     }
     splits = class_splits(cfg, data)
@@ -167,7 +163,7 @@ def draw_plane(
     folder: Path,
     data: ClassificationData,
     stream: Stream,
-    first: Mapping[str, tuple[Training, Mapping]],
+    trained: Trained,
     accelerator: Accelerator,
 ) -> None:
     """Draws what the learners of the first seed answer in the plane of two features, after each split."""
@@ -177,8 +173,11 @@ def draw_plane(
     places = torch.tensor(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2), dtype=torch.float32)
     plane = Rows(places, torch.zeros(len(places), dtype=torch.long))
     regions = {}
-    for method, (training, state) in first.items():
-        learners = [restored(cfg, training, stream, state, stage) for stage in range(1, len(state["snapshots"]))]
+    for method, (trial, *_) in trained.selected.items():
+        if method in SECOND:
+            continue
+        state = trained.states[trial]
+        learners = [restored(cfg, trial, stream, state, stage) for stage in range(1, len(state["snapshots"]))]
         answers = [predicted_classes(learner.to(accelerator.device), plane, accelerator.device) for learner in learners]
         regions[method] = torch.stack(answers).view(-1, PLANE, PLANE).numpy()
     decision_regions(

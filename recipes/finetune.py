@@ -29,6 +29,7 @@ from ibreg.optimization import learning_rate_groups
 from ibreg.plots.classification import learning_curves, reliability_diagram
 from ibreg.plots.few_shot import images_curve
 from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.comparison import Trained, rehearse, train_all
 from ibreg.runs.config.checks import check_configuration, check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data.classification import ClassificationData
@@ -38,7 +39,7 @@ from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_method
 from ibreg.runs.tasks.classification import Classified, classify, mixup
 from ibreg.runs.tasks.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
-from ibreg.runs.training import Task, Trained, rehearse, train_all
+from ibreg.runs.training import Task
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy", "validation/rate")
@@ -107,11 +108,11 @@ def part_of(
     own = OmegaConf.merge(cfg, {"batch_size": batch, "epochs": max(cfg.epochs, -(-cfg.steps // (rows // batch)))})
     check_steps(own, rows=rows, processes=processes)
     task = Task(
-        data=lambda trial: few[trial.seed],
+        data=few,
         model=lambda trial: build_method(own, trial, backbone, example=torch.zeros(1, *data.input_shape)),
         loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
-        measure=lambda trial, model: classify(
-            model, few[trial.seed].validation, accelerator, draws=cfg.prediction_draws
+        measure=lambda model, data: classify(
+            model, data.validation, accelerator, draws=cfg.prediction_draws
         ).metrics(),
         quality=lambda validation: (-validation["nll"],),  # accuracy on a handful of images says little
         mix=mixup(cfg.mixup, data.classes) if cfg.mixup else None,

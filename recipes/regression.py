@@ -27,6 +27,7 @@ from torch import nn
 from ibreg.plots.classification import learning_curves
 from ibreg.plots.regression import attack_curves, information_plane, prediction_plot, residual_plot
 from ibreg.runs.accelerator import build_accelerator
+from ibreg.runs.comparison import Trained, rehearse, train_all, train_matched
 from ibreg.runs.config.checks import check_configuration, check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import regression as regression_data
@@ -42,7 +43,7 @@ from ibreg.runs.tasks.regression.measuring import (
     errors_under_attack,
     regress,
 )
-from ibreg.runs.training import Task, Trained, rehearse, train_all, train_matched
+from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -63,14 +64,11 @@ def main(cfg: DictConfig) -> None:
         check_data(of_seed)
         check_steps(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
 
-    def measure(trial: Trial, model: nn.Module) -> dict[str, float]:
-        return evaluate(cfg, model, data[trial.seed], accelerator, "validation").metrics()
-
     task = Task(
-        data=lambda trial: data[trial.seed],
+        data=data,
         model=lambda trial: build_model(cfg, trial, data[trial.seed].input_shape, classes=1),
         loss=lambda trial: build_task_loss(cfg, trial.method),
-        measure=measure,
+        measure=lambda model, data: evaluate(cfg, model, data, accelerator, "validation").metrics(),
         quality=quality,
     )
     rehearse(cfg, task)

@@ -34,6 +34,7 @@ from ibreg.plots.robustness import (
 from ibreg.plots.style import method_label, sort_methods
 from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
+from ibreg.runs.comparison import Trained, rehearse, train_all
 from ibreg.runs.config.checks import check_configuration, check_steps
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import classification as datasets
@@ -45,7 +46,7 @@ from ibreg.runs.tasks.robustness.adopt import adopt, check_adoptable
 from ibreg.runs.tasks.robustness.adversarial import build_adversary
 from ibreg.runs.tasks.robustness.distillation import Distilled, check_distillation, load_teacher, prune_smallest
 from ibreg.runs.tasks.robustness.measuring import NORMS, check_robustness, measure_robustness, pixels_of, radii
-from ibreg.runs.training import Task, Trained, rehearse, train_all
+from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -67,14 +68,14 @@ def main(cfg: DictConfig) -> None:
     pixels = pixels_of(cfg, data)
     build_adversary(cfg.adversarial, pixels, epoch=0)
     task = Task(
-        data=lambda trial: data,
+        data=dict.fromkeys(cfg.seeds, data),
         model=lambda trial: build_model(cfg, data, trial),
         loss=lambda trial: build_loss(cfg, data, trial),
-        measure=lambda trial, model: classify(
+        measure=lambda model, data: classify(
             model, data.validation, accelerator, draws=cfg.prediction_draws
         ).metrics(),
         quality=lambda validation: (validation["accuracy"], -validation["nll"]),
-        adversary=lambda trial, epoch: build_adversary(cfg.adversarial, pixels, epoch),
+        adversary=lambda epoch: build_adversary(cfg.adversarial, pixels, epoch),
     )
     rehearse(cfg, task)
     if cfg.checkpoint is not None:

@@ -1,4 +1,4 @@
-"""From a method of a run to what trains it: its bottleneck, the model that holds it, the schedule of beta."""
+"""The model of a method: its bottleneck, the network that holds it, and the schedule of its beta."""
 
 from __future__ import annotations
 
@@ -10,64 +10,38 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ibreg import schedules
 from ibreg.hosts import CHILD
-from ibreg.layers import Bottleneck
 from ibreg.prediction import predict
 from ibreg.regularized import Regularized, bottlenecks
-from ibreg.runs.config.composition import build_bottleneck
+from ibreg.runs.config.composition import build_bottleneck, configured_beta
 from ibreg.runs.models import classifiers as models
-from ibreg.runs.trials import CONTROLS, Trial
+from ibreg.runs.trials import CONTROLS, Trial, option_of
 from ibreg.surgery.injection import inject
-
-
-class Dropout(Bottleneck):
-    """Dropout in a bottleneck's place, without a penalty: what a user would do instead (Srivastava et al. 2014).
-
-    Args:
-        rate: share of values that are set to 0 in training, in [0, 1).
-    """
-
-    sized = False
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def transform(self, x: Tensor, scope=None) -> tuple[Tensor, tuple]:
-        """Sets values to 0 at random, and raises the others so that the mean stays."""
-        return F.dropout(x, self.rate, self.training), ()
-
-    def penalty(self, state: tuple, scope) -> tuple[Tensor, dict[str, Tensor]]:
-        """Charges nothing."""
-        return torch.zeros((), device=self.beta.device), {}
 
 
 def build_method(
     cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.Module], example: Tensor
 ) -> nn.Module:
-    """Builds the model of a method: the control as it is, the others with their bottleneck, or dropout, in it.
+    """Builds the model of a method: the network, with the layer of the method injected where it has one.
 
     Args:
         cfg: the recipe's configuration.
-        trial: the training.
-        network: builds the model; takes the width of the code that its head reads, None for the model's own.
-        example: an input of the model.
+        trial: the training run.
+        network: builds the network; its argument is the size of the code that the head reads, None for its own.
+        example: an input of the network.
 
     Raises:
-        ValueError: there is no module `inject_at`, or what stands behind it cannot take the code.
+        ValueError: If there is no module `inject_at`, or the next layer does not accept the code.
     """
-    if trial.method in CONTROLS and trial.dropout is None:
+    option = option_of(trial)
+    if trial.method in CONTROLS and option is None:
         return network(None)
-    settings = {} if trial.beta is None else {"beta": trial.beta}
-    at = places_of(cfg, trial.method)
-    layers = {
-        place: build_bottleneck(cfg, trial.method, **settings) if trial.dropout is None else Dropout(trial.dropout)
-        for place in at
-    }
-    # Only at the model's own place does its head read the code itself, and so can be built for another width.
+    settings = {} if option is None else {option[0]: option[1]}
+    at = modules_of(cfg, trial.method)
+    layers = {module: build_bottleneck(cfg, trial.method, **settings) for module in at}
+    # Only after the model's own module does its head read the code itself, and can be built for another size.
     own = cfg.model.inject_at if isinstance(cfg.model.inject_at, str) else None
     model = network(getattr(layers.get(own), "out_features", None))
     try:
@@ -77,22 +51,22 @@ def build_method(
     try:
         predict(model, example)
     except (RuntimeError, ValueError) as error:
-        wide = [
-            f"{layer.out_features} features for {layer.in_features} behind {name.rpartition('.')[0]}"
+        resized = [
+            f"{layer.out_features} features for {layer.in_features} after {name.rpartition('.')[0]}"
             for name, layer in bottlenecks(model).items()
             if getattr(layer, "out_features", layer.in_features) != layer.in_features
         ]
-        if not wide:
+        if not resized:
             raise
         raise ValueError(
-            f"inject_at={','.join(at)} with bottleneck.{trial.method}.out_features gives {', '.join(wide)}, which the "
-            f"next layer does not take ({error}): leave out_features=null, or inject at {own} alone"
+            f"inject_at={','.join(at)} with bottleneck.{trial.method}.out_features gives {', '.join(resized)}, which "
+            f"the next layer does not accept ({error}): leave out_features=null, or inject at {own} alone"
         ) from error
     return Regularized(model, draws=cfg.draws if is_stochastic(model) else 1)
 
 
 def build_model(cfg: DictConfig, trial: Trial, input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Builds the model of a method, with its bottleneck in the network that `model` names, see `build_method`."""
+    """Builds the model of a method on the network that `model` configures, see `build_method`."""
     network = partial(build_network, cfg, input_shape, classes)
     return build_method(cfg, trial, network, example=torch.zeros(1, *input_shape))
 
@@ -100,32 +74,32 @@ def build_model(cfg: DictConfig, trial: Trial, input_shape: Sequence[int], class
 def build_network(
     cfg: DictConfig, input_shape: Sequence[int], classes: int, code_features: int | None = None
 ) -> nn.Module:
-    """Builds the network that bottlenecks go into, for a code of another width if asked."""
-    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
-    return models.build(**options, input_shape=input_shape, classes=classes, code_features=code_features)
+    """Builds the network that bottlenecks are injected into, its head for a code of `code_features` if given."""
+    options: Any = {key: value for key, value in cfg.model.items() if key != "inject_at"}
+    return models.build(**options, input_shape=tuple(input_shape), classes=classes, code_features=code_features)
 
 
-def places_of(cfg: DictConfig, method: str) -> list[str]:
-    """Returns the modules behind which a method has its bottleneck: its own in `places`, else `inject_at`."""
+def modules_of(cfg: DictConfig, method: str) -> list[str]:
+    """Returns the modules after which a method has its bottleneck: its own in `places`, else `inject_at`."""
     at = (cfg.get("places") or {}).get(method, cfg.inject_at)
     return [at] if isinstance(at, str) else list(at)
 
 
 def is_stochastic(model: nn.Module) -> bool:
-    """Whether a model has a bottleneck that draws its code."""
+    """Whether a model has a bottleneck that samples its code."""
     return any(layer.stochastic for layer in bottlenecks(model).values())
 
 
 def beta_used(cfg: DictConfig, trials: Sequence[Trial], states: Mapping[Trial, dict[str, Any]]) -> float | None:
-    """Returns the beta of a method's trainings, the same for all seeds: tuned or configured, None for a control.
+    """Returns the beta of a method's training runs, tuned or configured; None for a control.
 
-    The target-rate schedule finds a beta in each training: of these the mean, at the selected epochs.
+    With the target-rate schedule every run reaches a beta of its own: the mean of those at the selected epochs.
     """
     method, tuned = trials[0].method, trials[0].beta
     if method in CONTROLS or tuned is not None:
         return tuned
     if cfg.schedule.name != "target_rate":
-        return build_bottleneck(cfg, method).initial_beta
+        return configured_beta(cfg, method)
     weights = [states[trial]["weights"] for trial in trials]
     return fmean(
         float(value) for of_seed in weights for name, value in of_seed.items() if name.endswith(f"{CHILD}.beta")
@@ -133,8 +107,10 @@ def beta_used(cfg: DictConfig, trials: Sequence[Trial], states: Mapping[Trial, d
 
 
 def build_schedule(cfg: DictConfig, method: str, model: nn.Module) -> schedules.Schedule | None:
-    """Builds what moves beta while a method trains; None for the controls and where beta stays."""
-    return SCHEDULES[cfg.schedule.name](cfg.schedule, method, model) if method not in CONTROLS else None
+    """Builds the schedule of beta of a method; None for controls and for a constant beta."""
+    if method in CONTROLS or "schedule" not in cfg:
+        return None
+    return SCHEDULES[cfg.schedule.name](cfg.schedule, method, model)
 
 
 def _target_rate(options: DictConfig, method: str, model: nn.Module) -> schedules.TargetRate:

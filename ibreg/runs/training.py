@@ -1,6 +1,7 @@
-"""Trains what a run compares: every training resumable at its last epoch, the grid's points chosen on validation data.
+"""The training loop of every recipe: build the parts of a training run, train, measure, select and save each epoch.
 
-Trainings are functions of configuration and seed. All that depends on the kind of problem comes in a `Task`.
+All randomness follows from the trial, and every epoch is saved, so that a killed run resumes at its last epoch and ends
+bit-identically on a CPU. What depends on the kind of problem is a `Task`.
 """
 
 from __future__ import annotations
@@ -9,307 +10,359 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
 from ibreg.optimization import training_mode
 from ibreg.regularized import Penalized, Regularized, RegularizedOutput
-from ibreg.runs.checkpoint import WholeOptimizer, load_checkpoint, next_state, save_checkpoint, whole
+from ibreg.runs.checkpoint import (
+    load_checkpoint,
+    load_optimizer_state,
+    model_state,
+    optimizer_state,
+    save_checkpoint,
+)
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
-from ibreg.runs.methods import beta_used, build_schedule
-from ibreg.runs.progress import EpochProgress as Lines
-from ibreg.runs.progress import described
+from ibreg.runs.methods import build_schedule
+from ibreg.runs.progress import EpochProgress, described
 from ibreg.runs.seeding import EpochSampler, seed_all
 from ibreg.runs.tasks.robustness.adversarial import Adversary
-from ibreg.runs.trials import Trial, as_good_as, epochs_in_all, epochs_of, first_trial, methods, plan, select
+from ibreg.runs.trials import Trial, epochs_of
+from ibreg.schedules import Schedule
 
-METRICS_EVERY = 10.0  # seconds between two writings of all rows, which take longer the more there are
-
-
-class Data(Protocol):
-    """What a training needs of a data set."""
-
-    @property
-    def train(self) -> Rows:
-        """The training rows."""
-        ...
-
-    @property
-    def validation(self) -> Rows | None:
-        """Rows to choose by, or None."""
-        ...
+METRICS_EVERY = 10.0  # seconds between two writings of metrics.csv, whose time grows with the number of rows
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe trains and how it judges it.
+    """What a recipe trains, and how models are compared on validation data.
+
+    The attributes are what recipes differ in. The methods are overridden where classes come one after another, see
+    `tasks.continual.stream`.
 
     Attributes:
-        data: of a training.
-        model: of a training, freshly initialized: wrapped in `Regularized`, or as it is for a control.
-        loss: the task loss of a training, without penalty.
-        measure: the metrics of a model on the validation rows of a training.
+        data: the data of each seed, with the splits `train` and `validation`, which may be None.
+        model: builds the model of a trial: wrapped in `Regularized`, or plain for a control.
+        loss: builds the task loss of a trial, without penalty.
+        measure: the metrics of a model on the validation split of its data.
         quality: orders epochs and grid points by these metrics, larger is better.
-        mix: turns a training batch into another one, such as mixtures of its rows; None: as it is.
-        parameters: those of a model that are trained, or groups of them, as an optimizer takes them.
-        label: what its trainings are called before their own name, where a run has several tasks.
-        adversary: of a training in an epoch, what takes the loss of a batch on attacked inputs instead, given model,
-            criterion, the output of the clean inputs, inputs and targets; None: nothing does.
+        mix: transforms a training batch, as mixup does; None: no transform.
+        parameters: the trained parameters of a model, or groups of them, as an optimizer takes them.
+        adversary: builds for an epoch what replaces the loss of a batch by one on attacked inputs; None: nothing does.
+        label: prefix of the names of training runs, where a recipe has several tasks.
     """
 
-    data: Callable[[Trial], Data]
+    data: Mapping[int, Any]
     model: Callable[[Trial], nn.Module]
     loss: Callable[[Trial], nn.Module]
-    measure: Callable[[Trial, nn.Module], dict[str, float]]
+    measure: Callable[[nn.Module, Any], dict[str, float]]
     quality: Callable[[Mapping[str, float]], tuple[float, ...]]
-    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    mix: Callable[..., Sequence[Tensor]] | None = None
     parameters: Callable[[nn.Module], Iterable[Any]] = nn.Module.parameters
-    adversary: Callable[[Trial, int], Adversary | None] = lambda trial, epoch: None
+    adversary: Callable[[int], Adversary | None] = lambda epoch: None
     label: str = ""
 
+    measured_by_stage: ClassVar[bool] = False  # after each stage instead of after each epoch
+    reshuffled: ClassVar[bool] = True  # whether the order of the rows changes from epoch to epoch
+    noise_by_rank: ClassVar[bool] = True  # whether ranks draw different noise
 
-@dataclass(frozen=True)
-class Trained:
-    """What a run has trained.
+    def stages(self, trial: Trial) -> Sequence[Rows]:
+        """Returns the rows of each stage: all epochs on the first, then all epochs on the next."""
+        return [self.data[trial.seed].train]
 
-    Attributes:
-        selected: the trainings that are compared, per method in the order of the seeds.
-        sweep: those of the information curve.
-        states: the last state of every training, see `checkpoint.next_state`.
-    """
+    def prepare(self, cfg: DictConfig, trial: Trial, model: nn.Module) -> None:
+        """Prepares a freshly built model for training."""
 
-    selected: dict[str, list[Trial]]
-    sweep: list[Trial]
-    states: dict[Trial, dict[str, Any]]
+    def optimizer(self, cfg: DictConfig, trial: Trial, model: nn.Module) -> Optimizer:
+        """Builds the optimizer of a model."""
+        decay: Any = trial.weight_decay
+        return torch.optim.AdamW(
+            self.parameters(model), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=decay, fused=True
+        )
 
-    def model(self, task: Task, trial: Trial, device: torch.device) -> nn.Module:
-        """Returns the model of a training with its selected weights."""
-        model = task.model(trial).to(device)
-        model.load_state_dict(self.states[trial]["weights"])
-        return model
+    def batch_loss(
+        self, model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor, concepts: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Returns the loss of a batch and the output of the model."""
+        plain = getattr(model, "module", model)  # DDP does not say what it wraps; FSDP keeps the class
+        # Only `Regularized` takes targets and concepts.
+        output = model(x, target=y, concepts=concepts) if isinstance(plain, Regularized) else model(x)
+        return criterion(output, y, inputs=x), output
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Returns what was measured in every epoch of every training."""
-        return [row for state in self.states.values() for row in state["rows"]]
+    def after_step(self, model: nn.Module, accelerator: Accelerator, batch: Sequence[Tensor]) -> None:
+        """Observes a batch after its optimizer step."""
 
-    def curves(self, quantities: Sequence[str]) -> list[dict[str, Any]]:
-        """Returns the epochs of the selected trainings, as the plots take them."""
-        shown = ("method", "seed", "epoch", *quantities)
-        rows = [row for trials in self.selected.values() for trial in trials for row in self.states[trial]["rows"]]
-        return [{key: row.get(key) for key in shown} for row in rows]
-
-    def choices(self, cfg: DictConfig) -> dict[str, Any]:
-        """Returns what was chosen on validation data, for the summary."""
-        return {
-            method: {
-                "beta": beta_used(cfg, trials, self.states),
-                "weight_decay": trials[0].weight_decay,
-                "epochs": [self.states[trial]["best"] for trial in trials],
-            }
-            | ({} if trials[0].dropout is None else {"dropout": trials[0].dropout})
-            for method, trials in self.selected.items()
-        }
-
-
-def rehearse(cfg: DictConfig, task: Task) -> None:
-    """Runs a batch through the loss of every method, so that what cannot train is found before a folder is made."""
-    for method in methods(cfg):
-        trial = first_trial(cfg, method, cfg.seeds[0])
-        model = task.model(trial)
-        schedule = build_schedule(cfg, method, model)
-        train = task.data(trial).train
-        # A whole batch: what pairs tell of each other depends on its size.
-        batch = train.__getitems__(list(range(min(cfg.batch_size, len(train)))))
-        if task.mix:
-            batch = task.mix(*batch)
-        with torch.no_grad():
-            _, output = _loss_of(
-                training_mode(model), Penalized(task.loss(trial)), *batch, regularized=isinstance(model, Regularized)
-            )
-        if schedule is not None:
-            schedule.step(output)
-
-
-def train_all(cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Path) -> Trained:
-    """Trains the comparison, selects, and trains what depends on the selection; all of it is in the folder then."""
-    comparison, sweep = plan(cfg)
-    states: dict[Trial, dict[str, Any]] = {}
-    with Lines(epochs_in_all(cfg), shown=accelerator.is_main_process) as lines:
-        for trial in comparison:
-            states[trial] = train(trial, cfg, task, accelerator, folder, lines, states)
-        selected = select(cfg, comparison, lambda trial: task.quality(states[trial]["validation"]))
-        for trial in (*selected.get("null", ()), *sweep):
-            states[trial] = train(trial, cfg, task, accelerator, folder, lines, states)
-    trained = Trained(selected, sweep, states)
-    if accelerator.is_main_process:
-        write_rows(folder / METRICS, trained.rows())
-    return trained
-
-
-def train_matched(
-    trained: Trained, cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Path, *, error: str
-) -> dict[str, list[Trial]]:
-    """Trains controls that end as soon as their validation error is that of another method, see `as_good_as`.
-
-    Args:
-        trained: what was selected; the states of these controls are added.
-        cfg: the recipe's configuration.
-        task: what the recipe trains.
-        accelerator: where.
-        folder: of the run.
-        error: the validation metric, smaller is better.
-
-    Returns:
-        per method its controls, in the order of the seeds; nothing without a control or validation data.
-    """
-    if not cfg.control or any(trained.states[trial]["validation"] is None for trial in trained.selected["none"]):
+    def end_stage(self, trial: Trial, model: nn.Module, stage: int, rows: Rows) -> dict[str, Any]:
+        """Observes the end of a stage and returns columns for its row of `metrics.csv`."""
         return {}
 
-    def curve(trial: Trial) -> list[float]:
-        state = trained.states[trial]
-        return [row[f"validation/{error}"] for row in state["rows"][: state["best"]]]
+    def row(self, cfg: DictConfig, trial: Trial) -> dict[str, Any]:
+        """Returns the columns of `metrics.csv` that identify a training run."""
+        return trial.row()
 
-    control = trained.selected["none"]
-    matched = {
-        method: as_good_as(control, trials, curve) for method, trials in trained.selected.items() if method != "none"
-    }
-    stopped = dict.fromkeys(trial for trials in matched.values() for trial in trials if trial not in trained.states)
-    with Lines(sum(epochs_of(cfg, trial) for trial in stopped), shown=accelerator.is_main_process) as lines:
-        for trial in stopped:
-            trained.states[trial] = train(trial, cfg, task, accelerator, folder, lines, trained.states)
-    return matched
+    def validate(self, trial: Trial, model: nn.Module) -> dict[str, float] | None:
+        """Returns the validation metrics of a model, None without validation data."""
+        data = self.data[trial.seed]
+        return None if data.validation is None else self.measure(model, data)
+
+    def start(self, model: nn.Module) -> dict[str, Any]:
+        """Returns what is kept of a model before its first epoch."""
+        return {}
+
+    def keep(
+        self, cfg: DictConfig, trial: Trial, state: Mapping[str, Any], epoch: int, validation: Any, model: nn.Module
+    ) -> dict[str, Any]:
+        """Returns what is kept of a model: the best epoch so far, its validation metrics and its weights."""
+        last = cfg.selection == "last" or trial.stop is not None
+        if last or "weights" not in state or self.quality(validation) > self.quality(state["validation"]):
+            # Copies: training continues in these tensors.
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            return {"best": epoch, "validation": validation, "weights": weights}
+        return {key: state[key] for key in ("best", "validation", "weights")}
 
 
-def train(
-    trial: Trial,
-    cfg: DictConfig,
-    task: Task,
-    accelerator: Accelerator,
-    folder: Path,
-    lines: Lines,
-    earlier: Mapping[Trial, dict[str, Any]],
-) -> dict[str, Any]:
-    """Trains one model and returns its last state: selected weights, epoch and validation metrics, all rows."""
-    path, epochs = folder / CHECKPOINTS / f"{trial.name}.pt", epochs_of(cfg, trial)
-    name = f"{task.label}{trial.name}"
-    state = load_checkpoint(path)
+@dataclass
+class Run:
+    """What the training runs of a recipe share.
+
+    Attributes:
+        cfg: the recipe's configuration.
+        task: what is trained.
+        accelerator: trains on one process or several.
+        folder: of the run.
+        progress: reports epochs.
+        states: the last state of each training run: `epoch`, `rows` of `metrics.csv`, and what `Task.keep` returns.
+        written: time of the last writing of `metrics.csv`.
+    """
+
+    cfg: DictConfig
+    task: Task
+    accelerator: Accelerator
+    folder: Path
+    progress: EpochProgress
+    states: dict[Trial, dict[str, Any]] = field(default_factory=dict)
+    written: float = field(default_factory=time.monotonic)
+
+    def name(self, trial: Trial) -> str:
+        """Returns the name of a training run in logs."""
+        return f"{self.task.label}{trial.name}"
+
+    def path(self, trial: Trial) -> Path:
+        """Returns the file of the checkpoint of a training run."""
+        return self.folder / CHECKPOINTS / f"{trial.name}.pt"
+
+    def save(self, trial: Trial, *, complete: bool) -> None:
+        """Writes the state of a training run, and at most every few seconds the rows of all."""
+        if not self.accelerator.is_main_process:
+            return
+        save_checkpoint(self.path(trial), self.states[trial])
+        if complete or time.monotonic() > self.written + METRICS_EVERY:
+            write_rows(self.folder / METRICS, [row for state in self.states.values() for row in state["rows"]])
+            self.written = time.monotonic()
+
+
+def train(trial: Trial, run: Run) -> dict[str, Any]:
+    """Trains one model, from its checkpoint if there is one, and returns its last state."""
+    name, epochs = run.name(trial), epochs_of(run.cfg, trial) * len(run.task.stages(trial))
+    state = load_checkpoint(run.path(trial))
     if state is not None and state["epoch"] == epochs:
-        lines.advance(f"{name}: done before", epochs)
+        run.states[trial] = state
+        run.progress.advance(f"{name}: done before", epochs)
         return state
 
-    accelerator.free_memory()  # of the training before
+    run.accelerator.free_memory()  # of the previous training run
     seed_all(*trial.key)
-    data, model = task.data(trial), task.model(trial)
-    regularized = isinstance(model, Regularized)
-    criterion = Penalized(task.loss(trial))
-    optimizer = torch.optim.AdamW(
-        task.parameters(model), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=trial.weight_decay, fused=True
-    )
-    lr_schedule = build_lr_schedule(cfg, optimizer, epochs)
-    beta_schedule = build_schedule(cfg, trial.method, model)
-    sampler = EpochSampler(len(data.train), seed=trial.key[0] + 1_000_003 * trial.key[1])
-    batches = loader(data.train, cfg.batch_size, sampler=sampler, drop_last=True)
-    if state is not None:
-        model.load_state_dict(state["model"])
-    # Measures run parts of a model and read its weights, of which FSDP leaves a rank a shard: they get a whole one.
-    gathered = copy.deepcopy(model).to(accelerator.device) if accelerator.is_fsdp2 else None
-    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    plain = accelerator.unwrap_model(model)
-    ema = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
-    saved = plain if gathered is None else gathered
-    evaluated = ema.module if ema else saved
-
-    parts = {"optimizer": WholeOptimizer(optimizer), "lr_schedule": lr_schedule}
-    parts |= {"ema": ema} if ema else {}
-    parts |= {"beta_schedule": beta_schedule} if beta_schedule else {}
-    if state is not None:
-        for key, part in parts.items():
-            part.load_state_dict(state[key])
-        lines.advance(f"{name}: resumed", state["epoch"])
-    parts["model"] = saved  # which has its state already
-
-    written = time.monotonic()
-    for epoch in range(state["epoch"] if state else 0, epochs):
-        seed_all(*trial.key, epoch, accelerator.process_index)
-        data.train.seed_augmentation(*trial.key, epoch, accelerator.process_index)
-        batches.set_epoch(epoch)
-        training_mode(model)
-        adversary = task.adversary(trial, epoch)
-        running: dict[str, Tensor] = {}
-        for batch in batches:
-            if task.mix:
-                batch = task.mix(*batch)
-            with accelerator.accumulate(model):
-                loss, output = _loss_of(model, criterion, *batch, regularized=regularized)
-                if adversary is not None:
-                    loss = adversary(model, criterion, output, *batch)
-                if loss.requires_grad:  # not where all of a model is frozen: such a control stays as it was loaded
-                    accelerator.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
-                if accelerator.sync_gradients:
-                    if beta_schedule:
-                        beta_schedule.step(output)
-                    if ema:
-                        ema.update_parameters(plain)
-            for quantity, value in quantities(loss, output).items():
-                running[quantity] = running.get(quantity, 0) + value
-        lr_schedule.step()
-
-        means = {key: accelerator.reduce(value / len(batches), "mean").item() for key, value in running.items()}
-        if not math.isfinite(means["loss"]):
-            raise RuntimeError(f"{name}: the loss of epoch {epoch + 1} is {means['loss']}: lower lr or beta")
-        row = asdict(trial) | {"epoch": epoch + 1} | {f"train/{key}": value for key, value in means.items()}
-        if gathered is not None:
-            broadcast(list(plain.buffers()))  # those of the main process are everybody's, as with DDP
-            gathered.load_state_dict(whole(plain.state_dict()))
-        validation = None
-        if data.validation is not None:
-            validation = task.measure(trial, evaluated)
-            row |= {f"validation/{key}": value for key, value in validation.items()}
-        keeps_last = cfg.selection == "last" or trial.stop is not None
-        better = keeps_last or state is None or task.quality(validation) > task.quality(state["validation"])
-        state = next_state(
-            state, row, validation, selected=evaluated if better else None, parts=parts if epoch + 1 < epochs else {}
-        )
-        accelerator.log({f"{name}/{key}": value for key, value in row.items() if "/" in key}, step=epoch + 1)
-        if accelerator.is_main_process:
-            save_checkpoint(path, state)
-            if epoch + 1 == epochs or time.monotonic() > written + METRICS_EVERY:
-                write_rows(folder / METRICS, [row for other in (*earlier.values(), state) for row in other["rows"]])
-                written = time.monotonic()
-        lines.advance(f"{name} epoch {epoch + 1}/{epochs}  {described(row)}")
+    parts = build_parts(trial, run, state)
+    if state is None:
+        state = {"epoch": 0, "rows": [], **run.task.start(parts.plain)}
+    else:
+        run.progress.advance(f"{name}: resumed", state["epoch"])
+    for epoch in range(state["epoch"], epochs):
+        losses = train_epoch(trial, run, parts, epoch)
+        if not math.isfinite(losses["loss"]):
+            raise RuntimeError(
+                f"{name}: the loss must be finite, got {losses['loss']} in epoch {epoch + 1}: lower lr or beta"
+            )
+        parts.gather()
+        state = judge(trial, run, parts, state, epoch, losses)
+        if epoch + 1 < epochs:
+            state |= parts.state_dict()
+        run.states[trial] = state
+        run.save(trial, complete=epoch + 1 == epochs)
     return state
 
 
-def build_lr_schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
-    """Builds what multiplies lr by `lr_factor`: after every `lr_every` epochs, or at each of a list of them."""
-    if isinstance(cfg.lr_every, ListConfig):
-        return MultiStepLR(optimizer, list(cfg.lr_every), cfg.lr_factor)
-    return StepLR(optimizer, cfg.lr_every or epochs, cfg.lr_factor if cfg.lr_every else 1.0)
+def train_epoch(trial: Trial, run: Run, parts: Parts, epoch: int) -> dict[str, float]:
+    """Trains for an epoch and returns the mean loss, penalty and rate of its batches over all ranks."""
+    task, accelerator = run.task, run.accelerator
+    rows, batches = parts.stages[epoch // epochs_of(run.cfg, trial)]
+    rank = accelerator.process_index
+    seed_all(*trial.key, epoch, rank if task.noise_by_rank else 0)
+    rows.seed_augmentation(*trial.key, epoch, rank)
+    batches.set_epoch(epoch if task.reshuffled else 0)
+    training_mode(parts.model)
+    adversary = task.adversary(epoch)
+    totals: dict[str, Any] = {}
+    for batch in batches:
+        for quantity, value in train_batch(run, parts, batch, adversary).items():
+            totals[quantity] = totals.get(quantity, 0) + value
+    parts.lr_schedule.step()
+    means: dict[str, Any] = {key: accelerator.reduce(total / len(batches), "mean") for key, total in totals.items()}
+    return {key: mean.item() for key, mean in means.items()}
 
 
-def _loss_of(
-    model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, concepts: Tensor | None = None, *, regularized: bool
-) -> tuple[Tensor, Any]:
-    """Returns the loss of a batch and what the model returned; only a `Regularized` takes targets and concepts."""
-    output = model(x, target=y, concepts=concepts) if regularized else model(x)
-    return criterion(output, y, inputs=x), output
+def train_batch(run: Run, parts: Parts, batch: Sequence[Tensor], adversary: Adversary | None) -> dict[str, Tensor]:
+    """Takes the step of a batch, or accumulates its gradient, and returns its loss, penalty and rate."""
+    task, accelerator, clip = run.task, run.accelerator, run.cfg.get("clip")
+    if task.mix is not None:
+        batch = task.mix(*batch)
+    with accelerator.accumulate(parts.model):
+        loss, output = task.batch_loss(parts.model, parts.criterion, *batch)
+        if adversary is not None:
+            loss = adversary(parts.model, parts.criterion, output, *batch)
+        if loss.requires_grad:  # a control whose parameters are all frozen has no gradient
+            accelerator.backward(loss)
+        if clip and accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(parts.model.parameters(), clip)
+        parts.optimizer.step()
+        parts.optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            if parts.beta_schedule is not None:
+                parts.beta_schedule.step(output)
+            if parts.ema is not None:
+                parts.ema.update_parameters(parts.plain)
+    task.after_step(parts.plain, accelerator, batch)
+    return quantities(loss, output)
+
+
+def judge(
+    trial: Trial, run: Run, parts: Parts, state: Mapping[str, Any], epoch: int, losses: Mapping[str, float]
+) -> dict[str, Any]:
+    """Measures a model after an epoch and returns the next state: its epoch, its rows, and what is kept of the model."""
+    task, epochs = run.task, epochs_of(run.cfg, trial)
+    stage, epoch_of_stage = divmod(epoch, epochs)
+    ends_stage = epoch_of_stage + 1 == epochs
+    if task.measured_by_stage and not ends_stage:
+        return {**state, "epoch": epoch + 1}
+    row = task.row(run.cfg, trial) | {"epoch": epoch + 1}
+    if ends_stage:
+        row |= task.end_stage(trial, parts.plain, stage, parts.stages[stage][0])
+    row |= {f"train/{key}": value for key, value in losses.items()}
+    validation = task.validate(trial, parts.evaluated)
+    row |= {f"validation/{key}": value for key, value in (validation or {}).items()}
+    rows, name = [*state["rows"], row], run.name(trial)
+    run.accelerator.log({f"{name}/{key}": value for key, value in row.items() if "/" in key}, step=len(rows))
+    steps = epochs if task.measured_by_stage else 1
+    run.progress.advance(f"{name} epoch {epoch + 1}/{epochs * len(parts.stages)}  {described(row)}", steps)
+    kept = task.keep(run.cfg, trial, state, epoch + 1, validation, parts.evaluated)
+    return {"epoch": epoch + 1, "rows": rows, **kept}
+
+
+@dataclass
+class Parts:
+    """The parts of one training run.
+
+    Attributes:
+        model: as the accelerator has wrapped it.
+        plain: the model without wrappers.
+        whole: `plain`, or where FSDP shards it a copy with whole weights: measures run parts of a model and read weights.
+        criterion: task loss plus penalty.
+        optimizer: of the trained parameters.
+        lr_schedule: of the learning rate, stepped once per epoch.
+        stages: rows and batches of each stage.
+        beta_schedule: of beta, stepped once per optimizer step; None for a constant beta.
+        ema: an average of the weights, which is evaluated instead of them; None for none.
+    """
+
+    model: nn.Module
+    plain: nn.Module
+    whole: nn.Module
+    criterion: nn.Module
+    optimizer: AcceleratedOptimizer
+    lr_schedule: LRScheduler
+    stages: Sequence[tuple[Rows, Any]]
+    beta_schedule: Schedule | None
+    ema: AveragedModel | None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is measured and kept."""
+        return self.whole if self.ema is None else self.ema.module
+
+    def gather(self) -> None:
+        """Brings `whole` up to date; every rank has to call it."""
+        if self.whole is not self.plain:
+            broadcast(list(self.plain.buffers()))  # all ranks take those of the main process, as with DDP
+            self.whole.load_state_dict(model_state(self.plain))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what training resumes from; every rank has to call it."""
+        parts = {name: part.state_dict() for name, part in self._stateful().items()}
+        return {"model": self.whole.state_dict(), "optimizer": optimizer_state(self.plain, self.optimizer), **parts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads a state, except for the model, which is loaded before it is wrapped."""
+        load_optimizer_state(self.plain, self.optimizer, state["optimizer"])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        parts = {"lr_schedule": self.lr_schedule, "beta_schedule": self.beta_schedule, "ema": self.ema}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def build_parts(trial: Trial, run: Run, state: Mapping[str, Any] | None) -> Parts:
+    """Builds the parts of a training run, with the weights and states of a checkpoint if there is one."""
+    cfg, task, accelerator = run.cfg, run.task, run.accelerator
+    model = task.model(trial)
+    task.prepare(cfg, trial, model)
+    criterion = Penalized(task.loss(trial))
+    optimizer = task.optimizer(cfg, trial, model)
+    lr_schedule = build_lr_schedule(cfg, optimizer, epochs_of(cfg, trial))
+    beta_schedule = build_schedule(cfg, trial.method, model)
+    if state is not None:
+        model.load_state_dict(state["model"])
+    whole = copy.deepcopy(model).to(accelerator.device) if accelerator.is_fsdp2 else None
+    stages = [(rows, accelerator.prepare_data_loader(batches_of(trial, cfg, rows))) for rows in task.stages(trial)]
+    model, optimizer = accelerator.prepare(model, optimizer)
+    plain = accelerator.unwrap_model(model)
+    ema = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.get("ema") else None
+    parts = Parts(model, plain, whole or plain, criterion, optimizer, lr_schedule, stages, beta_schedule, ema)
+    if state is not None:
+        parts.load_state_dict(state)
+    return parts
+
+
+def batches_of(trial: Trial, cfg: DictConfig, rows: Rows) -> DataLoader:
+    """Returns the training batches of a trial, in an order that follows from its key and the epoch."""
+    sampler = EpochSampler(len(rows), seed=trial.key[0] + 1_000_003 * trial.key[1])
+    return loader(rows, cfg.batch_size, sampler=sampler, drop_last=True)
+
+
+def build_lr_schedule(cfg: DictConfig, optimizer: Optimizer, epochs: int) -> LRScheduler:
+    """Builds the schedule that multiplies lr by `lr_factor`, every `lr_every` epochs or at each of a list of epochs."""
+    every = cfg.get("lr_every")
+    if isinstance(every, ListConfig):
+        return MultiStepLR(optimizer, list(every), cfg.lr_factor)
+    return StepLR(optimizer, every or epochs, cfg.lr_factor if every else 1.0)
 
 
 def quantities(loss: Tensor, output: Any) -> dict[str, Tensor]:
-    """Names what an epoch averages; the rate is summed over bottlenecks."""
+    """Returns the quantities that an epoch averages; the rate is summed over bottlenecks."""
     if not isinstance(output, RegularizedOutput):
         return {"loss": loss.detach()}
-    rates = [value for name, value in output.logs.items() if name.endswith("/rate")]
+    rates: Any = [value for name, value in output.logs.items() if name.endswith("/rate")]
     return {"loss": loss.detach(), "penalty": output.penalty.detach()} | ({"rate": sum(rates)} if rates else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -36,11 +37,14 @@ class Control:
         compared: whether a configuration has it, if it has controls.
         configured: its point without tuning.
         grid: the points that it is tuned over.
+        option: the option of its layer that the setting gives a value to; None without a layer. The layer is the
+            registered one of the same name, where the other methods have their bottleneck.
     """
 
     compared: Callable[[DictConfig], bool]
     configured: Callable[[DictConfig], Point]
     grid: Callable[[DictConfig], list[Point]]
+    option: str | None = None
 
 
 def _plain(cfg: DictConfig) -> Point:
@@ -59,13 +63,14 @@ CONTROLS = {
         lambda cfg: Point(float(cfg.decayed_control)),
         lambda cfg: [Point(float(cfg.decayed_control))],
     ),
-    "dropout": Control(  # with the layer `dropout` where the other methods have their bottleneck
+    "dropout": Control(
         lambda cfg: "dropout" in cfg,
         lambda cfg: Point(float(cfg.weight_decay), ("dropout", float(cfg.dropout))),
         lambda cfg: [
             Point(float(decay), ("dropout", float(rate)))
             for rate, decay in zip(cfg.grid.dropout, cfg.grid.weight_decay, strict=True)
         ],
+        option="rate",
     ),
 }
 
@@ -119,6 +124,14 @@ class Trial:
         """Returns the columns of `metrics.csv` that identify the run."""
         row = {"method": self.method, "seed": self.seed, "weight_decay": self.weight_decay, "beta": self.beta}
         return row | {"sweep": self.sweep, "stop": self.stop} | dict([self.setting] if self.setting else [])
+
+
+def option_of(trial: Trial) -> tuple[str, float] | None:
+    """Returns the option that a trial sets in its layer, and the value; None where it sets none."""
+    if trial.setting is None or trial.method not in CONTROLS:
+        return trial.setting
+    option = CONTROLS[trial.method].option
+    return None if option is None else (option, trial.setting[1])
 
 
 def methods(cfg: DictConfig) -> list[str]:
@@ -229,3 +242,10 @@ def as_good_as(
         epoch = next((epoch for epoch, error in enumerate(errors, start=1) if error <= wanted), len(errors))
         stopped.append(own if epoch == len(errors) else replace(own, stop=epoch))
     return stopped
+
+
+def epochs_in_all(cfg: DictConfig, epochs: Callable[[DictConfig, Trial], int] = epochs_of) -> int:
+    """Returns the number of epochs of all trials of a run together, those of the selected points included."""
+    comparison, sweep = plan(cfg)
+    selected = select(cfg, comparison, lambda trial: ())  # any point: there are equally many trials of each
+    return sum(epochs(cfg, trial) for trial in {*comparison, *sweep, *chain(*selected.values())})

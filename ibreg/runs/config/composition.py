@@ -1,4 +1,4 @@
-"""What the recipes add to Hydra: all bottlenecks' YAMLs at once, run folders named after overrides."""
+"""Composition of a recipe's configuration: all bottlenecks at once, run folders named after overrides, builders."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ibreg import registry
 from ibreg.layers import Bottleneck
 from ibreg.runs.config.package_data import installed_folder, launch_command
 
-# They say how and where to run, not what: a run that differs in them alone is the same run.
+# Keys that say how and where a run is executed: runs that differ in these alone are the same run.
 NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "cache", "tracker")
 
 
 def register_with_hydra() -> None:
-    """Makes `bottleneck: all` and `${run_name:...}` known; a recipe calls it before `hydra.main`."""
-    # Hydra composes no group "as many as there are", so the list of bottlenecks is written from the registry.
+    """Registers `bottleneck: all` and the resolvers of the YAMLs; a recipe calls it before `hydra.main`."""
+    # Hydra has no choice of all configurations of a group, so the list of bottlenecks is made from the registry.
     everything = {"defaults": [f"{name}@{name}" for name in registry.names()]}
     ConfigStore.instance().store(group="bottleneck", name="all", node=everything)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
@@ -30,13 +30,13 @@ def register_with_hydra() -> None:
 
 
 def experiments_of(recipe: str) -> list[str]:
-    """Lists the experiments of a recipe, by the `recipe` that each names."""
+    """Lists the experiments of a recipe: those whose key `recipe` names it."""
     paths = sorted((installed_folder("configs") / "experiment").glob("*.yaml"))
     return [path.stem for path in paths if OmegaConf.load(path).recipe == recipe]
 
 
 def run_name(overrides: Sequence[str]) -> str:
-    """Names a run after its overrides: the same on every rank, and again when the run is resumed.
+    """Names a run after its overrides: the same name on every rank, and when the run is resumed.
 
     Args:
         overrides: as given on the command line.
@@ -54,19 +54,19 @@ def run_name(overrides: Sequence[str]) -> str:
 
 
 def is_part_of_a_run(override: str) -> bool:
-    """Whether an override says what a run is, rather than how and where to run it."""
+    """Whether an override changes what is run, rather than how and where."""
     return override.lstrip("+~").partition("=")[0] not in NOT_PART_OF_A_RUN
 
 
 def command_of(recipe: str) -> str:
     """Returns the command that repeats this run."""
-    # In a sweep the command line has the values of all its runs.
+    # In a sweep the command line holds the values of all its runs.
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
     return " ".join([launch_command(recipe), *filter(is_part_of_a_run, overrides)])
 
 
 def identity_of(cfg: DictConfig) -> dict[str, Any]:
-    """Returns the part of a configuration that makes a run this run and no other."""
+    """Returns the part of a configuration that identifies a run."""
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     for key in NOT_PART_OF_A_RUN:
@@ -74,7 +74,8 @@ def identity_of(cfg: DictConfig) -> dict[str, Any]:
         node = OmegaConf.select(cfg, parent) if parent else cfg
         if node is not None:
             node.pop(leaf, None)
-    return OmegaConf.to_container(cfg, resolve=True)
+    identity: Any = OmegaConf.to_container(cfg, resolve=True)
+    return identity
 
 
 def build_bottleneck(cfg: DictConfig, method: str, **settings: Any) -> Bottleneck:
@@ -83,16 +84,32 @@ def build_bottleneck(cfg: DictConfig, method: str, **settings: Any) -> Bottlenec
     Args:
         cfg: the recipe's configuration.
         method: key under `bottleneck`; its `name` there is the registry name, by default the key itself.
-        **settings: options that go before those of the configuration.
+        **settings: options that override those of the configuration.
 
     Raises:
-        ValueError: no such method, or an option that the bottleneck does not have or take.
+        ValueError: If there is no such method, or the bottleneck does not have an option or accept its value.
     """
-    if method not in cfg.bottleneck:
-        raise ValueError(f"bottleneck {method!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
-    options = OmegaConf.to_container(cfg.bottleneck[method], resolve=True)
-    name = options.pop("name", method)
+    name, options = _name_and_options(cfg, method)
     try:
         return registry.build(name, **{**options, **settings})
-    except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
+    except (TypeError, ValueError) as error:  # a string where a number belongs is a TypeError
         raise ValueError(f"bottleneck.{method}: {error}") from error
+
+
+def configured_beta(cfg: DictConfig, method: str) -> float:
+    """Returns the beta that the bottleneck of a method is configured with."""
+    name, options = _name_and_options(cfg, method)
+    return float({**registry.options(name), **options}["beta"])
+
+
+def rate_bounds(cfg: DictConfig) -> dict[str, str]:
+    """Returns the information that the logged rate bounds from above, for each bottleneck of a run that logs a rate."""
+    bounds = {method: build_bottleneck(cfg, method).rate_bounds for method in cfg.bottlenecks}
+    return {method: bound for method, bound in bounds.items() if bound is not None}
+
+
+def _name_and_options(cfg: DictConfig, method: str) -> tuple[str, dict[str, Any]]:
+    if method not in cfg.bottleneck:
+        raise ValueError(f"bottleneck {method!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
+    options: Any = OmegaConf.to_container(cfg.bottleneck[method], resolve=True)
+    return options.pop("name", method), options

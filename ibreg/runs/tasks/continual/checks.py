@@ -10,8 +10,7 @@ from omegaconf import DictConfig, ListConfig
 
 from ibreg.runs.config.checks import check_common
 from ibreg.runs.tasks.continual import learners
-from ibreg.runs.tasks.continual.stream import all_methods
-from ibreg.runs.trials import CONTROLS
+from ibreg.runs.trials import CONTROLS, SECOND, methods
 from ibreg.surgery.unlearning import check_unlearning
 
 
@@ -34,7 +33,7 @@ def check_continual(cfg: DictConfig, recipe_yaml: Path) -> None:
         raise ValueError(f"bottlenecks are named once each, and not as controls or learners are, got {', '.join(both)}")
     if unknown := set(map(str, cfg.learner)) - set(known):
         raise ValueError(f"learner has no {', '.join(sorted(unknown))}: it has {', '.join(known)}")
-    if not all_methods(cfg):
+    if not methods(cfg):
         raise ValueError("there is nothing to train: name bottlenecks or learners, or leave control=true")
     _check_settings(cfg)
     if not (_is_number(cfg.label_smoothing) and 0 <= cfg.label_smoothing < 1):
@@ -59,8 +58,8 @@ def _check_settings(cfg: DictConfig) -> None:
     if not isinstance(cfg.settings, DictConfig):
         raise ValueError(f"settings has those of each method, such as none=[{{lr: 0.1}}], got {cfg.settings}")
     counts = {}
-    for method in all_methods(cfg):
-        if method == "null":
+    for method in methods(cfg):
+        if method in SECOND:
             continue
         given = cfg.settings.get(method)
         if not isinstance(given, ListConfig) or not given or not all(isinstance(point, DictConfig) for point in given):

@@ -32,7 +32,6 @@ class Learner(nn.Module):
         torch.Size([])
     """
 
-    sees_all_classes = False  # at once, in every split: no learner of a stream, but what one can reach at best
     is_told_boundaries = False  # by `end_split`
 
     def __init__(self, network: nn.Module, criterion: nn.Module):
@@ -207,12 +206,6 @@ class Replay(Learner):
         self.seen += len(x)
 
 
-class Joint(Learner):
-    """Learns all classes at once, for as many steps as the others: what forgetting costs them is the distance to it."""
-
-    sees_all_classes = True
-
-
 def build(name: str, *, features: int, classes: int, criterion: nn.Module, options: Mapping[str, Any]) -> Learner:
     """Builds a learner without a bottleneck by name.
 
@@ -291,8 +284,8 @@ def replay(
 
 
 def joint(features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[int] = ()) -> Learner:
-    """Builds what learns all classes at once, linear by default."""
-    return Joint(_network(features, classes, hidden), criterion)
+    """Builds the upper bound of a stream: a learner of all classes at once, linear by default."""
+    return Learner(_network(features, classes, hidden), criterion)
 
 
 LEARNERS: dict[str, Callable[..., Learner]] = {
@@ -302,3 +295,4 @@ LEARNERS: dict[str, Callable[..., Learner]] = {
     "replay": replay,
     "joint": joint,
 }
+ALL_AT_ONCE = ("joint",)  # learn all classes together instead of split by split

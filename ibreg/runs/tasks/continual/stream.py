@@ -1,35 +1,31 @@
-"""Trains learners on a stream of splits, resumable at the last epoch, and keeps what each of them was after each split.
+"""Continual learning on the common training loop: a task whose stages are the splits of a stream of classes.
 
-What is kept is enough to test a learner at every stage once all is chosen; nothing here looks at the test part.
+After each split a snapshot of the network is kept, so that the selected learners are tested at every stage at the end;
+nothing here reads the test split.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.optim import Optimizer
 
 from ibreg.layers.key_value.codebooks import MovingCodebooks
-from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.config.composition import build_bottleneck
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.data.streams import rows_of
-from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
-from ibreg.runs.progress import EpochProgress as Lines
-from ibreg.runs.seeding import EpochSampler, seed_all
 from ibreg.runs.tasks.continual import learners
 from ibreg.runs.tasks.continual.bottlenecked import Bottlenecked
 from ibreg.runs.tasks.continual.learners import Learner
-from ibreg.runs.trials import CONTROLS, methods
+from ibreg.runs.training import Task
+from ibreg.runs.trials import CONTROLS, Trial, settings_of
 
 
 @dataclass(frozen=True)
@@ -38,263 +34,163 @@ class Stream:
 
     Attributes:
         train: training rows of all splits.
-        validation: rows to choose by, or None.
-        test: rows that are looked at once, at the end.
-        strange: test rows of another data set, or None.
-        unlabeled: `(rows, features)`, for keys.
-        splits: the classes of each split, in the order in which they come.
-        classes: of all splits.
+        validation: rows to select by, or None.
+        test: rows that are used once, at the end.
+        ood: test rows of another data set, or None.
+        unlabeled: `(rows, features)`, that keys are initialized with.
+        splits: the classes of each split, in their order of arrival.
+        classes: number of classes of all splits.
     """
 
     train: Rows
     validation: Rows | None
     test: Rows
-    strange: Rows | None
+    ood: Rows | None
     unlabeled: Tensor
     splits: Sequence[tuple[int, ...]]
     classes: int
 
     @property
     def features(self) -> int:
-        """The numbers in one row."""
+        """The size of a row."""
         return self.unlabeled.shape[1]
 
-    def stages(self, learner: Learner) -> list[tuple[int, ...]]:
-        """Returns the classes that a learner gets together: split by split, or all at once."""
-        return [tuple(sum(self.splits, ()))] if learner.sees_all_classes else list(self.splits)
+    def stages(self, method: str) -> list[tuple[int, ...]]:
+        """Returns the classes that a method learns together: split by split, or all at once."""
+        return [tuple(sum(self.splits, ()))] if method in learners.ALL_AT_ONCE else list(self.splits)
+
+
+def random_stream(*, rows: int, features: int, classes: int, unlabeled: int) -> Stream:
+    """Returns a stream of random rows, to rehearse learners before the data are encoded."""
+    train = Rows(torch.randn(rows, features), torch.arange(rows) % classes)
+    return Stream(train, None, train, None, torch.zeros(unlabeled, features), [tuple(range(classes))], classes)
 
 
 @dataclass(frozen=True)
-class Training:
-    """One learner on one stream.
+class StreamTask(Task):
+    """Learners that are trained split by split, see `stream_task`."""
 
-    Attributes:
-        method: "none" (the linear probe), "null" (the same from another initialization), a learner or a bottleneck.
-        seed: of the order of classes, of initialization, and of the order of rows.
-        point: place among the settings of the method.
-    """
+    measured_by_stage: ClassVar[bool] = True
+    reshuffled: ClassVar[bool] = False
+    noise_by_rank: ClassVar[bool] = False  # rows that a memory samples have to be the same on all ranks
 
-    method: str
-    seed: int
-    point: int = 0
+    def stages(self, trial: Trial) -> Sequence[Rows]:
+        """Returns the training rows of each split."""
+        stream = self.data[trial.seed]
+        return [rows_of(stream.train, classes) for classes in stream.stages(trial.method)]
 
-    @property
-    def name(self) -> str:
-        """Stem of the checkpoint's file."""
-        return f"{self.method}-setting{self.point}-seed{self.seed}"
+    def prepare(self, cfg: DictConfig, trial: Trial, model: nn.Module) -> None:
+        """Initializes keys with the unlabeled rows."""
+        unlabeled, described = self.data[trial.seed].unlabeled, str(cfg.bottleneck.get(trial.method))
+        _learner(model).prepare(unlabeled, cfg.initialize, Path(cfg.cache), described=described)
 
-    @property
-    def key(self) -> tuple[int, int]:
-        """What all randomness follows from, but for the order of classes, which is the seed's alone."""
-        return self.seed, int(self.method == "null")
+    def optimizer(self, cfg: DictConfig, trial: Trial, model: nn.Module) -> Optimizer:
+        """Builds SGD with the learning rate of the setting."""
+        return torch.optim.SGD(_learner(model).parameter_groups(setting_of(cfg, trial)["lr"]), momentum=cfg.momentum)
 
+    def batch_loss(
+        self, model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor, concepts: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Returns the loss of a batch, which a learner computes itself."""
+        return model(x, y), None
 
-def all_methods(cfg: DictConfig) -> list[str]:
-    """Lists what is compared: the linear probe and its second initialization, other learners, and bottlenecks."""
-    controls = [method for method in methods(cfg) if method in CONTROLS]
-    return [*controls, *cfg.learners, *cfg.bottlenecks]
+    def after_step(self, model: nn.Module, accelerator: Accelerator, batch: Sequence[Tensor]) -> None:
+        """Passes the batch of all ranks to the learner."""
+        x, y = accelerator.gather(tuple(batch))
+        _learner(model).after_step(x, y)
 
+    def end_stage(self, trial: Trial, model: nn.Module, stage: int, rows: Rows) -> dict[str, Any]:
+        """Passes the rows of the split to a learner that is told boundaries."""
+        learner = _learner(model)
+        if learner.is_told_boundaries:
+            learner.end_split(rows, torch.Generator().manual_seed(trial.seed + stage))
+        classes = self.data[trial.seed].stages(trial.method)[stage]
+        return {"split": stage + 1, "classes": " ".join(map(str, classes))}
 
-def settings_of(cfg: DictConfig, method: str) -> list[dict[str, Any]]:
-    """Returns the settings that a method is tried with, lr and options: all of them with `tune`, else the first."""
-    given: Any = OmegaConf.to_container(cfg.settings["none" if method == "null" else method], resolve=True)
-    return given if cfg.tune else given[:1]
+    def row(self, cfg: DictConfig, trial: Trial) -> dict[str, Any]:
+        """Returns method, seed, index of the setting, and learning rate."""
+        return {
+            "method": trial.method,
+            "seed": trial.seed,
+            "setting": trial.value("setting"),
+            "lr": setting_of(cfg, trial)["lr"],
+        }
 
+    def validate(self, trial: Trial, model: nn.Module) -> dict[str, float]:
+        """Measures a learner, without validation rows its usage alone."""
+        return self.measure(model, self.data[trial.seed])
 
-def build_learner(cfg: DictConfig, training: Training, *, features: int, classes: int) -> Learner:
-    """Builds the learner of a training, freshly initialized; keys are random yet."""
-    options = dict(settings_of(cfg, training.method)[training.point])
-    del options["lr"]
-    criterion = nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing)
-    if training.method in cfg.bottlenecks:
-        # Its code is the logits, unless another size is asked for.
-        size = options.pop("out_features", None) or cfg.bottleneck[training.method].get("out_features") or classes
-        layer = build_bottleneck(cfg, training.method, in_features=features, out_features=size, **options)
-        return Bottlenecked(layer, classes, criterion)
-    name = "linear" if training.method in CONTROLS else training.method
-    shared: Any = OmegaConf.to_container(cfg.learner.get(name, OmegaConf.create({})), resolve=True)
-    return learners.build(name, features=features, classes=classes, criterion=criterion, options=shared | options)
+    def start(self, model: nn.Module) -> dict[str, Any]:
+        """Returns the snapshot before the first split."""
+        return {"snapshots": [_changed(_learner(model).network, {})]}
 
-
-def rehearse(cfg: DictConfig, *, features: int, classes: int, unlabeled: int) -> None:
-    """Runs a few rows through every learner with every setting, so that what cannot train is found beforehand.
-
-    Args:
-        cfg: the recipe's configuration.
-        features: of the encoder.
-        classes: of all splits.
-        unlabeled: rows that keys start from.
-
-    Raises:
-        ValueError: a setting that cannot train, or fewer rows than keys.
-    """
-    rows, targets = torch.randn(4, features), torch.arange(4) % classes
-    for method in all_methods(cfg):
-        for point in range(len(settings_of(cfg, method))):
-            try:
-                learner = build_learner(cfg, Training(method, cfg.seeds[0], point), features=features, classes=classes)
-                learner(rows, targets)
-                keys = max((part.size for part in learner.modules() if isinstance(part, MovingCodebooks)), default=0)
-                if keys > unlabeled:
-                    raise ValueError(f"{unlabeled} unlabeled rows are too few for {keys} keys in each codebook")
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"setting {point + 1} of {method}: {error}") from error
+    def keep(
+        self, cfg: DictConfig, trial: Trial, state: Mapping[str, Any], epoch: int, validation: Any, model: nn.Module
+    ) -> dict[str, Any]:
+        """Returns the snapshots so far with that of this stage, and its validation metrics."""
+        snapshots = state["snapshots"]
+        return {"validation": validation, "snapshots": [*snapshots, _changed(_learner(model).network, snapshots[0])]}
 
 
-def train_all(
-    cfg: DictConfig, streams: Mapping[int, Stream], accelerator: Accelerator, folder: Path
-) -> tuple[dict[str, list[Training]], dict[Training, dict[str, Any]]]:
-    """Tries the settings of every method on the first seeds, and trains the best on the others.
+def stream_task(cfg: DictConfig, streams: Mapping[int, Stream], device: torch.device) -> StreamTask:
+    """Builds the task of a run.
 
     Args:
         cfg: the recipe's configuration.
         streams: one for each seed.
-        accelerator: trains.
-        folder: of the run.
-
-    Returns:
-        the chosen trainings of each method, in the order of the seeds, and the last state of every training.
+        device: of the learners.
     """
-    states: dict[Training, dict[str, Any]] = {}
-    chosen: dict[str, list[Training]] = {}
-    tried = {method: plan(cfg, method) for method in all_methods(cfg)}
-    trainings = sum(
-        len(of_method) + len(cfg.seeds) - (cfg.tuning_seeds if of_method else 0) for of_method in tried.values()
+    return StreamTask(
+        data=streams,
+        model=lambda trial: build_learner(cfg, trial, streams[trial.seed]),
+        loss=lambda trial: nn.Identity(),  # a learner has its own
+        measure=lambda model, stream: measure(_learner(model), stream.validation, device),
+        quality=lambda validation: (validation["accuracy"],),  # over all classes, after the last split
     )
-    with Lines(trainings, shown=accelerator.is_main_process) as lines:
-        for method in all_methods(cfg):
-            accelerator.free_memory()  # of the method before
-            for training in tried[method]:
-                states[training] = train(training, cfg, streams[training.seed], accelerator, folder, lines, states)
-            # The second initialization of the linear probe has the setting of the first.
-            point = chosen["none"][0].point if method == "null" else best_point(tried[method], states)
-            chosen[method] = [Training(method, seed, point) for seed in cfg.seeds]
-            for training in chosen[method]:
-                if training not in states:
-                    states[training] = train(training, cfg, streams[training.seed], accelerator, folder, lines, states)
-    if accelerator.is_main_process:
-        write_rows(folder / METRICS, [row for state in states.values() for row in state["rows"]])
-    return chosen, states
 
 
-def plan(cfg: DictConfig, method: str) -> list[Training]:
-    """Lists the trainings that the setting of a method is chosen by; none where there is no choice."""
-    points = range(len(settings_of(cfg, method)))
-    if method == "null" or len(points) == 1:
-        return []
-    return [Training(method, seed, point) for point in points for seed in cfg.seeds[: cfg.tuning_seeds]]
+def setting_of(cfg: DictConfig, trial: Trial) -> dict[str, Any]:
+    """Returns the setting of a trial: `lr` and options of its method."""
+    index: Any = trial.value("setting")
+    return settings_of(cfg, trial.method)[index]
 
 
-def best_point(tried: Sequence[Training], states: Mapping[Training, dict[str, Any]]) -> int:
-    """Chooses by the validation accuracy over all classes after the last split, the mean over the seeds tried."""
-    found: dict[int, list[float]] = {}
-    for training in tried:
-        found.setdefault(training.point, []).append(states[training]["rows"][-1]["validation/accuracy"])
-    return max(found, key=lambda point: fmean(found[point]), default=0)
+def build_learner(cfg: DictConfig, trial: Trial, stream: Stream) -> Learner:
+    """Builds the learner of a trial, freshly initialized, its keys not initialized yet.
 
-
-def train(
-    training: Training,
-    cfg: DictConfig,
-    stream: Stream,
-    accelerator: Accelerator,
-    folder: Path,
-    lines: Lines,
-    earlier: Mapping[Training, dict[str, Any]],
-) -> dict[str, Any]:
-    """Trains one learner on its stream and returns its last state.
-
-    Returns:
-        `epoch` (over all splits), `rows` (what was measured after each split) and `snapshots`: the state of its network
-        before the first split, and of those after each split what differs from that.
+    Raises:
+        ValueError: If an option of the setting is wrong, or there are fewer unlabeled rows than keys.
     """
-    path = folder / CHECKPOINTS / f"{training.name}.pt"
-    seed_all(*training.key)
-    learner = build_learner(cfg, training, features=stream.features, classes=stream.classes)
-    stages = stream.stages(learner)
-    epochs = cfg.epochs * len(stages)
-    state = load_checkpoint(path)
-    if state is not None and state["epoch"] == epochs:
-        lines.advance(f"{training.name}: done before")
-        return state
-
-    options = settings_of(cfg, training.method)[training.point]
-    learner.prepare(
-        stream.unlabeled, cfg.initialize, Path(cfg.cache), described=str(cfg.bottleneck.get(training.method))
-    )
-    optimizer = torch.optim.SGD(learner.parameter_groups(options["lr"]), momentum=cfg.momentum)
-    model, optimizer = accelerator.prepare(learner, optimizer)
-    if state is None:
-        state = {"epoch": 0, "rows": [], "snapshots": [_changed(learner.network, {})]}
-    else:
-        learner.load_state_dict(state["learner"])
-        optimizer.load_state_dict(state["optimizer"])
-        lines.advance(f"{training.name}: resumed", 0)
-
-    for epoch in range(state["epoch"], epochs):
-        stage, epoch_of_stage = divmod(epoch, cfg.epochs)
-        rows = rows_of(stream.train, stages[stage])
-        # Of no rank: a memory that is drawn is the same on all of them.
-        seed_all(*training.key, epoch)
-        sampler = EpochSampler(len(rows), seed=training.key[0] + 1_000_003 * training.key[1])
-        sampler.set_epoch(epoch)
-        batches = accelerator.prepare_data_loader(loader(rows, cfg.batch_size, sampler=sampler, drop_last=True))
-        loss = train_epoch(model, learner, batches, optimizer, accelerator, clip=cfg.clip)
-        if not math.isfinite(loss):
-            raise RuntimeError(f"{training.name}: the loss of epoch {epoch + 1} is {loss}: lower its lr in settings")
-        if epoch_of_stage + 1 == cfg.epochs:
-            if learner.is_told_boundaries:
-                learner.end_split(rows, torch.Generator().manual_seed(training.seed + stage))
-            row = {"method": training.method, "seed": training.seed, "setting": training.point, "lr": options["lr"]}
-            row |= {"split": stage + 1, "epoch": epoch + 1, "classes": " ".join(map(str, stages[stage]))}
-            row |= {"train/loss": loss, **measure(learner, stream.validation, accelerator)}
-            snapshots = [*state["snapshots"], _changed(learner.network, state["snapshots"][0])]
-            state = state | {"rows": [*state["rows"], row], "snapshots": snapshots}
-            tracked = {f"{training.name}/{key}": value for key, value in row.items() if "/" in key}
-            accelerator.log(tracked, step=stage + 1)
-            lines.advance(_described(training, row, len(stages)), int(epoch + 1 == epochs))
-        state = {**state, "epoch": epoch + 1}
-        if accelerator.is_main_process:
-            goes_on = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(path, state | (goes_on if epoch + 1 < epochs else {}))
-    if accelerator.is_main_process:
-        write_rows(folder / METRICS, [row for other in (*earlier.values(), state) for row in other["rows"]])
-    return {key: state[key] for key in ("epoch", "rows", "snapshots")}
+    options = {option: value for option, value in setting_of(cfg, trial).items() if option != "lr"}
+    try:
+        learner = _build(cfg, trial.method, options, features=stream.features, classes=stream.classes)
+        keys = max((part.size for part in learner.modules() if isinstance(part, MovingCodebooks)), default=0)
+        if keys > len(stream.unlabeled):
+            raise ValueError(f"{len(stream.unlabeled)} unlabeled rows are too few for {keys} keys in each codebook")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"setting {int(trial.value('setting') or 0) + 1} of {trial.method}: {error}") from error
+    return learner
 
 
-def train_epoch(
-    model: nn.Module,
-    learner: Learner,
-    batches: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    *,
-    clip: float,
-) -> float:
-    """Learns the batches and returns their mean loss; `model` is the learner, wrapped where there are processes."""
-    model.train()
-    losses = []
-    for x, y in batches:
-        loss = model(x, y)
-        accelerator.backward(loss)
-        if clip:
-            accelerator.clip_grad_norm_(learner.parameters(), clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        seen: Any = accelerator.gather((x, y))
-        learner.after_step(*seen)
-        losses.append(loss.detach())
-    mean: Any = accelerator.reduce(torch.stack(losses).mean(), "mean")
-    return mean.item()
+def _build(cfg: DictConfig, method: str, options: dict[str, Any], *, features: int, classes: int) -> Learner:
+    criterion = nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing)
+    if method in cfg.bottlenecks:
+        # Its code is the logits, unless another size is configured.
+        size = options.pop("out_features", None) or cfg.bottleneck[method].get("out_features") or classes
+        layer = build_bottleneck(cfg, method, in_features=features, out_features=size, **options)
+        return Bottlenecked(layer, classes, criterion)
+    name = "linear" if method in CONTROLS else method
+    shared: Any = OmegaConf.to_container(cfg.learner.get(name, OmegaConf.create({})), resolve=True)
+    return learners.build(name, features=features, classes=classes, criterion=criterion, options=shared | options)
 
 
-def measure(learner: Learner, validation: Rows | None, accelerator: Accelerator) -> dict[str, float]:
-    """Measures the accuracy over the validation rows of all classes, and what the learner says of itself."""
-    found = {f"validation/{name}": value for name, value in learner.usage().items()}
+def measure(learner: Learner, validation: Rows | None, device: torch.device) -> dict[str, float]:
+    """Measures the usage of a learner, and its accuracy over the validation rows of all classes."""
+    metrics = learner.usage()
     if validation is not None:
-        right = predicted_classes(learner, validation, accelerator.device) == validation.targets
-        found["validation/accuracy"] = right.double().mean().item()
-    return found
+        correct = predicted_classes(learner, validation, device) == validation.targets
+        metrics["accuracy"] = correct.double().mean().item()
+    return metrics
 
 
 @torch.no_grad()
@@ -304,16 +200,16 @@ def predicted_classes(learner: Learner, rows: Rows, device: torch.device, batch_
     return torch.cat([learner.logits(x.to(device)).argmax(1).cpu() for x, _ in loader(rows, batch_size)])
 
 
+def _learner(model: nn.Module) -> Learner:
+    assert isinstance(model, Learner)
+    return model
+
+
 def _changed(network: nn.Module, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies what differs from the start: keys that are frozen are kept once."""
+    """Copies the entries of a state that differ from the start: frozen keys are kept once."""
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     return {
         name: tensor.clone()
         for name, tensor in state.items()
         if name not in start or not torch.equal(tensor, start[name])
     }
-
-
-def _described(training: Training, row: Mapping[str, Any], stages: int) -> str:
-    accuracy = f"  validation accuracy {row['validation/accuracy']:.4f}" if "validation/accuracy" in row else ""
-    return f"{training.name} split {row['split']}/{stages}  loss {row['train/loss']:.4f}{accuracy}"

@@ -1,4 +1,4 @@
-"""What learners of a stream are worth: on the test rows stage by stage, after unlearning, and on strange data."""
+"""Tests of learners of a stream: on the test rows after each split, after unlearning, and on out-of-distribution rows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from ibreg.evaluation.continual import (
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.data.streams import rows_of
 from ibreg.runs.tasks.continual.learners import Learner
-from ibreg.runs.tasks.continual.stream import Stream, Training, build_learner, predicted_classes
+from ibreg.runs.tasks.continual.stream import Stream, build_learner, predicted_classes
+from ibreg.runs.trials import Trial
 from ibreg.surgery.unlearning import unlearn
 
 
-def restored(cfg: DictConfig, training: Training, stream: Stream, state: Mapping[str, Any], stage: int) -> Learner:
+def restored(cfg: DictConfig, trial: Trial, stream: Stream, state: Mapping[str, Any], stage: int) -> Learner:
     """Returns a learner as it was after a stage; stage 0 is before the first split."""
-    learner = build_learner(cfg, training, features=stream.features, classes=stream.classes)
+    learner = build_learner(cfg, trial, stream)
     snapshots = state["snapshots"]
     learner.network.load_state_dict(snapshots[0] | snapshots[stage])
     return learner.eval()
@@ -34,14 +35,14 @@ def restored(cfg: DictConfig, training: Training, stream: Stream, state: Mapping
 
 @dataclass(frozen=True)
 class Tested:
-    """What a learner knows of the test rows.
+    """Test results of a learner.
 
     Attributes:
         metrics: `accuracy` over all classes at the end, and `error`; with several stages `backward_transfer`,
-            `forward_transfer` and `forgetting`; with keys `used`, the share of the pairs that were ever hit, and what
-            `unlearned` returns where classes are to be forgotten; with strange rows what `strangeness` returns.
+            `forward_transfer` and `forgetting`; with keys `used`, the fraction of the pairs that were ever hit, and the
+            metrics of `unlearned` where classes are to be forgotten; with out-of-distribution rows `ood_auroc`.
         accuracies: over all classes, before the first split and after each.
-        used: the share of pairs at these stages; empty without keys.
+        used: the fraction of pairs that were hit up to these stages; empty without keys.
     """
 
     metrics: dict[str, float]
@@ -49,12 +50,10 @@ class Tested:
     used: list[float]
 
 
-def examine(
-    cfg: DictConfig, training: Training, stream: Stream, state: Mapping[str, Any], device: torch.device
-) -> Tested:
+def examine(cfg: DictConfig, trial: Trial, stream: Stream, state: Mapping[str, Any], device: torch.device) -> Tested:
     """Measures on the test rows what a learner was before the first split and after each."""
-    learners = [restored(cfg, training, stream, state, stage).to(device) for stage in range(len(state["snapshots"]))]
-    stages = stream.stages(learners[0])
+    learners = [restored(cfg, trial, stream, state, stage).to(device) for stage in range(len(state["snapshots"]))]
+    stages = stream.stages(trial.method)
     predictions = torch.stack([predicted_classes(learner, stream.test, device) for learner in learners])
     accuracies = overall_accuracy(predictions, stream.test.targets, stages).tolist()
     used = [learner.usage()["used"] for learner in learners if learner.usage()]
@@ -68,25 +67,25 @@ def examine(
         metrics["used"] = used[-1]
         if cfg.unlearning.classes:
             metrics |= unlearned(learners[-1], stream, cfg.unlearning, device)
-    if stream.strange is not None:
-        metrics |= strangeness(learners[-1], stream.test, stream.strange, device)
+    if stream.ood is not None:
+        metrics["ood_auroc"] = ood_auroc(learners[-1], stream.test, stream.ood, device)
     return Tested(metrics, accuracies, used)
 
 
 @torch.no_grad()
 def unlearned(learner: Learner, stream: Stream, options: DictConfig, device: torch.device) -> dict[str, float]:
-    """Lets a learner with keys forget classes by its training rows, measures it on the test rows, and undoes it.
+    """Makes a learner with keys forget classes, measures it on the test rows, and undoes the unlearning.
 
     Args:
         learner: with a key-value bottleneck.
-        stream: the rows.
+        stream: whose training rows of the classes are unlearned.
         options: `classes` to forget; `by`, `pairs` and `fraction` as of `ibreg.unlearn`.
         device: of the learner.
 
     Returns:
         `forgotten_before`, `forgotten_after`, `retained_before` and `retained_after`: accuracies on the test rows of
-        these classes and of the others; `unlearning_undone`: the share of answers that are those from before, once the
-        masks are taken away.
+        these classes and of the others; `unlearning_undone`: the fraction of predictions that are equal to those before
+        once the unlearning is undone.
     """
     classes = tuple(options.classes)
     others = tuple(sorted({label for split in stream.splits for label in split} - set(classes)))
@@ -95,35 +94,33 @@ def unlearned(learner: Learner, stream: Stream, options: DictConfig, device: tor
     report = unlearn(learner.network, batches, by=options.by, pairs=options.pairs, fraction=options.fraction)
     after = predicted_classes(learner, stream.test, device)
     report.undo()
-    found = {}
-    for name, part in (("forgotten", classes), ("retained", others)):
-        rows = torch.isin(stream.test.targets, torch.tensor(part))
+    accuracies = {}
+    for name, group in (("forgotten", classes), ("retained", others)):
+        rows = torch.isin(stream.test.targets, torch.tensor(group))
         for time, predictions in (("before", before), ("after", after)):
-            found[f"{name}_{time}"] = (predictions == stream.test.targets)[rows].double().mean().item()
+            accuracies[f"{name}_{time}"] = (predictions == stream.test.targets)[rows].double().mean().item()
     undone = predicted_classes(learner, stream.test, device) == before
-    return found | {"unlearning_undone": undone.double().mean().item()}
+    return accuracies | {"unlearning_undone": undone.double().mean().item()}
 
 
 @torch.no_grad()
-def strangeness(
-    learner: Learner, rows: Rows, strange: Rows, device: torch.device, batch_size: int = 512
-) -> dict[str, float]:
-    """Measures how well a learner's uncertainty tells strange rows from its own, as area under the ROC curve.
+def ood_auroc(learner: Learner, rows: Rows, ood: Rows, device: torch.device, batch_size: int = 512) -> float:
+    """Measures how well the uncertainty of a learner separates out-of-distribution rows from in-distribution ones.
 
     Args:
-        learner: says `uncertainty` of a batch.
-        rows: of the data that it learnt.
-        strange: of other data.
+        learner: has an `uncertainty` of each row.
+        rows: in-distribution.
+        ood: rows of another data set.
         device: of the learner.
         batch_size: rows at a time.
 
     Returns:
-        `ood_auroc`: the probability that a strange row is more uncertain than one of its own.
+        the area under the ROC curve: the probability that an out-of-distribution row is the more uncertain of a pair.
     """
     learner.eval()
     scores = [
         torch.cat([learner.uncertainty(x.to(device)).cpu() for x, _ in loader(part, batch_size)])
-        for part in (rows, strange)
+        for part in (rows, ood)
     ]
-    labels = torch.cat([torch.full_like(score, place) for place, score in enumerate(scores)])
-    return {"ood_auroc": float(roc_auc_score(labels.numpy(), torch.cat(scores).double().numpy()))}
+    labels = torch.cat([torch.full_like(score, label) for label, score in enumerate(scores)])
+    return float(roc_auc_score(labels.numpy(), torch.cat(scores).double().numpy()))
