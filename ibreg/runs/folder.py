@@ -105,7 +105,8 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def _check_same_run(cfg: DictConfig, folder: Path) -> None:
-    before, now = identity_of(OmegaConf.load(folder / CONFIG)), identity_of(cfg)
+    earlier: Any = OmegaConf.load(folder / CONFIG)
+    before, now = identity_of(earlier), identity_of(cfg)
     different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if different:
         raise ValueError(

@@ -42,8 +42,8 @@ def build_method(
     at = modules_of(cfg, trial.method)
     layers = {module: build_bottleneck(cfg, trial.method, **settings) for module in at}
     # Only after the model's own module does its head read the code itself, and can be built for another size.
-    own = cfg.model.inject_at if isinstance(cfg.model.inject_at, str) else None
-    model = network(getattr(layers.get(own), "out_features", None))
+    own = cfg.model.inject_at
+    model = network(getattr(layers.get(own) if isinstance(own, str) else None, "out_features", None))
     try:
         inject(model, layers, example=example)
     except (TypeError, ValueError) as error:

@@ -94,7 +94,7 @@ class Task:
         )
 
     def batch_loss(
-        self, model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor, concepts: Tensor | None = None
+        self, model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, concepts: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """Returns the loss of a batch and the output of the model."""
         plain = getattr(model, "module", model)  # DDP does not say what it wraps; FSDP keeps the class
@@ -290,7 +290,7 @@ class Parts:
     model: nn.Module
     plain: nn.Module
     whole: nn.Module
-    criterion: nn.Module
+    criterion: Penalized
     optimizer: AcceleratedOptimizer
     lr_schedule: LRScheduler
     stages: Sequence[tuple[Rows, Any]]
@@ -362,7 +362,9 @@ def build_lr_schedule(cfg: DictConfig, optimizer: Optimizer, epochs: int) -> LRS
 
 def quantities(loss: Tensor, output: Any) -> dict[str, Tensor]:
     """Returns the quantities that an epoch averages; the rate is summed over bottlenecks."""
-    if not isinstance(output, RegularizedOutput):
-        return {"loss": loss.detach()}
-    rates: Any = [value for name, value in output.logs.items() if name.endswith("/rate")]
-    return {"loss": loss.detach(), "penalty": output.penalty.detach()} | ({"rate": sum(rates)} if rates else {})
+    averaged: dict[str, Any] = {"loss": loss.detach()}
+    if isinstance(output, RegularizedOutput):
+        averaged["penalty"] = output.penalty.detach()
+        if rates := [value for name, value in output.logs.items() if name.endswith("/rate")]:
+            averaged["rate"] = sum(rates)
+    return averaged

@@ -127,7 +127,7 @@ def check_keys(cfg: DictConfig, recipe_yaml: Path) -> None:
     Raises:
         ValueError: an unknown key, with the closest one; a key that was removed; a mandatory value that is missing.
     """
-    recipe = OmegaConf.to_container(OmegaConf.load(recipe_yaml))
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(recipe_yaml))
     own = [str(key) for key in recipe if key not in ("defaults", "hydra")]
     entries = [entry for entry in recipe["defaults"] if isinstance(entry, dict)]
     # Not "override", nor what is none by default: an experiment.

@@ -48,7 +48,7 @@ def run_name(overrides: Sequence[str]) -> str:
     kept = sorted(filter(is_part_of_a_run, overrides))
     if not kept:
         return "default"
-    chosen = dict(override.partition("=")[::2] for override in kept)
+    chosen = {key: value for key, _, value in (override.partition("=") for override in kept)}
     title = chosen.get("experiment") or chosen.get("data") or "run"
     return f"{title}-{hashlib.sha256(chr(10).join(kept).encode()).hexdigest()[:8]}"
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import MixUp
 
 from ibreg.evaluation.classification.metrics import classification_metrics, information_bound
+from ibreg.runs.data.rows import Rows
 from ibreg.runs.methods import is_stochastic
 from ibreg.runs.tasks.evaluation import evaluate
 
@@ -42,17 +42,17 @@ class Classified(NamedTuple):
         return metrics
 
 
-def classify(model: nn.Module, dataset: Dataset, accelerator: Accelerator, *, draws: int = 0) -> Classified:
+def classify(model: nn.Module, rows: Rows, accelerator: Accelerator, *, draws: int = 0) -> Classified:
     """Predicts a data set, each rank its share.
 
     Args:
         model: a classifier, wrapped in `Regularized` or not; its modes come back as they were.
-        dataset: of (input, class index).
+        rows: of (input, class).
         accelerator: gives rank and device.
         draws: 0: the mean code; n: the softmax averaged over n drawn codes, where there is a stochastic bottleneck.
     """
     (probabilities, targets, cross_entropy), rate = evaluate(
-        model, dataset, accelerator, _of_each_sample, batch_size=1000, draws=draws
+        model, rows, accelerator, _of_each_sample, batch_size=1000, draws=draws
     )
     drawn = draws > 0 and is_stochastic(model)
     return Classified(probabilities, targets, float(cross_entropy.double().mean()) if drawn else None, rate)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -114,7 +115,8 @@ def backbone_of(cfg: DictConfig, data: ClassificationData, source: Rows | None) 
         model = new(data.classes, code_features)
         model.load_state_dict({**model.state_dict(), **weights})
         if cfg.new_head:
-            model.get_submodule(head_name(model)).reset_parameters()
+            head: Any = model.get_submodule(head_name(model))
+            head.reset_parameters()
         return freeze(model, cfg.mode, cfg.last_stage)
 
     return build

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ibreg.layers.key_value.codebooks import MovingCodebooks
+from ibreg.regularized import Penalized
 from ibreg.runs.config.composition import build_bottleneck
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.data.streams import rows_of
@@ -89,7 +90,7 @@ class StreamTask(Task):
         return torch.optim.SGD(_learner(model).parameter_groups(setting_of(cfg, trial)["lr"]), momentum=cfg.momentum)
 
     def batch_loss(
-        self, model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor, concepts: Tensor | None = None
+        self, model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, concepts: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """Returns the loss of a batch, which a learner computes itself."""
         return model(x, y), None

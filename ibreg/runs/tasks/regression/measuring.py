@@ -165,7 +165,8 @@ def build_task_loss(cfg: DictConfig, method: str) -> nn.Module:
     if not isinstance(options, DictConfig) or "name" not in options:
         raise ValueError(f"{key} has a name and options, such as {{name: huber, delta: 1.0}}, got {options}")
     try:
-        return task_losses.build(**OmegaConf.to_container(options, resolve=True))
+        chosen: Any = OmegaConf.to_container(options, resolve=True)
+        return task_losses.build(**chosen)
     except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
         raise ValueError(f"{key}: {error}") from error
 
