@@ -175,7 +175,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["data.validation=0"], "choose on validation data"),
         (["tune=true", "grid.beta=[1e-3]"], "equally many"),
         (["inject_at=trunc"], "inject_at=trunc: the model has no module 'trunc'.*trunk"),
-        (["inject_at=trunk.1", "bottleneck.variational.out_features=7"], "7 features for 256 behind trunk.1"),
+        (["inject_at=trunk.1", "bottleneck.variational.out_features=7"], "7 features for 256 after trunk.1"),
         (["+schedule.foo=3"], "schedule has no key 'foo'"),
         (["lr=abc"], "lr is a number"),
         (["model=resnet20", "bottleneck.variational.out_features=7"], "no trunk"),

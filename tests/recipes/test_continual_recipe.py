@@ -162,7 +162,7 @@ def test_a_run_goes_on_within_a_split(recipe, launch, cache, tmp_path, monkeypat
     overrides = [*SMALL, "epochs=2", "learners=[replay,ewc]", "control=false", "momentum=0.9", cache]
     whole = launch(*overrides)
     whole = whole.rename(tmp_path / "whole")
-    import ibreg.runs.tasks.continual.stream as training
+    from ibreg.runs import training
 
     save = training.save_checkpoint
 
@@ -318,5 +318,5 @@ def test_a_class_is_forgotten_and_strange_rows_are_told_apart(launch, cache, tmp
 
 def test_a_loss_that_is_not_finite_stops_the_run(launch, cache, monkeypatch):
     monkeypatch.setattr(nn.CrossEntropyLoss, "forward", lambda self, x, y: x.sum() * np.nan)
-    with pytest.raises(RuntimeError, match="none-setting0-seed0: the loss of epoch 1 is nan: lower its lr"):
+    with pytest.raises(RuntimeError, match="none-setting0-seed0: the loss must be finite, got nan in epoch 1: lower lr"):
         launch(*SMALL, "learners=[]", "bottlenecks=[]", cache)

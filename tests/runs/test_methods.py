@@ -1,4 +1,4 @@
-"""From a method to its model: where a bottleneck goes, what fits behind it, which beta it has."""
+"""The model of a method: where its bottleneck is injected, which layers fit after it, which beta it has."""
 
 import pytest
 import torch
@@ -46,14 +46,14 @@ def test_a_bottleneck_goes_where_it_is_told(configured, overrides, widths):
         (["inject_at=head.weight"], "inject_at=head.weight: "),
         (
             ["inject_at=trunk.1", "bottleneck.variational.out_features=7"],
-            r"inject_at=trunk.1 with bottleneck.variational.out_features gives 7 features for 256 behind trunk\.1, "
-            r"which the next layer does not take \(.*\): leave out_features=null, or inject at trunk alone",
+            r"inject_at=trunk.1 with bottleneck.variational.out_features gives 7 features for 256 after trunk\.1, "
+            r"which the next layer does not accept \(.*\): leave out_features=null, or inject at trunk alone",
         ),
         (
             ["inject_at=[trunk.1,trunk]", "bottleneck.variational.out_features=16"],
-            "gives 16 features for 256 behind trunk.1, 16 features for 128 behind trunk",
+            "gives 16 features for 256 after trunk.1, 16 features for 128 after trunk",
         ),
-        (["inject_at=trunk.4", "bottleneck.variational.out_features=7"], "7 features for 128 behind trunk.4"),
+        (["inject_at=trunk.4", "bottleneck.variational.out_features=7"], "7 features for 128 after trunk.4"),
     ],
 )
 def test_a_place_that_cannot_take_the_bottleneck_is_named(configured, overrides, message):
@@ -79,7 +79,7 @@ def test_a_model_that_fails_by_itself_is_not_blamed_on_the_bottleneck(configured
 def test_the_beta_of_a_summary_is_the_one_that_was_used(configured):
     cfg = configured("bottleneck.variational.beta=0.25")
     assert beta_used(cfg, [Trial("none", 0, 0.0)], {}) is None
-    assert beta_used(cfg, [Trial("variational", 0, 0.0, beta=0.5)], {}) == 0.5
+    assert beta_used(cfg, [Trial("variational", 0, 0.0, ("beta", 0.5))], {}) == 0.5
     assert beta_used(cfg, [Trial("variational", 0, 0.0)], {}) == 0.25
 
 
@@ -107,8 +107,8 @@ def test_the_control_has_no_schedule_of_beta(configured):
     assert build_schedule(cfg, "variational", built(cfg)).length == 9
 
 
-def test_dropout_stands_in_the_bottlenecks_place_and_charges_nothing(configured):
-    model = built(configured(), Trial("dropout", 0, 0.0, dropout=0.25))
+def test_dropout_is_injected_where_the_bottleneck_is_and_penalizes_nothing(configured):
+    model = built(configured(), Trial("dropout", 0, 0.0, ("dropout", 0.25)))
     (layer,) = ibreg.bottlenecks(model).values()
     ones = torch.ones(400, 128)
     dropped = layer.train().measure(ones)
@@ -116,5 +116,4 @@ def test_dropout_stands_in_the_bottlenecks_place_and_charges_nothing(configured)
     assert dropped.z.unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert dropped.penalty == 0
     assert torch.equal(layer.eval()(ones), ones)
-    assert not layer.stochastic
     assert build_schedule(configured("schedule.name=target_rate"), "dropout", model) is None

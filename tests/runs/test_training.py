@@ -1,4 +1,4 @@
-"""What is found before a folder is made: a method that cannot take a step."""
+"""The rehearsal of all methods, what is kept of a model, and the schedule of the learning rate."""
 
 import pytest
 import torch
@@ -6,8 +6,10 @@ from torch import nn
 
 import ibreg
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
+from ibreg.runs.comparison import rehearse
 from ibreg.runs.data.rows import Rows
-from ibreg.runs.training import Task, build_lr_schedule, rehearse
+from ibreg.runs.training import Task, build_lr_schedule
+from ibreg.runs.trials import Trial
 
 
 class Made:
@@ -15,13 +17,13 @@ class Made:
     validation = None
 
 
-def task(model, loss=None):
+def task(model, loss=None, quality=lambda metrics: ()):
     return Task(
-        data=lambda trial: Made,
+        data=dict.fromkeys(range(3), Made),
         model=model,
         loss=lambda trial: loss or nn.CrossEntropyLoss(),
-        measure=lambda trial, model: {},
-        quality=lambda metrics: (),
+        measure=lambda model, data: {},
+        quality=quality,
     )
 
 
@@ -58,6 +60,23 @@ def test_a_batch_below_the_minimum_of_an_estimator_is_found(configured, batch, f
 def test_a_loss_that_does_not_fit_the_targets_is_found(configured):
     with pytest.raises(ValueError, match="must be the same as input size"):
         rehearse(configured(), task(lambda trial: nn.Linear(4, 3), nn.BCEWithLogitsLoss()))
+
+
+def test_selected_weights_are_kept_until_a_better_epoch(configured):
+    cfg, trial, model = configured(), Trial("none", 0, 0.0), nn.Linear(2, 1)
+    judged = task(lambda trial: model, quality=lambda metrics: (metrics["accuracy"],))
+    chosen = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first = judged.keep(cfg, trial, {}, 1, {"accuracy": 0.5}, model)
+    nn.init.zeros_(model.weight)
+    second = judged.keep(cfg, trial, first, 2, {"accuracy": 0.5}, model)
+    assert (second["best"], second["validation"]) == (1, {"accuracy": 0.5})
+    assert all(torch.equal(second["weights"][name], chosen[name]) for name in chosen)
+    third = judged.keep(cfg, trial, second, 3, {"accuracy": 0.6}, model)
+    assert (third["best"], third["validation"]) == (3, {"accuracy": 0.6})
+    assert torch.equal(third["weights"]["weight"], torch.zeros(1, 2))
+    for last in (judged.keep(configured("selection=last"), trial, third, 4, None, model),
+                 judged.keep(cfg, Trial("none", 0, 0.0, stop=4), third, 4, {"accuracy": 0.1}, model)):  # fmt: skip
+        assert last["best"] == 4
 
 
 @pytest.mark.parametrize(

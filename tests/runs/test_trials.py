@@ -1,16 +1,18 @@
-"""What a run trains, and what is chosen of it."""
+"""The trials of a run, and the selection of grid points."""
 
 import pytest
 from omegaconf import OmegaConf
 
 from ibreg.runs.trials import (
+    Point,
     Trial,
     as_good_as,
     epochs_in_all,
     epochs_of,
-    first_trial,
     methods,
+    option_of,
     plan,
+    points_of,
     select,
 )
 
@@ -19,7 +21,7 @@ def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
     cfg = configured("tune=true", "grid.weight_decay=[0,1e-2,1e-1]", "seeds=[3,5]", "sweep.betas=[1]")
     comparison, sweep = plan(cfg)
     assert [trial.method for trial in comparison] == 6 * ["none"] + 6 * ["variational"]
-    assert sweep == [Trial("variational", 3, 0.0, beta=1.0, sweep=True)]
+    assert sweep == [Trial("variational", 3, 0.0, ("beta", 1.0), sweep=True)]
 
     def quality(trial):
         return (trial.weight_decay if trial.method == "none" else -trial.beta,)
@@ -50,7 +52,7 @@ def test_without_a_control_there_is_no_null_row(configured):
 
 
 def test_all_methods_of_a_seed_but_the_null_row_share_their_randomness():
-    assert Trial("none", 4, 0.0).key == Trial("variational", 4, 0.1, beta=1.0).key == (4, 0)
+    assert Trial("none", 4, 0.0).key == Trial("variational", 4, 0.1, ("beta", 1.0)).key == (4, 0)
     assert Trial("null", 4, 0.0).key == (4, 1)
 
 
@@ -75,7 +77,7 @@ def test_without_a_grid_beta_is_chosen_around_that_of_each_bottleneck(configured
 
 def test_a_control_stops_at_the_first_epoch_that_is_as_good_as_the_other_method(configured):
     control = [Trial("none", seed, 0.1) for seed in (0, 1, 2, 3)]
-    other = [Trial("hsic", seed, 0.0, beta=1.0) for seed in (0, 1, 2, 3)]
+    other = [Trial("hsic", seed, 0.0, ("beta", 1.0)) for seed in (0, 1, 2, 3)]
     errors = dict(zip(control, [[5.0, 3.0, 2.0]] * 4, strict=True))
     # As good after two epochs, after all of them, never, and at once.
     errors |= dict(zip(other, [[9.0, 3.0], [2.5, 2.5], [1.0], [7.0]], strict=True))
@@ -92,15 +94,30 @@ def test_dropout_is_a_control_that_is_tuned_in_pairs_with_weight_decay(configure
     cfg = OmegaConf.merge(cfg, {"dropout": 0.5, "grid": {"dropout": [0.1, 0.2, 0.3]}})
     comparison, _ = plan(cfg)
     tried = [trial for trial in comparison if trial.method == "dropout"]
-    assert [(trial.dropout, trial.weight_decay) for trial in tried] == [(0.1, 0.0), (0.2, 0.01), (0.3, 0.1)]
+    assert [(trial.value("dropout"), trial.weight_decay) for trial in tried] == [(0.1, 0.0), (0.2, 0.01), (0.3, 0.1)]
     assert len({trial.name for trial in comparison}) == len(comparison) == 9
-    selected = select(cfg, comparison, lambda trial: (-abs((trial.dropout or 0) - 0.2),))
-    assert selected["dropout"] == [Trial("dropout", 3, 0.01, dropout=0.2)]
-    assert first_trial(cfg, "dropout", 3) == Trial("dropout", 3, 0.0, dropout=0.5)
+    selected = select(cfg, comparison, lambda trial: (-abs((trial.value("dropout") or 0) - 0.2),))
+    assert selected["dropout"] == [Trial("dropout", 3, 0.01, ("dropout", 0.2))]
+    assert selected["dropout"][0].name == "dropout0.2-decay0.01-seed3"
+    assert option_of(selected["dropout"][0]) == ("rate", 0.2)
+    assert points_of(OmegaConf.merge(cfg, {"tune": False}), "dropout") == [Point(0.0, ("dropout", 0.5))]
     assert "dropout" not in {trial.method for trial in plan(configured("tune=true"))[0]}
 
 
-def test_a_control_with_weight_decay_is_an_method_of_its_own(configured):
+def test_files_are_named_and_rows_identified_by_the_point():
+    names = [
+        (Trial("none", 0, 0.0), "none-decay0-seed0"),
+        (Trial("variational", 1, 0.1, ("beta", 1e-3), sweep=True), "sweep-variational-beta0.001-decay0.1-seed1"),
+        (Trial("none", 0, 0.0, stop=3), "none-decay0-seed0-stop3"),
+    ]
+    for trial, name in names:
+        assert trial.name == name
+    row = {"method": "hsic", "seed": 0, "weight_decay": 0.5, "beta": 2.0, "sweep": False, "stop": None}
+    assert Trial("hsic", 0, 0.5, ("beta", 2.0)).row() == row
+    assert Trial("dropout", 0, 0.5, ("dropout", 0.1)).row() == row | {"method": "dropout", "beta": None, "dropout": 0.1}
+
+
+def test_a_control_with_weight_decay_is_a_method_of_its_own(configured):
     cfg = OmegaConf.merge({"decayed_control": 0.5}, configured("bottlenecks=[hsic]", "seeds=[0,1]", "tune=true"))
     assert methods(cfg) == ["none", "null", "decayed", "hsic"]
     decayed = [trial for trial in plan(cfg)[0] if trial.method == "decayed"]

@@ -89,7 +89,7 @@ def test_an_option_that_is_removed_has_the_value_of_its_yaml(configured, option)
         ("inject_at=[trunk,trunk]", "inject_at names at least one module, or a list of different ones"),
         ("inject_at=3", "inject_at names at least one module"),
         ("inject_at=null", "inject_at names at least one module"),
-        ("bottleneck.variational.beta=abc", "bottleneck.variational: beta is"),
+        ("bottleneck.variational.beta=abc", "bottleneck.variational: beta must be"),
         ("bottleneck.variational.out_features=abc", "bottleneck.variational: "),
     ],
 )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import ibreg
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.tasks.continual.bottlenecked import Bottlenecked
-from ibreg.runs.tasks.continual.learners import ElasticWeights, Replay, build, fisher_information, names
+from ibreg.runs.tasks.continual.learners import ALL_AT_ONCE, ElasticWeights, Replay, build, fisher_information, names
 
 CRITERION = nn.CrossEntropyLoss(label_smoothing=0.1)
 
@@ -126,8 +126,8 @@ def test_a_learner_goes_on_from_its_state(name, batch):
     assert all(weight.grad is not None for weight in learner.parameters())
 
 
-def test_only_the_joint_learner_sees_all_classes_and_only_ewc_is_told_boundaries():
-    assert [name for name in names() if built(name).sees_all_classes] == ["joint"]
+def test_only_ewc_is_told_boundaries():
+    assert set(ALL_AT_ONCE) < set(names())
     assert [name for name in names() if built(name).is_told_boundaries] == ["ewc"]
 
 
