@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
+from ibreg.optimization import training_mode
 from ibreg.regularized import Penalized
 from ibreg.runs.folder import METRICS, write_rows
 from ibreg.runs.methods import beta_used, build_schedule
-from ibreg.optimization import training_mode
 from ibreg.runs.progress import EpochProgress
 from ibreg.runs.training import Run, Task, train
 from ibreg.runs.trials import Trial, as_good_as, epochs_in_all, epochs_of, methods, plan, points_of, select
