@@ -251,7 +251,7 @@ def train_batch(run: Run, parts: Parts, batch: Sequence[Tensor], adversary: Adve
 def judge(
     trial: Trial, run: Run, parts: Parts, state: Mapping[str, Any], epoch: int, losses: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Measures a model after an epoch and returns the next state: its epoch, its rows, and what is kept of the model."""
+    """Measures a model after an epoch and returns the next state: epoch, rows, and what is kept of the model."""
     task, epochs = run.task, epochs_of(run.cfg, trial)
     stage, epoch_of_stage = divmod(epoch, epochs)
     ends_stage = epoch_of_stage + 1 == epochs
@@ -278,7 +278,7 @@ class Parts:
     Attributes:
         model: as the accelerator has wrapped it.
         plain: the model without wrappers.
-        whole: `plain`, or where FSDP shards it a copy with whole weights: measures run parts of a model and read weights.
+        whole: `plain`, or where FSDP shards it a copy with whole weights, which metrics and checkpoints read.
         criterion: task loss plus penalty.
         optimizer: of the trained parameters.
         lr_schedule: of the learning rate, stepped once per epoch.

@@ -247,11 +247,11 @@ def test_help_shows_the_choices(run, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["attack.eps=[-0.1]"], "attack.eps is a list of numbers of at least 0"),
+        (["attack.eps=[-0.1]"], "attack.eps must be a list of numbers of at least 0"),
         (["attack.eps=[]"], "no radius above 0"),
-        (["attack.eps_l2=[a]"], "attack.eps_l2 is a list of numbers"),
+        (["attack.eps_l2=[a]"], "attack.eps_l2 must be a list of numbers"),
         (["attack.step_size=0"], "attack.step_size is a number greater than 0"),
-        (["attack.restarts=0"], "attack.restarts is an integer of at least 1"),
+        (["attack.restarts=0"], "attack.restarts must be an integer of at least 1"),
         (["attack.eps=[0.1,0.1000001]"], "radii differ in their first six digits"),
         (["attack.ensemble=[apgd]"], "attack.ensemble: attacks are some of apgd_ce, .*'apgd'"),
         (["corruption.kinds=[fog]"], "corruptions are brightness, .*got 'fog'"),
@@ -271,8 +271,8 @@ def test_help_shows_the_choices(run, tmp_path):
         (["control=false", "bottlenecks=[hsic]", "seeds=[0]"], "the sanity checks need a second model"),
         (["adversarial.name=fgsm"], "adversarial.name is one of none, pgd, trades"),
         (["adversarial.name=pgd", "adversarial.eps=-1"], "adversarial.eps is a finite number greater than 0"),
-        (["decayed_control=-1"], "decayed_control is a number of at least 0"),
-        (["bottlenecks=[decayed]"], "are the controls"),
+        (["decayed_control=-1"], "decayed_control must be a number of at least 0"),
+        (["bottlenecks=[decayed]"], "none of the controls"),
         (["+places.hsic=[trunk.9]"], "inject_at=trunk.9: .*no module"),
         (["+places.hsik=trunk"], "places names hsik"),
         (["distillation.prune=2"], "distillation.prune is a share of the weights"),
@@ -283,7 +283,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["+attack.norm=2"], "attack has no key 'norm'"),
         (["checkpoint=/nowhere"], "is no finished run"),
         (["checkpoint=3"], "checkpoint=3 is no finished run"),
-        (["experiment=vib_mnist"], "the experiment is one of another recipe: python recipes/classification.py"),
+        (["experiment=vib_mnist"], "the experiment belongs to another recipe: python recipes/classification.py"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, overrides, message):

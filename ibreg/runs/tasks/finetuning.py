@@ -1,8 +1,7 @@
-"""What fine-tuning adds to a recipe: its checks, its backbone, its test sets, and what is measured on them."""
+"""Fine-tuning: checks of its configuration, the pretrained backbone, the test sets, and the metrics on them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,12 +15,13 @@ from torch import Tensor, nn
 
 from ibreg.evaluation import corruptions
 from ibreg.optimization import FREEZE_MODES, freeze, head_name
+from ibreg.runs.config.checks import is_number, require
+from ibreg.runs.config.composition import build_bottleneck
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.few_shot import corrupted, of_classes, spread
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import data_folder
-from ibreg.runs.methods import build_bottleneck
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.models.pretraining import pretrain
 from ibreg.runs.seeding import seed_all
@@ -32,37 +32,32 @@ ON_OTHER_IMAGES = ("accuracy", "error", "nll", "ece")
 
 
 def check_fine_tuning(cfg: DictConfig) -> None:
-    """Checks what only this recipe has.
+    """Checks the keys that only this recipe has.
 
     Raises:
-        ValueError: something is wrong; the message names the key and what is valid.
+        ValueError: If something is wrong; the message names the key and what is valid.
     """
     shots = list(cfg.shots) if isinstance(cfg.shots, ListConfig) else []
-    if len(set(shots)) < max(len(shots), 1) or not all(type(count) is int and count >= 0 for count in shots):
-        raise ValueError(f"shots are one or more different numbers of images of each class, 0 for all, got {cfg.shots}")
-    if cfg.mode not in FREEZE_MODES:
-        raise ValueError(f"mode is one of {', '.join(FREEZE_MODES)}, got {cfg.mode}")
-    if not isinstance(cfg.new_head, bool):
-        raise ValueError(f"new_head is true or false, got {cfg.new_head}")
+    valid = shots and len(set(shots)) == len(shots) and all(type(count) is int and count >= 0 for count in shots)
+    require(valid, "shots", "one or more different numbers of images per class, 0 for all", cfg.shots)
+    require(cfg.mode in FREEZE_MODES, "mode", f"one of {', '.join(FREEZE_MODES)}", cfg.mode)
+    require(isinstance(cfg.new_head, bool), "new_head", "true or false", cfg.new_head)
     for key in ("lr_backbone", "pretraining.lr"):
         value = OmegaConf.select(cfg, key)
-        if not (type(value) in (int, float) and math.isfinite(value) and value >= 0):
-            raise ValueError(f"{key} is a number of at least 0, got {value}")
+        require(is_number(value, least=0), key, "a number of at least 0", value)
     for key, least in INTEGERS.items():
         value = OmegaConf.select(cfg, key)
-        if type(value) is not int or value < least:
-            raise ValueError(f"{key} is an integer of at least {least}, got {value}")
+        require(type(value) is int and value >= least, key, f"an integer of at least {least}", value)
     for key in ("pretraining.classes", "corrupted.kinds", "shifted.kinds"):
-        if not isinstance(OmegaConf.select(cfg, key), ListConfig):
-            raise ValueError(f"{key} is a list, [] for none, got {OmegaConf.select(cfg, key)}")
-    if not isinstance(cfg.other_data, DictConfig | None):
-        raise ValueError(f"other_data is null or overrides of data such as {{path: other_pets}}, got {cfg.other_data}")
+        value = OmegaConf.select(cfg, key)
+        require(isinstance(value, ListConfig), key, "a list, [] for none", value)
+    valid = isinstance(cfg.other_data, DictConfig | None)
+    require(valid, "other_data", "null or overrides of data such as {path: other_pets}", cfg.other_data)
+    names = corruptions.names()
     for section in ("corrupted", "shifted"):
-        unknown = sorted(set(cfg[section].kinds) - set(corruptions.names()))
-        if unknown:
-            raise ValueError(f"{section}.kinds are of {', '.join(corruptions.names())}, got {', '.join(unknown)}")
-        if cfg[section].severity not in (1, 2, 3, 4, 5):
-            raise ValueError(f"{section}.severity is 1, 2, 3, 4 or 5, got {cfg[section].severity}")
+        unknown, severity = sorted(set(cfg[section].kinds) - set(names)), cfg[section].severity
+        require(not unknown, f"{section}.kinds", f"some of {', '.join(names)}", ", ".join(unknown))
+        require(severity in (1, 2, 3, 4, 5), f"{section}.severity", "1, 2, 3, 4 or 5", severity)
     if cfg.mode == "frozen":
         idle = [method for method in cfg.bottlenecks if not build_bottleneck(cfg, method).sized]
         if idle:
@@ -70,14 +65,14 @@ def check_fine_tuning(cfg: DictConfig) -> None:
 
 
 def load(cfg: DictConfig) -> tuple[Rows | None, ClassificationData]:
-    """Loads the rows to pretrain on, if any, and the data to fine-tune on, all of its training rows in one part.
+    """Loads the rows to pretrain on, if any, and the data to fine-tune on, without a validation split.
 
     Raises:
-        ValueError: no images; classes that the data do not have.
+        ValueError: If the inputs are no images, or there are no such classes.
     """
     data = datasets.load(**{**cfg.data, "validation": 0})
     if len(data.input_shape) != 3:
-        raise ValueError(f"fine-tuning here is for images, but an input of {data.name} has shape {data.input_shape}")
+        raise ValueError(f"fine-tuning takes images, but an input of {data.name} has the shape {data.input_shape}")
     if not cfg.pretraining.classes:
         return None, data
     source = list(cfg.pretraining.classes)
@@ -86,12 +81,12 @@ def load(cfg: DictConfig) -> tuple[Rows | None, ClassificationData]:
 
 
 def backbone_of(cfg: DictConfig, data: ClassificationData, source: Rows | None) -> Callable[[int | None], nn.Module]:
-    """Returns what builds the pretrained network, frozen as configured, for a code of another width if asked.
+    """Returns a builder of the pretrained network, frozen as configured; its argument is as in `build_network`.
 
     Raises:
-        ValueError: when it is called: weights of another network, modules that do not exist.
+        ValueError: When it is called, for weights of another network, and modules that do not exist.
     """
-    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
+    options: Any = {key: value for key, value in cfg.model.items() if key != "inject_at"}
     if options.get("weights") is not None:
         root = data_folder(cfg.data.root)
         under = root / Path(options["weights"]).expanduser()
@@ -104,7 +99,7 @@ def backbone_of(cfg: DictConfig, data: ClassificationData, source: Rows | None) 
     def pretrained() -> dict[str, Tensor]:
         if source is None:
             return {}
-        seed_all(0)  # as of a file: the same for all seeds of the fine-tuning
+        seed_all(0)  # one backbone, as from a file, for all seeds of the fine-tuning
         return pretrain(
             new(len(cfg.pretraining.classes), None), source, epochs=cfg.pretraining.epochs, batch_size=cfg.batch_size,
             lr=cfg.pretraining.lr, seed=0,
@@ -123,24 +118,24 @@ def backbone_of(cfg: DictConfig, data: ClassificationData, source: Rows | None) 
 
 
 def new_parts(backbone: Callable[[int | None], nn.Module]) -> list[str]:
-    """Names the parameters of a network that no weights were loaded into: they differ between two builds."""
+    """Returns the names of the parameters that no weights were loaded into: they differ between two builds."""
     with torch.random.fork_rng(devices=[]):
         first, second = (dict(backbone(None).named_parameters()) for _ in range(2))
     return [name for name in first if not torch.equal(first[name], second[name])]
 
 
 def sets_to_test(cfg: DictConfig, data: ClassificationData) -> dict[str, list[Rows]]:
-    """Returns the test images as they are ("clean"), corrupted, shifted, and those of another data set.
+    """Returns the test sets: the clean images, corrupted and shifted ones, and those of another data set.
 
     Raises:
-        ValueError: images too small for a corruption, another data set with other classes or sizes.
+        ValueError: If images are too small for a corruption, or the other data set has other classes or sizes.
     """
     test = spread(data.test, cfg.test_rows)
     sets = {"clean": [test]}
     for name in ("corrupted", "shifted"):
-        some = spread(test, cfg[name].rows)
+        rows = spread(test, cfg[name].rows)
         made = [
-            corrupted(some, kind, cfg[name].severity, mean=cfg.data.mean, std=cfg.data.std) for kind in cfg[name].kinds
+            corrupted(rows, kind, cfg[name].severity, mean=cfg.data.mean, std=cfg.data.std) for kind in cfg[name].kinds
         ]
         sets |= {name: made} if made else {}
     if cfg.other_data is not None:
@@ -162,13 +157,13 @@ def measure(
     """Tests a model on all test sets.
 
     Returns:
-        the predictions of the clean images; and their metrics, with accuracy, error, NLL and ECE of the other sets,
-        as in `accuracy_corrupted`, means over their kinds.
+        the predictions on the clean images; and their metrics, with accuracy, error, NLL and ECE on the other sets as in
+        `accuracy_corrupted`, means over the kinds of a set.
     """
     clean = classify(model, sets["clean"][0], accelerator, draws=draws)
     metrics = clean.metrics()
     for name, parts in sets.items():
         if name != "clean":
-            found = [classify(model, part, accelerator, draws=draws).metrics() for part in parts]
-            metrics |= {f"{key}_{name}": fmean(each[key] for each in found) for key in ON_OTHER_IMAGES}
+            kinds = [classify(model, rows, accelerator, draws=draws).metrics() for rows in parts]
+            metrics |= {f"{key}_{name}": fmean(of_kind[key] for of_kind in kinds) for key in ON_OTHER_IMAGES}
     return clean, metrics

@@ -28,7 +28,7 @@ RECIPE = CONFIGS / "classification.yaml"
         (["~data.name"], "data.name has no value"),
         (["~model.name"], "model.name has no value"),
         (["~model.inject_at"], "model.inject_at has no value"),
-        (["grid=null"], "grid is a section with the keys beta, betas, weight_decay, got None"),
+        (["grid=null"], "grid must be a section with the keys beta, betas, weight_decay, got None"),
     ],
 )
 def test_keys_that_a_recipe_does_not_have_and_keys_that_are_gone(configured, overrides, message):
@@ -53,42 +53,42 @@ def test_an_option_that_is_removed_has_the_value_of_its_yaml(configured, option)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lr=abc", "lr is a number greater than 0, got abc"),
-        ("lr=-1", "lr is a number greater than 0"),
-        ("lr=nan", "lr is a number greater than 0"),
-        ("lr=true", "lr is a number greater than 0"),
-        ("lr=[1]", "lr is a number greater than 0"),
-        ("lr_factor=abc", "lr_factor is a number greater than 0"),
-        ("lr_every=1.5", "lr_every is a number of epochs, 0 for never, or a list"),
-        ("lr_every=[0,3]", "lr_every is a number of epochs, 0 for never, or a list"),
-        ("lr_every=[]", "lr_every is a number of epochs, 0 for never, or a list"),
-        ("weight_decay=abc", "weight_decay is a number of at least 0"),
-        ("ema=abc", r"ema is a number in \[0, 1\)"),
-        ("ema=1", r"ema is a number in \[0, 1\)"),
-        ("adam_betas=0.9", "adam_betas are two numbers"),
-        ("adam_betas=[0.9,abc]", "adam_betas are two numbers"),
-        ("adam_betas=[0.9]", "adam_betas are two numbers"),
-        ("epochs=2.5", "epochs is an integer of at least 1"),
-        ("epochs=true", "epochs is an integer of at least 1"),
-        ("accumulate=abc", "accumulate is an integer of at least 1"),
-        ("sweep.epochs=abc", "sweep.epochs is an integer of at least 1"),
-        ("sweep.betas=abc", "sweep.betas is a list of numbers of at least 0"),
-        ("sweep.betas=1e-3", "sweep.betas is a list of numbers of at least 0"),
-        ("sweep.betas=[abc]", "sweep.betas is a list of numbers of at least 0"),
-        ("grid.beta=[inf]", "grid.beta is a list of numbers of at least 0"),
-        ("grid.weight_decay=[-1]", "grid.weight_decay is a list of numbers of at least 0"),
-        ("schedule.steps=abc", "schedule.steps is an integer of at least 1"),
-        ("schedule.rate=abc", "schedule.rate is a number of nats greater than 0"),
-        ("schedule.rate={variational:abc}", "schedule.rate is a number of nats greater than 0"),
+        ("lr=abc", "lr must be a number greater than 0, got abc"),
+        ("lr=-1", "lr must be a number greater than 0"),
+        ("lr=nan", "lr must be a number greater than 0"),
+        ("lr=true", "lr must be a number greater than 0"),
+        ("lr=[1]", "lr must be a number greater than 0"),
+        ("lr_factor=abc", "lr_factor must be a number greater than 0"),
+        ("lr_every=1.5", "lr_every must be a number of epochs, 0 for never, or a list"),
+        ("lr_every=[0,3]", "lr_every must be a number of epochs, 0 for never, or a list"),
+        ("lr_every=[]", "lr_every must be a number of epochs, 0 for never, or a list"),
+        ("weight_decay=abc", "weight_decay must be a number of at least 0"),
+        ("ema=abc", r"ema must be a number in \[0, 1\)"),
+        ("ema=1", r"ema must be a number in \[0, 1\)"),
+        ("adam_betas=0.9", "adam_betas must be two numbers"),
+        ("adam_betas=[0.9,abc]", "adam_betas must be two numbers"),
+        ("adam_betas=[0.9]", "adam_betas must be two numbers"),
+        ("epochs=2.5", "epochs must be an integer of at least 1"),
+        ("epochs=true", "epochs must be an integer of at least 1"),
+        ("accumulate=abc", "accumulate must be an integer of at least 1"),
+        ("sweep.epochs=abc", "sweep.epochs must be an integer of at least 1"),
+        ("sweep.betas=abc", "sweep.betas must be a list of numbers of at least 0"),
+        ("sweep.betas=1e-3", "sweep.betas must be a list of numbers of at least 0"),
+        ("sweep.betas=[abc]", "sweep.betas must be a list of numbers of at least 0"),
+        ("grid.beta=[inf]", "grid.beta must be a list of numbers of at least 0"),
+        ("grid.weight_decay=[-1]", "grid.weight_decay must be a list of numbers of at least 0"),
+        ("schedule.steps=abc", "schedule.steps must be an integer of at least 1"),
+        ("schedule.rate=abc", "schedule.rate must be a number of nats greater than 0"),
+        ("schedule.rate={variational:abc}", "schedule.rate must be a number of nats greater than 0"),
         ("schedule.rate={other:1}", "schedule.rate has no rate for variational"),
-        ("data.download=no", "data.download is true or false, got no"),
-        ("+data.augment=yes", "data.augment is true or false, got yes"),
-        ("resume=1", "resume is true or false"),
-        ("precision=fp8", "precision is one of no, bf16, fp16"),
-        ("bottlenecks=variational", r"bottlenecks is a list such as \[variational\], got variational"),
-        ("inject_at=[trunk,trunk]", "inject_at names at least one module, or a list of different ones"),
-        ("inject_at=3", "inject_at names at least one module"),
-        ("inject_at=null", "inject_at names at least one module"),
+        ("data.download=no", "data.download must be true or false, got no"),
+        ("+data.augment=yes", "data.augment must be true or false, got yes"),
+        ("resume=1", "resume must be true or false"),
+        ("precision=fp8", "precision must be one of no, bf16, fp16"),
+        ("bottlenecks=variational", r"bottlenecks must be a list such as \[variational\], got variational"),
+        ("inject_at=[trunk,trunk]", "inject_at must be the name of a module, or a list of different ones"),
+        ("inject_at=3", "inject_at must be the name of a module"),
+        ("inject_at=null", "inject_at must be the name of a module"),
         ("bottleneck.variational.beta=abc", "bottleneck.variational: beta must be"),
         ("bottleneck.variational.out_features=abc", "bottleneck.variational: "),
     ],
@@ -101,7 +101,7 @@ def test_a_value_of_the_wrong_kind_is_named_with_its_key(configured, override, m
 def test_an_empty_output_folder_is_refused(configured):
     cfg = configured()
     cfg.output_dir = None
-    with pytest.raises(ValueError, match="output_dir is the folder of the run"):
+    with pytest.raises(ValueError, match="output_dir must be the folder of the run"):
         check_configuration(cfg, RECIPE)
 
 
@@ -110,7 +110,7 @@ def test_the_batch_is_filled_and_shared(configured):
     check_steps(cfg, rows=65, processes=5)
     with pytest.raises(ValueError, match="batch_size=65 is more than the 64 training rows"):
         check_steps(cfg, rows=64, processes=1)
-    with pytest.raises(ValueError, match="batch_size=65 is shared by 2 processes: give a multiple of 2"):
+    with pytest.raises(ValueError, match="batch_size=65 is split over 2 processes: give a multiple of 2"):
         check_steps(cfg, rows=1000, processes=2)
 
 

@@ -1,4 +1,4 @@
-"""Tests of learners of a stream: on the test rows after each split, after unlearning, and on out-of-distribution rows."""
+"""Tests of learners of a stream: after each split, after unlearning, and on out-of-distribution rows."""
 
 from __future__ import annotations
 
