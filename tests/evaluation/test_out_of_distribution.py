@@ -12,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 import ibreg
 from ibreg.evaluation.out_of_distribution import detection_metrics, ood_scores
 from ibreg.layers.encoder import noise_scale
+from tests.contract.table import FEATURES, build_first, needed
 
 
 def classifier(**options):
@@ -83,6 +84,22 @@ def test_rates_are_summed_over_positions_and_bottlenecks(prior):
     assert rates.shape == (6,)
     logs = ibreg.Regularized(model).eval()(x, target=torch.zeros(6, dtype=torch.long)).logs
     torch.testing.assert_close(rates.mean(), logs["first/rate"] + logs["second/rate"])
+
+
+# The rate compares the samples of a batch, so that one sample has none.
+RATES_OF_A_BATCH = {"gaussian_channel", "nonlinear"}
+
+
+@pytest.mark.parametrize("name", [name for name in ibreg.names() if build_first(name).rate_bounds])
+@pytest.mark.parametrize("shape", [(7, FEATURES), (7, 5, FEATURES)], ids=len)
+def test_rates_of_the_samples_average_to_the_logged_rate(name, shape):
+    layer, x = build_first(name).eval(), torch.randn(shape)
+    rates = layer.sample_rate(layer.transform(x)[1])
+    if name in RATES_OF_A_BATCH:
+        assert rates is None
+    else:
+        assert rates.shape == (7,)
+        torch.testing.assert_close(rates.mean(), layer.measure(x, **needed(layer, batch=7)).logs["rate"])
 
 
 def test_softmax_and_energy_are_averaged_over_samples_of_the_code():

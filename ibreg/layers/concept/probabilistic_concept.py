@@ -20,6 +20,7 @@ from ibreg.layers.constraints import AtLeast, Count
 from ibreg.layers.encoder import build_encoder, noise_scale, reset_encoder
 from ibreg.layers.positions import batch_mean
 from ibreg.layers.scope import Scope
+from ibreg.precision import at_least_float32, full_precision
 from ibreg.registry import register
 
 INITIAL_SHARPNESS = 5.0
@@ -146,6 +147,11 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         """The information about the input."""
         return "I(X;Z)"
 
+    def sample_rate(self, state: ProbabilisticConceptState) -> Tensor:
+        """Returns the divergence of each sample, summed over concepts, in nats, `(batch,)`."""
+        with full_precision(state.mean):
+            return gaussian_rate(at_least_float32(state.mean), state.scale).sum(-1)
+
     def create_parameters(self, *, device=None, dtype=None) -> None:
         """Register the encoder of means and scales, the anchors, their sharpness, and the head."""
         super().create_parameters(device=device, dtype=dtype)
@@ -191,7 +197,7 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
             logits = self.concepts.mixed_logits(_logits(vectors, state.anchors, state.sharpness))
         losses = torch.where(known, self.concept_losses(logits, labels), 0).sum(-1)
         loss = batch_mean(losses, valid=known.any(-1))
-        rate = batch_mean(gaussian_rate(state.mean, state.scale).sum(-1))
+        rate = batch_mean(self.sample_rate(state))
         logs = {"concept_loss": loss, "rate": rate, **self.concept_scores(state.logits, labels, known)}
         return loss + self.rate_weight * rate, logs
 
