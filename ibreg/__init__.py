@@ -10,8 +10,7 @@ from ibreg.regularized import Penalized, Regularized, RegularizedOutput, bottlen
 from ibreg.saving import load_bottlenecks, save_bottlenecks
 from ibreg.surgery.injection import candidates, eject, inject
 from ibreg.surgery.unlearning import unlearn
-
-__version__ = "0.1.0"
+from ibreg.version import __version__ as __version__
 
 __all__ = [
     "Concepts",

@@ -7,8 +7,8 @@ import runpy
 import sys
 from collections.abc import Mapping
 
-import ibreg
 from ibreg.runs.config.package_data import RECIPES, descriptions, recipes
+from ibreg.version import __version__
 
 USAGE = """\
 usage:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     name, *rest = arguments
     if name == "--version":
-        print(f"ibreg {ibreg.__version__}")
+        print(f"ibreg {__version__}")
         return 0
     if name == "list":
         print(listing(descriptions()))

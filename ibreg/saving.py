@@ -15,12 +15,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import ibreg
 from ibreg.hosts import CHILD
 from ibreg.layers.base import Bottleneck
 from ibreg.registry import build
 from ibreg.regularized import bottlenecks, name_without_wrappers, unwrap
 from ibreg.surgery.injection import inject
+from ibreg.version import __version__
 
 METADATA = "ibreg"
 FORMAT = 1  # of the metadata; files of another format are refused
@@ -46,7 +46,7 @@ def save_bottlenecks(model: nn.Module, path: str | os.PathLike) -> None:
     shapes = backbone_shapes(model)
     content = {
         "format": FORMAT,
-        "ibreg": ibreg.__version__,
+        "ibreg": __version__,
         "backbone": {"hash": backbone_hash(shapes), "shapes": shapes},
         "bottlenecks": {name: _described(name, layer) for name, layer in layers.items()},
     }
@@ -184,7 +184,7 @@ def _read(path: Path) -> tuple[dict[str, Bottleneck], dict[str, Any]]:
     if content.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {content.get('format')}, written by ibreg {content.get('ibreg')}; this is ibreg "
-            f"{ibreg.__version__}, which reads format {FORMAT}: use that version, or save the bottlenecks again"
+            f"{__version__}, which reads format {FORMAT}: use that version, or save the bottlenecks again"
         )
     layers = {}
     for name, entry in content["bottlenecks"].items():

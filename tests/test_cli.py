@@ -110,7 +110,7 @@ def test_the_wheel_has_the_folders_that_the_command_line_needs():
 def test_the_version_stands_in_one_place():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["dynamic"] == ["version"]
-    assert project["tool"]["hatch"]["version"]["path"] == "ibreg/__init__.py"
+    assert project["tool"]["hatch"]["version"]["path"] == "ibreg/version.py"
 
 
 def test_importing_takes_little_more_than_torch():

@@ -51,7 +51,8 @@ torch.manual_seed(0)
 x, mask = torch.randn(6, 5, 4), torch.rand(6, 5) > 0.5
 measured = SmallCodeBottleneck(power=3).measure(x, mask=mask)
 assert abs(float(measured.penalty) - float(x[mask].abs().pow(3).sum() / 6)) < 1e-4
-net = ibreg.inject(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), {"1": ibreg.build("small_code", power=2)})
+net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+ibreg.inject(net, {"1": ibreg.build("small_code", power=2)})
 output = ibreg.Regularized(net)(torch.randn(7, 4))
 assert output.output.shape == (7, 2) and output.penalty.requires_grad
 ibreg.save_bottlenecks(net, "own.safetensors")

@@ -180,7 +180,7 @@ class Bottleneck(nn.Module):
         return _laid_out_as(x, z)
 
     def penalize(self, state: Any, scope: Scope) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the penalty as a loss takes it, before beta (float32, 0 outside training), and the detached logs."""
+        """Returns the penalty before beta, float32 and 0 outside training, and the detached logs."""
         missing = [need for need in self.needs if getattr(scope, need) is None]
         if missing:
             if self.training and scope.grad_enabled:

@@ -20,7 +20,7 @@ _open = threading.local()
 
 
 class Record(NamedTuple):
-    """One call of a bottleneck inside a scope: the layer, the state its penalty reads, how often the batch is repeated."""
+    """One call of a bottleneck: the layer, the state that its penalty reads, how often the batch is repeated."""
 
     layer: nn.Module
     state: Any

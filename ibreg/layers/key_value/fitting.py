@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from ibreg.distributed import gather_rows, over_ranks, several_ranks
 from ibreg.functional.lookup.nearest import pick_rows
+from ibreg.layers.base import Bottleneck
 from ibreg.layers.constraints import Count, OneOf
 from ibreg.layers.key_value.codebooks import MovingCodebooks
 from ibreg.modes import captured, evaluating
-
-if TYPE_CHECKING:
-    from ibreg.layers.key_value.key_value import KeyValueBottleneck
 
 SAMPLES_AT_ONCE = 256  # of data that are one tensor
 DEAD = 0.1  # a key with less than this fraction of its share of a batch is dead, and replaced
@@ -46,14 +44,14 @@ class KeyInitialization(NamedTuple):
 
 @torch.no_grad()
 def fit_keys(
-    layer: KeyValueBottleneck,
+    layer: Bottleneck,
     data: Tensor | Iterable[Any],
     method: str,
     epochs: int,
     model: nn.Module | None,
     seed: int,
 ) -> KeyInitialization:
-    """Fits the keys of a layer, see `KeyValueBottleneck.initialize`; if a pass fails, the keys are unchanged."""
+    """Fits the keys of a key-value layer, see its `initialize`; if a pass fails, the keys are unchanged."""
     OneOf(METHODS).check("method", method)
     Count("number of passes over the data").check("epochs", epochs)
     batches = RowBatches(data, layer, model)
@@ -80,7 +78,7 @@ class RowBatches:
         skipped: number of rows that were not finite in the latest pass.
     """
 
-    def __init__(self, data: Tensor | Iterable[Any], layer: KeyValueBottleneck, model: nn.Module | None):
+    def __init__(self, data: Tensor | Iterable[Any], layer: Bottleneck, model: nn.Module | None):
         self.data = data.split(SAMPLES_AT_ONCE) if isinstance(data, Tensor) else data
         self.layer = layer
         self.model = model

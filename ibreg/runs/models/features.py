@@ -11,9 +11,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-import ibreg
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.data.images import ImageFiles
+from ibreg.version import __version__
 
 DEVIATION_FLOOR = 0.1  # of the mean deviation of all features
 
@@ -88,7 +88,7 @@ def digest(module: nn.Module, options: Any, *inputs) -> str:
         >>> digest(nn.Flatten(), (), torch.zeros(2)) == digest(nn.Flatten(), (), torch.ones(2))
         False
     """
-    found = hashlib.sha256(f"{ibreg.__version__} {module} {options}".encode())
+    found = hashlib.sha256(f"{__version__} {module} {options}".encode())
     for name, tensor in module.state_dict().items():
         found.update(f"{name} {tensor.dtype}".encode())
         _update(found, tensor)

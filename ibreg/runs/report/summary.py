@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-import ibreg
 from ibreg.evaluation.intervals import paired_interval
 from ibreg.runs.folder import replace
+from ibreg.version import __version__
 
 Column = Sequence[Any]  # (key, heading, scale, digits), as in ("test/error", "test error (%)", 100, 2)
 
@@ -172,7 +172,7 @@ def write_summary(
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "ibreg": ibreg.__version__}
+    versions = {"python": platform.python_version(), "ibreg": __version__}
     for package in PACKAGES:
         # Not every evaluation has all of them installed.
         with contextlib.suppress(PackageNotFoundError):
