@@ -1,4 +1,4 @@
-"""The README is run: its Python as a new user would run it, its tables against the committed results."""
+"""The README's Python snippets run, and its tables agree with the committed results."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from ibreg.runs.report.tables import render_readme
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-OPTIONAL = {"lightning", "transformers", "timm"}  # whose own warnings are no concern of ours
+OPTIONAL = {"lightning", "transformers", "timm"}  # warnings of these packages are not tested
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines()]
 
 
@@ -31,7 +31,7 @@ def test_a_snippet_runs_in_a_new_process(position, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_every_loop_of_others_is_shown_in_40_lines():
+def test_other_training_loops_take_at_most_40_lines():
     for package in (*sorted(OPTIONAL), "accelerate"):
         (snippet,) = (snippet for snippet in SNIPPETS if re.match(rf"import (\w+, )*{package}\b", snippet))
         assert len([line for line in snippet.splitlines() if line.strip()]) <= 40, package

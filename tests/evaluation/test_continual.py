@@ -68,7 +68,7 @@ def test_transfer_and_forgetting_are_the_papers_sums(splits, seed):
     assert forgetting(matrix) >= -backward_transfer(matrix) - 1e-12
 
 
-def test_one_that_knows_the_last_split_alone_forgets_everything_and_one_that_keeps_all_nothing():
+def test_knowing_only_the_last_split_is_complete_forgetting_and_knowing_all_is_none():
     targets = np.repeat(np.arange(6), 5)
     splits = [(0, 1), (2, 3), (4, 5)]
     last = [np.where(np.isin(targets, list(classes)), targets, classes[0]) for classes in splits]
@@ -90,13 +90,13 @@ def test_one_that_knows_the_last_split_alone_forgets_everything_and_one_that_kee
         (np.zeros((3, 4)), np.zeros(4), [(0,), (1,)], r"must have a sample, got none of the classes \[\[1\]\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(predictions, targets, splits, message):
+def test_invalid_shapes_are_errors(predictions, targets, splits, message):
     for metric in (accuracy_matrix, overall_accuracy):
         with pytest.raises(ValueError, match=message):
             metric(predictions, targets, splits)
 
 
-def test_a_matrix_of_another_shape_is_refused():
+def test_a_matrix_of_another_shape_is_an_error():
     for metric in (backward_transfer, forward_transfer, forgetting):
         with pytest.raises(ValueError, match="one row more than columns"):
             metric(np.zeros((3, 3)))

@@ -1,4 +1,4 @@
-"""Metrics of regression against the formulas in float64 numpy, and against what has to stay invariant."""
+"""Metrics of regression against the formulas in float64 numpy, and against invariants."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_metrics_agree_with_their_formulas_and_with_torchmetrics():
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.floats(-100, 100))
-def test_errors_follow_the_unit_and_explained_variance_does_not(seed, scale, shift):
+def test_errors_scale_with_the_unit_and_r2_does_not(seed, scale, shift):
     predictions, targets = random_pairs(seed, samples=20)
     measured = regression_metrics(predictions, targets)
     changed = regression_metrics(scale * predictions + shift, scale * targets + shift)
@@ -51,14 +51,14 @@ def test_errors_follow_the_unit_and_explained_variance_does_not(seed, scale, shi
     assert regression_metrics(predictions[order], targets[order]) == pytest.approx(measured)
 
 
-def test_the_mean_explains_nothing_and_the_truth_everything():
+def test_r2_is_0_for_the_mean_and_1_for_the_targets():
     _, targets = random_pairs(1)
     assert regression_metrics(np.full(50, targets.mean()), targets)["r2"] == pytest.approx(0, abs=1e-12)
     assert regression_metrics(targets, targets) == {"rmse": 0, "mae": 0, "r2": 1}
     assert regression_metrics(-targets, targets)["r2"] < 0
 
 
-def test_columns_and_vectors_are_the_same_and_never_spread_over_each_other():
+def test_columns_and_vectors_are_equivalent_and_never_broadcast():
     predictions, targets = (torch.tensor(values, dtype=torch.float32) for values in random_pairs(2))
     expected = regression_metrics(predictions, targets)
     predictions.requires_grad_()
@@ -87,14 +87,14 @@ PAIR = torch.tensor([1.0, 2.0, 3.0])
         (PAIR, torch.full((3,), 7.0), "targets must vary for R², got 3 times 7"),
     ],
 )
-def test_wrong_predictions_are_refused(predictions, targets, message):
+def test_invalid_predictions_are_errors(predictions, targets, message):
     with pytest.raises(ValueError, match=message):
         regression_metrics(predictions, targets)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.3, 0.99])
 def test_information_is_that_of_a_gaussian_channel(correlation):
-    r"""For a Gaussian pair I = -0.5 log(1 - rho^2), and the best prediction explains the share rho^2."""
+    r"""For a Gaussian pair I = -0.5 log(1 - rho^2), and the best prediction has R² = rho^2."""
     rng = np.random.default_rng(0)
     seen = rng.normal(size=400_000)
     targets = correlation * seen + math.sqrt(1 - correlation**2) * rng.normal(size=400_000)
@@ -104,11 +104,11 @@ def test_information_is_that_of_a_gaussian_channel(correlation):
     assert information == pytest.approx(0.5 * math.log(targets.var() / measured["rmse"] ** 2), abs=1e-9)
 
 
-def test_worse_than_the_mean_is_below_zero():
+def test_information_is_negative_for_predictions_worse_than_the_mean():
     assert gaussian_information(-3.0) == pytest.approx(-math.log(2))
 
 
 @pytest.mark.parametrize("r2", [1.0, 1.5, math.nan, -math.inf])
-def test_information_of_what_is_no_share_is_refused(r2):
+def test_information_of_an_invalid_r2_is_an_error(r2):
     with pytest.raises(ValueError, match="finite and below 1"):
         gaussian_information(r2)

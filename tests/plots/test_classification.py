@@ -16,7 +16,7 @@ METHODS = ("none", "null", "variational", "hsic")
 
 @pytest.fixture
 def rows():
-    """As ``csv.DictReader`` gives them: strings, empty where a value is missing."""
+    """Rows as `csv.DictReader` returns them: strings, empty if a value is missing."""
     return [
         {
             "method": method,

@@ -1,4 +1,4 @@
-"""The image of several runs shows every seed and the mean, in the unit asked for."""
+"""The plot of several runs shows each seed and the mean, in the unit of the heading."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ ROWS = [
 ]
 
 
-def test_seeds_and_means_stand_on_the_line_of_their_method():
+def test_seeds_and_means_are_on_the_line_of_their_method():
     (axes,) = _draw(ROWS, "error (%)", 100).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=0.1  control", "lr=0.1  hsic"]
     seeds, mean, *of_hsic = axes.get_lines()

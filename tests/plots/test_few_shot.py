@@ -1,4 +1,4 @@
-"""Accuracy against images: what is drawn is what was measured."""
+"""Accuracy over labeled images: lines and bars are those of the points."""
 
 import pytest
 
@@ -30,6 +30,6 @@ def test_one_number_of_images_is_drawn_too(tmp_path):
     assert images_curve([point for point in POINTS if point["images"] == 5], tmp_path / "one.png").is_file()
 
 
-def test_nothing_to_draw_is_refused(tmp_path):
+def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no points"):
         images_curve([], tmp_path / "none.png")

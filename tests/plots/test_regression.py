@@ -1,4 +1,4 @@
-"""Plots of regression: files that are PNGs, and figures that hold the points, lines and bands that were asked for."""
+"""Plots of regression: PNG files, and figures with the expected points, lines and bands."""
 
 import math
 
@@ -24,7 +24,7 @@ def predictions():
 
 @pytest.fixture
 def rows():
-    """As ``csv.DictReader`` gives them: strings, empty where a value is missing."""
+    """Rows as `csv.DictReader` returns them: strings, empty if a value is missing."""
     return [
         {
             "method": method,
@@ -74,7 +74,7 @@ def test_every_plot_is_a_png_and_leaves_global_state_alone(tmp_path, predictions
     assert dict(matplotlib.rcParams) == before
 
 
-def test_predictions_stand_over_truth_the_control_first(predictions):
+def test_predictions_are_drawn_over_targets_the_control_first(predictions):
     figure = plots._draw_predictions(predictions, "price (€)")
     assert figure.get_suptitle() == "price (€), seeds pooled"
     panels = shown(figure)

@@ -17,7 +17,7 @@ def random_predictions(seed, samples=200, classes=5):
     return probabilities, np.array([rng.choice(classes, p=row) for row in probabilities])
 
 
-def test_selective_accuracy_is_that_of_the_surest_samples():
+def test_selective_accuracy_is_that_of_the_most_confident_samples():
     probabilities, targets = random_predictions(0)
     order = sorted(range(200), key=lambda sample: -probabilities[sample].max())
     right = [float(probabilities[sample].argmax() == targets[sample]) for sample in order]
@@ -27,7 +27,7 @@ def test_selective_accuracy_is_that_of_the_surest_samples():
     assert calibration_metrics(probabilities, targets)["aurc"] == pytest.approx(expected)
 
 
-def test_equally_sure_samples_count_by_their_mean():
+def test_samples_of_equal_confidence_count_by_their_mean():
     probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]])
     targets = np.array([0, 0, 1, 1, 0])
     assert selective_accuracy(probabilities, targets, 0.2) == 0.5
@@ -50,7 +50,7 @@ def test_the_order_of_the_samples_does_not_matter(seed, coverage):
     )
 
 
-def test_all_measures_come_together():
+def test_calibration_metrics_agree_with_the_single_ones():
     probabilities, targets = random_predictions(3)
     found = calibration_metrics(torch.as_tensor(probabilities), torch.as_tensor(targets), coverages=[0.5, 0.95])
     assert list(found) == ["ece", "nll", "brier", "accuracy_at_50", "accuracy_at_95", "aurc"]
@@ -64,11 +64,11 @@ def test_all_measures_come_together():
 
 
 @pytest.mark.parametrize("coverage", [0.0, -0.1, 1.1, float("nan")])
-def test_a_coverage_is_a_share(coverage):
+def test_a_coverage_out_of_range_is_an_error(coverage):
     with pytest.raises(ValueError, match="coverage must be above 0 and at most 1"):
         selective_accuracy(*random_predictions(0), coverage)
 
 
-def test_logits_are_refused():
+def test_logits_are_an_error():
     with pytest.raises(ValueError, match="apply a softmax to logits"):
         selective_accuracy(torch.randn(5, 3), torch.zeros(5, dtype=torch.long), 0.5)

@@ -1,4 +1,4 @@
-"""Accuracies of groups, against the definition and what has to hold."""
+"""Accuracies of groups against the definition and invariants."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from ibreg.evaluation.classification.groups import group_accuracies
 
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 1000), samples=st.integers(1, 60), number=st.integers(1, 5))
-def test_the_worst_group_is_the_least_of_all(seed, samples, number):
+def test_the_worst_group_has_the_least_accuracy(seed, samples, number):
     rng = np.random.default_rng(seed)
     predictions, targets, groups = (
         rng.integers(0, 3, samples),
@@ -42,7 +42,7 @@ def test_the_worst_group_is_the_least_of_all(seed, samples, number):
         ({"names": ["red", "red"]}, "names of groups must be unique"),
     ],
 )
-def test_wrong_arguments_are_refused(changes, message):
+def test_invalid_arguments_are_errors(changes, message):
     given_to_all = {name: torch.zeros(3, dtype=torch.long) for name in ("predictions", "targets", "groups")} | changes
     with pytest.raises(ValueError, match=message):
         group_accuracies(**{"names": ["red", "green"]} | given_to_all)

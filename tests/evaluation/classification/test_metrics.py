@@ -1,4 +1,4 @@
-"""Metrics against the formulas in float64 numpy, against torchmetrics, and against what has to stay invariant."""
+"""Metrics against the formulas in float64 numpy, against torchmetrics, and against invariants."""
 
 import math
 
@@ -79,7 +79,7 @@ def test_order_of_samples_does_not_matter(seed, random):
 @settings(deadline=None)
 @given(st.integers(11, 20), st.integers(2, 6))
 def test_calibrated_predictions_have_no_calibration_error(right, classes):
-    """Of 20 predictions at confidence right / 20, exactly that many are right."""
+    """Of 20 predictions at confidence right / 20, exactly that many are correct."""
     confidence = right / 20
     probabilities = np.full((20, classes), (1 - confidence) / (classes - 1))
     probabilities[:, 0] = confidence
@@ -123,12 +123,12 @@ LABELS = torch.tensor([0, 1, 0, 1])
         (HALVES * math.inf, LABELS, "sums of inf"),
     ],
 )
-def test_wrong_predictions_are_refused(probabilities, targets, message):
+def test_invalid_predictions_are_errors(probabilities, targets, message):
     with pytest.raises(ValueError, match=message):
         classification_metrics(probabilities, targets)
 
 
-def test_calibration_needs_a_bin():
+def test_no_bins_are_an_error():
     with pytest.raises(ValueError, match="bins must be at least 1"):
         calibration_bins(HALVES, LABELS, bins=0)
 
@@ -140,18 +140,18 @@ def test_label_entropy_is_that_of_the_frequencies(targets):
     assert label_entropy(np.array(targets)) == pytest.approx(-(frequencies * np.log(frequencies)).sum(), abs=1e-12)
 
 
-def test_information_bound_is_tight_where_the_code_is_the_label_and_zero_where_it_is_nothing():
+def test_information_bound_is_tight_for_a_code_equal_to_the_label_and_zero_for_a_constant_one():
     assert information_bound(0.0, LABELS) == pytest.approx(math.log(2))
     assert information_bound(math.log(2), LABELS) == pytest.approx(0)
     assert information_bound(5.0, LABELS) < 0
 
 
 @pytest.mark.parametrize("cross_entropy", [math.nan, math.inf, -0.1])
-def test_impossible_cross_entropies_are_refused(cross_entropy):
+def test_invalid_cross_entropies_are_errors(cross_entropy):
     with pytest.raises(ValueError, match="finite and at least 0"):
         information_bound(cross_entropy, LABELS)
 
 
-def test_entropy_of_nothing_is_refused():
+def test_entropy_of_no_labels_is_an_error():
     with pytest.raises(ValueError, match="samples >= 1"):
         label_entropy(torch.empty(0, dtype=torch.long))
