@@ -1,14 +1,14 @@
 """Classification with and without a bottleneck: the same model, seeds and budget, one table.
 
     python recipes/classification.py                                      # digits, about a minute, offline
-    python recipes/classification.py data=mnist model=lenet tune=true     # beta and weight decay chosen on validation
+    python recipes/classification.py data=mnist model=lenet tune=true     # beta, weight decay selected on validation
     python recipes/classification.py experiment=vib_mnist                 # a paper's settings
     accelerate launch --num_processes 2 recipes/classification.py ...     # the same on several GPUs
     torchrun --standalone --nproc_per_node 2 recipes/classification.py device=cpu ...      # and on CPU processes
 
-`main` checks before anything is written; `run` reads top to bottom: train and select, test, report. Trainings are
-functions of configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends bit-identically
-on a CPU.
+`main` checks before anything is written; `run` reads top to bottom: train and select, test, report. The training loop
+is `ibreg/runs/training.py`; a training run depends on configuration and seed alone. With `resume=true` a killed run
+resumes at its last epoch and ends bit-identically on a CPU.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ibreg.plots.classification import information_curve, learning_curves, relia
 from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.comparison import Trained, rehearse, train_all
 from ibreg.runs.config.checks import check_configuration, check_steps
-from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.config.composition import rate_bounds, register_with_hydra
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.launch import Outcome, launch
-from ibreg.runs.methods import build_bottleneck, build_model
+from ibreg.runs.methods import build_model
 from ibreg.runs.tasks.classification import Classified, classify, mixup
 from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
@@ -44,7 +44,7 @@ register_with_hydra()
 
 @hydra.main(config_path=str(CONFIGS), config_name="classification", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    """Checks the configuration and the data, opens the folder and runs what is not finished in it."""
     check_configuration(cfg, CONFIGS / "classification.yaml")
     accelerator = build_accelerator(cfg)
     data = datasets.load(**cfg.data)
@@ -53,9 +53,7 @@ def main(cfg: DictConfig) -> None:
         data=dict.fromkeys(cfg.seeds, data),
         model=lambda trial: build_model(cfg, trial, data.input_shape, data.classes),
         loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
-        measure=lambda model, data: classify(
-            model, data.validation, accelerator, draws=cfg.prediction_draws
-        ).metrics(),
+        measure=lambda model, data: classify(model, data.validation, accelerator, draws=cfg.prediction_draws).metrics(),
         quality=quality,
         mix=mixup(cfg.mixup, data.classes) if cfg.mixup else None,
     )
@@ -66,13 +64,13 @@ def main(cfg: DictConfig) -> None:
 def run(
     cfg: DictConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
-    """Trains and selects, tests and draws."""
+    """Trains and selects, tests and plots."""
     trained = train_all(cfg, task, accelerator, folder)
 
     def evaluated(trial: Trial, part: Rows, draws: int) -> Classified:
         return classify(trained.model(task, trial, accelerator.device), part, accelerator, draws=draws)
 
-    # Nothing is selected by the curve: without validation data, the test part serves for it.
+    # Nothing is selected by the curve: without validation data it is measured on the test split.
     held_out = data.test if data.validation is None else data.validation
     curve = {trial: evaluated(trial, held_out, draws=max(cfg.prediction_draws, 1)) for trial in trained.sweep}
     tested = {
@@ -91,7 +89,7 @@ def run(
 
 
 def quality(validation: Mapping[str, float]) -> tuple[float, float]:
-    """Orders epochs and grid points: accuracy, and among equals the likelihood."""
+    """Orders epochs and grid points by accuracy, equal ones by likelihood."""
     return validation["accuracy"], -validation["nll"]
 
 
@@ -102,21 +100,20 @@ def draw(
     tested: Mapping[str, Sequence[Classified]],
     curve: Mapping[Trial, Classified],
 ) -> None:
-    """Draws learning curves, reliability and, where there is a sweep of rates, the information curve."""
+    """Plots learning curves, reliability and, with a sweep of beta, the information curve."""
     learning_curves(trained.curves(CURVES), folder / "learning_curves.png")
     pooled = {
         method: (torch.cat([each.probabilities for each in seeds]), torch.cat([each.targets for each in seeds]))
         for method, seeds in tested.items()
     }
     reliability_diagram(pooled, folder / "reliability.png")
-    points = []
+    points, bounds = [], rate_bounds(cfg)
     for trial, measured in curve.items():
         metrics = measured.metrics()
         if "rate" in metrics:
             entropy = label_entropy(measured.targets)
-            # I(Z; X) = I(Z; X | Y) + I(Z; Y), and the rate of a conditional prior bounds the first part alone.
-            conditional = build_bottleneck(cfg, trial.method).rate_bounds == "I(X;Z|Y)"
-            bound = metrics["rate"] + (entropy if conditional else 0)
+            # I(Z; X) = I(Z; X | Y) + I(Z; Y), and the rate of a conditional prior bounds the first term alone.
+            bound = metrics["rate"] + (entropy if bounds[trial.method] == "I(X;Z|Y)" else 0)
             points.append(
                 {"method": trial.method, "beta": trial.beta, "rate": bound}
                 | {key: metrics[key] for key in ("information", "accuracy")}
@@ -126,9 +123,8 @@ def draw(
 
 
 def columns(cfg: DictConfig) -> list[tuple[str, str, int, int]]:
-    """Lists the columns of the table; that of the rate says what it bounds from above."""
-    bounds = {method: build_bottleneck(cfg, method).rate_bounds for method in cfg.bottlenecks}
-    bounds = {method: bound for method, bound in bounds.items() if bound is not None}
+    """Returns the columns of the table; the heading of the rate names the information that it bounds from above."""
+    bounds = rate_bounds(cfg)
     most = next(iter(bounds.values()), "I(X;Z)")
     bounded = ", ".join([most, *(f"{method}: {bound}" for method, bound in bounds.items() if bound != most)])
     return [

@@ -5,9 +5,10 @@
     accelerate launch --num_processes 2 recipes/continual.py ...          # the same on several GPUs
     torchrun --standalone --nproc_per_node 2 recipes/continual.py device=cpu ...           # and on CPU processes
 
-`main` checks before the run's folder is made; `run` reads top to bottom: encode, train and select, test, draw.
-Trainings are functions of configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends
-bit-identically on a CPU. The test rows are used once, at the end, with the learners as they were after each split.
+`main` checks before the run's folder is made; `run` reads top to bottom: encode, train and select, test, plot. The
+training loop is `ibreg/runs/training.py`, with the splits as its stages; a training run depends on configuration and
+seed alone. With `resume=true` a killed run resumes at its last epoch and ends bit-identically on a CPU. The test rows
+are used once, at the end, with the learners as they were after each split.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from ibreg.runs.tasks.continual.testing import Tested, examine, restored
 from ibreg.runs.trials import SECOND, Trial
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-PLANE = 150  # points along a side of the plane whose decision regions are drawn
+PLANE = 150  # points along a side of the plane of the decision regions
 
 register_with_hydra()
 
 
 @hydra.main(config_path=str(CONFIGS), config_name="continual", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    """Checks the configuration and the data, opens the folder and runs what is not finished in it."""
     check_continual(cfg, CONFIGS / "continual.yaml")
     accelerator = build_accelerator(cfg)
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -56,7 +57,7 @@ def main(cfg: DictConfig) -> None:
     data = continual_data.load(**cfg.data)
     unlabeled = load_unlabeled(cfg, data)
     if not set(cfg.unlearning.classes) < set(range(data.classes)):
-        raise ValueError(f"unlearning.classes={cfg.unlearning.classes} are some of the {data.classes} classes, from 0")
+        raise ValueError(f"unlearning.classes must be some of the {data.classes} classes, got {cfg.unlearning.classes}")
     for split in {split for splits in class_splits(cfg, data).values() for split in splits}:
         rows = torch.isin(data.train.targets, torch.tensor(split)).sum()
         check_steps(cfg, rows=int(rows), processes=accelerator.num_processes)
@@ -67,15 +68,13 @@ def main(cfg: DictConfig) -> None:
             f"inputs of {cfg.unlabeled.name} have {others} features, those of {data.name} {features}: take another "
             "set, or unlabeled.name=null"
         )
-    stream = random_stream(
-        rows=cfg.batch_size, features=features, classes=data.classes, unlabeled=len(unlabeled)
-    )
+    stream = random_stream(rows=cfg.batch_size, features=features, classes=data.classes, unlabeled=len(unlabeled))
     rehearse(cfg, stream_task(cfg, dict.fromkeys(cfg.seeds, stream), accelerator.device))
     launch(cfg, accelerator, lambda folder: run(cfg, data, unlabeled, encoder, accelerator, folder))
 
 
 def load_unlabeled(cfg: DictConfig, data: ClassificationData):
-    """Loads the inputs that keys start from: those of another set, or the set's own."""
+    """Loads the inputs that keys are initialized with: those of another data set, or the set's own."""
     if cfg.unlabeled.name is None:
         return continual_data.unlabeled_inputs(data, cfg.unlabeled.limit)
     other = continual_data.load(**cfg.unlabeled, root=cfg.data.root, download=cfg.data.download, validation=0)
@@ -92,7 +91,7 @@ def class_splits(cfg: DictConfig, data: ClassificationData) -> dict[int, list[tu
 
 
 def build_encoder(cfg: DictConfig, input_shape: Sequence[int]) -> nn.Module:
-    """Builds the frozen encoder; one that is trained here is read from the cache where it was trained before."""
+    """Builds the frozen encoder; one that a previous run has trained is read from the cache."""
     root = data_folder(cfg.data.root)
     return encoders.build(**cfg.encoder, input_shape=input_shape, root=root, cache=Path(cfg.cache))
 
@@ -100,7 +99,7 @@ def build_encoder(cfg: DictConfig, input_shape: Sequence[int]) -> nn.Module:
 def run(
     cfg: DictConfig, data: ClassificationData, unlabeled, encoder: nn.Module, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
-    """Encodes, trains and selects, tests and draws."""
+    """Encodes, trains and selects, tests and plots."""
     streams = build_streams(cfg, data, unlabeled, encoder, accelerator)
     trained = train_all(cfg, stream_task(cfg, streams, accelerator.device), accelerator, folder)
     if not accelerator.is_main_process:
@@ -150,7 +149,7 @@ def build_streams(
 
 
 def draw(folder: Path, data: ClassificationData, tested: Mapping[str, Sequence[Tested]]) -> None:
-    """Draws the accuracy over splits and the use of keys."""
+    """Plots the accuracy over splits and the usage of keys."""
     accuracies = {method: [of_seed.accuracies for of_seed in seeds] for method, seeds in tested.items()}
     accuracy_over_splits(accuracies, folder / "accuracy_over_splits.png", chance=1 / data.classes)
     used = {method: [of_seed.used for of_seed in seeds if of_seed.used] for method, seeds in tested.items()}
@@ -166,7 +165,7 @@ def draw_plane(
     trained: Trained,
     accelerator: Accelerator,
 ) -> None:
-    """Draws what the learners of the first seed answer in the plane of two features, after each split."""
+    """Plots the decision regions of the first seed's learners in the plane of two features, after each split."""
     corners = stream.unlabeled.min(0).values, stream.unlabeled.max(0).values
     (left, bottom), (right, top) = (corner.tolist() for corner in corners)
     across, up = np.linspace(left, right, PLANE), np.linspace(bottom, top, PLANE)
@@ -192,16 +191,16 @@ def draw_plane(
 
 
 def columns(cfg: DictConfig, tested: Mapping[str, Sequence[Tested]]) -> list[tuple[str, str, int, int]]:
-    """Lists the columns of the table, of what a method has measured."""
+    """Returns the columns of the table, for the metrics that some method has."""
     shown = {
         "accuracy": "accuracy, all classes (%)",
         "forgetting": "forgetting (%)",
         "backward_transfer": "backward transfer (%)",
         "forward_transfer": "forward transfer (%)",
         "used": "pairs used (%)",
-        "forgotten_before": "class to forget before (%)",
+        "forgotten_before": "accuracy on unlearned classes, before (%)",
         "forgotten_after": "after (%)",
-        "retained_before": "others before (%)",
+        "retained_before": "other classes, before (%)",
         "retained_after": "after (%)",
         "ood_auroc": f"AUROC against {cfg.ood.name} (%)",
     }

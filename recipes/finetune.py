@@ -7,9 +7,10 @@
     accelerate launch --num_processes 2 recipes/finetune.py ...           # the same on several GPUs
 
 `main` checks before anything is written; `run` reads top to bottom: for each number of labeled images train and
-select, then test on clean, corrupted and shifted images, report. A share of the labeled images is held out to choose
-epochs, beta, weight decay and dropout by: who has five images of a class has no others. Trainings are functions of
-configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends bit-identically on a CPU.
+select, then test on clean, corrupted and shifted images, report. The training loop is `ibreg/runs/training.py`. A
+fraction of the labeled images is held out to select epochs, beta, weight decay and dropout: with five images per class
+there are no others. A training run depends on configuration and seed alone; with `resume=true` a killed run resumes at
+its last epoch and ends bit-identically on a CPU.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ register_with_hydra()
 
 @dataclass(frozen=True)
 class Part:
-    """What is trained with so many labeled images of each class.
+    """The training with one number of labeled images per class.
 
     Attributes:
-        name: of it, as in "5_per_class".
-        images: labeled images of each class, on average.
-        cfg: the configuration, its epochs and batch as many images allow.
+        name: as in "5_per_class".
+        images: labeled images per class, on average.
+        cfg: the configuration, with epochs and batch size for this number of images.
         task: what is trained.
     """
 
@@ -73,7 +74,7 @@ class Part:
 
 @hydra.main(config_path=str(CONFIGS), config_name="finetune", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    """Checks the configuration and the data, opens the folder and runs what is not finished in it."""
     check_configuration(cfg, CONFIGS / "finetune.yaml")
     check_fine_tuning(cfg)
     accelerator = build_accelerator(cfg)
@@ -99,7 +100,7 @@ def part_of(
     backbone: Callable[[int | None], nn.Module],
     accelerator: Accelerator,
 ) -> Part:
-    """Draws the labeled images of every seed, and says how they are trained on."""
+    """Samples the labeled images of every seed and builds their task."""
     name = f"{shots}_per_class" if shots else "all"
     few = {seed: few_shot(data, shots, validation=cfg.data.validation, seed=seed) for seed in cfg.seeds}
     rows = len(few[cfg.seeds[0]].train)
@@ -111,9 +112,7 @@ def part_of(
         data=few,
         model=lambda trial: build_method(own, trial, backbone, example=torch.zeros(1, *data.input_shape)),
         loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
-        measure=lambda model, data: classify(
-            model, data.validation, accelerator, draws=cfg.prediction_draws
-        ).metrics(),
+        measure=lambda model, data: classify(model, data.validation, accelerator, draws=cfg.prediction_draws).metrics(),
         quality=lambda validation: (-validation["nll"],),  # accuracy on a handful of images says little
         mix=mixup(cfg.mixup, data.classes) if cfg.mixup else None,
         parameters=lambda model: learning_rate_groups(model, lr=cfg.lr, lr_backbone=cfg.lr_backbone),
@@ -132,7 +131,7 @@ def run(
     accelerator: Accelerator,
     folder: Path,
 ) -> Outcome | None:
-    """Trains and selects with each number of images, tests and draws."""
+    """Trains and selects with each number of images, tests and plots."""
 
     def tested(model: nn.Module) -> tuple[Classified, dict[str, float]]:
         return measure(model, tests, accelerator, draws=cfg.prediction_draws)
@@ -151,11 +150,9 @@ def run(
         metrics = {method: [of_seed for _, of_seed in seeds] for method, seeds in found.items()}
         metrics |= {} if before is None else {"pretrained": [before] * len(cfg.seeds)}
         for method, seeds in metrics.items():
-            of_method = results.setdefault(method, [{} for _ in cfg.seeds])
-            for seed, of_seed, known in zip(cfg.seeds, seeds, of_method, strict=True):
-                known |= {f"{key}_{part.name}": value for key, value in of_seed.items()}
-                shown = {label: 100 * of_seed[key] for key, label in SHOWN.items() if key in of_seed}
-                points.append({"method": method, "seed": seed, "images": part.images} | shown)
+            for of_seed, collected in zip(seeds, results.setdefault(method, [{} for _ in seeds]), strict=True):
+                collected |= {f"{key}_{part.name}": value for key, value in of_seed.items()}
+        points += points_of(part, cfg.seeds, metrics)
         rows += [{"images": part.name} | row for row in trained.rows()]
         selected[part.name] = trained.choices(part.cfg)
         if accelerator.is_main_process:
@@ -167,8 +164,20 @@ def run(
     return Outcome(data=data, tested=results, selected=selected, headline=columns(cfg, parts, results))
 
 
+def points_of(
+    part: Part, seeds: Sequence[int], metrics: Mapping[str, Sequence[Mapping[str, float]]]
+) -> list[dict[str, Any]]:
+    """Returns the points of one number of images in the plot of metrics over images."""
+    return [
+        {"method": method, "seed": seed, "images": part.images}
+        | {label: 100 * of_seed[key] for key, label in SHOWN.items() if key in of_seed}
+        for method, of_method in metrics.items()
+        for seed, of_seed in zip(seeds, of_method, strict=True)
+    ]
+
+
 def draw(folder: Path, name: str, trained: Trained, tested: Mapping[str, Sequence[Classified]]) -> None:
-    """Draws learning curves and reliability."""
+    """Plots learning curves and reliability."""
     learning_curves(trained.curves(CURVES), folder / f"learning_curves_{name}.png")
     pooled = {
         method: (torch.cat([each.probabilities for each in seeds]), torch.cat([each.targets for each in seeds]))
@@ -180,7 +189,7 @@ def draw(folder: Path, name: str, trained: Trained, tested: Mapping[str, Sequenc
 def columns(
     cfg: DictConfig, parts: Sequence[Part], results: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> list[tuple[str, str, int, int]]:
-    """Lists the columns of the table: the error with every number of images, and the rest with the middle one."""
+    """Returns the columns of the table: the error for every number of images, other metrics for the middle one."""
     middle = parts[len(parts) // 2].name
     shown = [(f"test/error_{part.name}", f"test error, {_told(part.name)} (%)", 100, 1) for part in parts]
     others = {

@@ -1,14 +1,14 @@
-"""Regression with and without a bottleneck: the same model, seeds, cuts of the data and budget, one table.
+"""Regression with and without a bottleneck: the same model, seeds, splits of the data and budget, one table.
 
     python recipes/regression.py                                          # diabetes, about a minute, offline
-    python recipes/regression.py data=california_housing tune=true        # beta and weight decay chosen on validation
+    python recipes/regression.py data=california_housing tune=true        # beta, weight decay selected on validation
     python recipes/regression.py experiment=cs_ib_housing                 # a paper's data and network
     accelerate launch --num_processes 2 recipes/regression.py ...         # the same on several GPUs
     torchrun --standalone --nproc_per_node 2 recipes/regression.py device=cpu ...          # and on CPU processes
 
-`main` checks before anything is written; `run` reads top to bottom: train and select, test, attack, report. Trainings
-are functions of configuration and seed: with `resume=true` a killed run goes on at its last epoch and ends
-bit-identically on a CPU. The test part of every cut is used once, at the end.
+`main` checks before anything is written; `run` reads top to bottom: train and select, test, attack, report. The
+training loop is `ibreg/runs/training.py`; a training run depends on configuration and seed alone. With `resume=true` a
+killed run resumes at its last epoch and ends bit-identically on a CPU. Every test split is used once, at the end.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ register_with_hydra()
 
 @hydra.main(config_path=str(CONFIGS), config_name="regression", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    """Checks the configuration and the data, opens the folder and runs what is not finished in it."""
     check_configuration(cfg, CONFIGS / "regression.yaml")
     check_task_losses(cfg)
     accelerator = build_accelerator(cfg)
@@ -78,7 +78,7 @@ def main(cfg: DictConfig) -> None:
 def run(
     cfg: DictConfig, data: Mapping[int, RegressionData], task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
-    """Trains and selects, tests, attacks and draws."""
+    """Trains and selects, tests, attacks and plots."""
     trained = train_all(cfg, task, accelerator, folder)
     matched = train_matched(trained, cfg, task, accelerator, folder, error="rmse") if cfg.attack.eps else {}
 
@@ -117,13 +117,13 @@ def run(
 
 
 def evaluate(cfg: DictConfig, model: nn.Module, data: RegressionData, accelerator: Accelerator, part: str) -> Regressed:
-    """Predicts the validation or the test part."""
+    """Predicts the validation or the test split."""
     return regress(
         model,
         getattr(data, part),
         data,
         accelerator,
-        place=cfg.inject_at if isinstance(cfg.inject_at, str) else cfg.inject_at[0],
+        module=cfg.inject_at if isinstance(cfg.inject_at, str) else cfg.inject_at[0],
         batch_size=cfg.batch_size,
         draws=cfg.prediction_draws,
     )
@@ -132,7 +132,7 @@ def evaluate(cfg: DictConfig, model: nn.Module, data: RegressionData, accelerato
 def beyond_control(
     attacked: Sequence[Mapping[str, float]], controls: Sequence[Mapping[str, float]]
 ) -> list[dict[str, float]]:
-    """Subtracts the errors under attack of controls that were stopped at an equal clean error."""
+    """Returns the errors under attack minus those of controls that were stopped at an equal clean error."""
     return [
         {f"{key}_beyond_control": own[key] - of_control[key] for key in own}
         for own, of_control in zip(attacked, controls, strict=True)
@@ -152,11 +152,11 @@ def draw(
     tested: Mapping[str, Sequence[Regressed]],
     attacked: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> None:
-    """Draws learning curves, predictions, residuals, the information planes and the errors under attack."""
+    """Plots learning curves, predictions, residuals, the information planes and the errors under attack."""
     curves = trained.curves(CURVES)
     for row in curves:
         if row["method"] in cfg.task_losses:
-            row |= {"train/loss": None, "train/penalty": None}  # not of one scale with those of the other methods
+            row |= {"train/loss": None, "train/penalty": None}  # on another scale than those of the other methods
     learning_curves(curves, folder / "learning_curves.png")
     pooled = {
         method: (torch.cat([each.predictions for each in seeds]), torch.cat([each.targets for each in seeds]))
@@ -181,7 +181,7 @@ def draw(
 
 
 def columns(cfg: DictConfig, data: RegressionData) -> list[tuple[str, str, int, int]]:
-    """Lists the columns of the table, errors with four digits of the target's deviation."""
+    """Returns the columns of the table, errors with four digits relative to the standard deviation of the target."""
     digits = max(3 - math.floor(math.log10(data.target_std)), 0)
     shown = [
         ("test/rmse", f"test RMSE, {data.quantity}", 1, digits),
@@ -192,7 +192,7 @@ def columns(cfg: DictConfig, data: RegressionData) -> list[tuple[str, str, int, 
         eps = sorted(cfg.attack.eps)[len(cfg.attack.eps) // 2]
         shown.append((f"test/rmse_pgd_{eps:g}", f"RMSE under PGD, eps {eps:g}", 1, digits))
         if cfg.control:
-            heading = "the same minus that of a control as good on validation"
+            heading = "difference to a control of equal validation error"
             shown.append((f"test/rmse_pgd_{eps:g}_beyond_control", heading, 1, digits))
     return shown
 

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write into it, and when a run goes on in it."""
+"""The folder of a run: its files, its lock, and when a run may write into it."""
 
 from __future__ import annotations
 
@@ -24,28 +24,27 @@ SUMMARY = "summary.json"
 METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 TRACKED = "tracked"  # what a tracker writes that keeps files, such as TensorBoard
-LOCK = ".lock"  # stays in the folder: not the file but the system's hold on it says that a run is going on
+LOCK = ".lock"  # stays in the folder: a run is going on while the operating system holds the lock on the file
 
 
 @contextmanager
 def open_folder(cfg: DictConfig, accelerator: Accelerator) -> Iterator[Path]:
-    """Creates the run's folder, or goes on in it with `resume=true`, or empties it with `overwrite=true`.
+    """Creates the run's folder, or continues in it with `resume=true`, or empties it with `overwrite=true`.
 
-    Until the context ends the folder is locked, and no other run can open it. The operating system gives the lock back
-    even if the process is killed.
+    The folder is locked until the context ends. The operating system releases the lock even if the process is killed.
 
     Args:
         cfg: with `output_dir`, `resume` and `overwrite`.
-        accelerator: its main process alone locks and writes.
+        accelerator: only its main process locks and writes.
 
     Returns:
         the folder, with the resolved configuration and a folder for checkpoints in it; and with a summary where the run
         to resume is complete.
 
     Raises:
-        FileExistsError: there is a run, and neither `resume` nor `overwrite` was asked for, or it is still going on; or
-            files of something else.
-        ValueError: the run to resume has another configuration.
+        FileExistsError: If there is a run and neither `resume` nor `overwrite` is set, or it is still going on, or if
+            there are other files.
+        ValueError: If the run to resume has another configuration.
     """
     folder = Path(cfg.output_dir)
     with ExitStack() as held:
@@ -57,7 +56,7 @@ def open_folder(cfg: DictConfig, accelerator: Accelerator) -> Iterator[Path]:
                     held.enter_context(FileLock(folder / LOCK, timeout=0))
                 except Timeout as error:
                     raise FileExistsError(
-                        f"another run is going on in {folder}: wait until it has ended, or give another output_dir"
+                        f"another run is going on in {folder}: wait for its end, or give another output_dir"
                     ) from error
                 _prepare(cfg, folder)
         yield folder
@@ -66,7 +65,7 @@ def open_folder(cfg: DictConfig, accelerator: Accelerator) -> Iterator[Path]:
 def _check_no_other_files(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: give another output_dir")
-    # All that a run killed at its first moment can leave.
+    # Files that a run leaves if it is killed before its configuration is written.
     first = {LOCK, f"{CONFIG}.partial"}
     if folder.exists() and not (folder / CONFIG).is_file() and {path.name for path in folder.iterdir()} - first:
         raise FileExistsError(f"{folder} holds files, but no run of a recipe: give another output_dir")
@@ -79,16 +78,14 @@ def _prepare(cfg: DictConfig, folder: Path) -> None:
         elif cfg.resume:
             _check_same_run(cfg, folder)
         else:
-            state = (
-                "a finished run" if (folder / SUMMARY).is_file() else "an unfinished run (resume=true goes on with it)"
-            )
-            raise FileExistsError(f"{folder} holds {state}: overwrite=true starts it anew")
+            state = "a finished run" if (folder / SUMMARY).is_file() else "an unfinished run (resume=true resumes it)"
+            raise FileExistsError(f"{folder} holds {state}: overwrite=true replaces it")
     replace(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as a csv with the union of their keys as columns, in one step."""
+    """Writes rows as a CSV file with the union of their keys as columns, atomically."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
@@ -98,7 +95,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that a kill leaves the old one or the new one."""
+    """Writes a file under a temporary name and renames it: a kill leaves either the old or the new file."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)
@@ -111,12 +108,12 @@ def _check_same_run(cfg: DictConfig, folder: Path) -> None:
     if different:
         raise ValueError(
             f"the run in {folder} had another configuration ({', '.join(different)} differ): resume it with the same "
-            "overrides, or start anew with overwrite=true"
+            "overrides, or replace it with overwrite=true"
         )
 
 
 def _empty(folder: Path) -> None:
-    """Removes what a run wrote, and nothing else; the configuration, which says that the folder is a run's, last."""
+    """Removes the files of a run and nothing else; last the configuration, which marks the folder as that of a run."""
     for written in (CHECKPOINTS, TRACKED):
         shutil.rmtree(folder / written, ignore_errors=True)
     written = [path for kind in ("*.csv", "*.png", "*.partial") for path in folder.glob(kind)]

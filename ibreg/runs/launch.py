@@ -1,4 +1,4 @@
-"""How a recipe runs in its folder: at most once, its outcome written as summary and shown."""
+"""Runs a recipe in its folder at most once, writes the outcome as a summary and prints the table."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ibreg.runs.report.tables import print_run
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run measured.
+    """The results of a run.
 
     Attributes:
-        data: name of the data.
-        tested: per method the test metrics of every seed.
-        selected: what was chosen on validation data.
+        data: name of the data set.
+        tested: the test metrics of every seed, for each method.
+        selected: what was selected on validation data.
         headline: the columns of the table.
-        checks: outcomes of checks, a mapping each, for the summary.
-        doubts: per method the metrics that failed checks make doubtful; tables mark them.
+        checks: results of sanity checks, for the summary.
+        doubts: for each method the metrics that failed checks make doubtful; tables mark them.
     """
 
     data: str
@@ -39,12 +39,12 @@ class Outcome:
 
 
 def launch(cfg: DictConfig, accelerator: Accelerator, run: Callable[[Path], Outcome | None]) -> None:
-    """Opens the run's folder, runs what is not finished in it, writes the summary and shows the table.
+    """Opens the run's folder, runs what is not finished in it, writes the summary and prints the table.
 
     Args:
         cfg: the checked configuration.
-        accelerator: its main process alone writes.
-        run: does the work in the folder; on the main process it returns what came out.
+        accelerator: only its main process writes.
+        run: runs in the folder; on the main process it returns the outcome.
     """
     with open_folder(cfg, accelerator) as folder:
         finished = (folder / SUMMARY).is_file()
@@ -75,6 +75,6 @@ def launch(cfg: DictConfig, accelerator: Accelerator, run: Callable[[Path], Outc
                 )
         if accelerator.is_main_process:
             print_run(folder, "finished before" if finished else "finished")
-    # What still holds a model wrapped for several processes would outlive the process group.
+    # References to a model wrapped for several processes must not outlive the process group.
     accelerator.free_memory()
     accelerator.end_training()

@@ -224,7 +224,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["learners=[emc]"], "learners must be different ones of ewc, joint, mlp, replay"),
         (["learners=[mlp,mlp]"], "learners must be different ones of"),
         (["learners=[]", "bottlenecks=[]", "control=false"], "there is nothing to train"),
-        (["unlearning.classes=[8]"], "are some of the 8 classes"),
+        (["unlearning.classes=[8]"], "must be some of the 8 classes"),
         (["unlearning.classes=[1,1]"], "unlearning.classes must be different indices of classes"),
         (["unlearning.by=random"], "unlearning.by must be one of activations, examples"),
         (["classes_per_split=3"], r"choose of \[1, 2, 4, 8\]"),
@@ -318,5 +318,5 @@ def test_a_class_is_forgotten_and_strange_rows_are_told_apart(launch, cache, tmp
 
 def test_a_loss_that_is_not_finite_stops_the_run(launch, cache, monkeypatch):
     monkeypatch.setattr(nn.CrossEntropyLoss, "forward", lambda self, x, y: x.sum() * np.nan)
-    with pytest.raises(RuntimeError, match="none-setting0-seed0: the loss must be finite, got nan in epoch 1: lower lr"):
+    with pytest.raises(RuntimeError, match="none-setting0-seed0: the loss must be finite, got nan in epoch 1"):
         launch(*SMALL, "learners=[]", "bottlenecks=[]", cache)

@@ -1,4 +1,4 @@
-"""Predictions of classifiers over a data set, and what is measured of them."""
+"""Predictions of classifiers over a data set, their metrics, and mixup."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Classified(NamedTuple):
     """Predictions for one data set.
 
     Attributes:
-        probabilities: `(samples, classes)`, averaged over draws.
+        probabilities: `(samples, classes)`, averaged over the sampled codes.
         targets: `(samples,)`.
-        cross_entropy: mean over samples and draws of -log q(y|z), nats; it bounds I(Z; Y), which that of the averaged
-            probabilities, or of the mean code, does not. None where no code was drawn.
+        cross_entropy: mean of -log q(y|z) over samples and sampled codes, nats; it bounds I(Z; Y), which the
+            cross-entropy of averaged probabilities, or of the mean code, does not. None without sampled codes.
         rate: nats per sample, summed over the bottlenecks that log one; None without any.
     """
 
@@ -43,32 +43,33 @@ class Classified(NamedTuple):
 
 
 def classify(model: nn.Module, rows: Rows, accelerator: Accelerator, *, draws: int = 0) -> Classified:
-    """Predicts a data set, each rank its share.
+    """Predicts a data set, each rank its share of the rows.
 
     Args:
-        model: a classifier, wrapped in `Regularized` or not; its modes come back as they were.
+        model: a classifier, wrapped in `Regularized` or not; its modes are restored.
         rows: of (input, class).
         accelerator: gives rank and device.
-        draws: 0: the mean code; n: the softmax averaged over n drawn codes, where there is a stochastic bottleneck.
+        draws: number of sampled codes that the softmax is averaged over, where there is a stochastic bottleneck; 0: the
+            mean code.
     """
     (probabilities, targets, cross_entropy), rate = evaluate(
         model, rows, accelerator, _of_each_sample, batch_size=1000, draws=draws
     )
-    drawn = draws > 0 and is_stochastic(model)
-    return Classified(probabilities, targets, float(cross_entropy.double().mean()) if drawn else None, rate)
+    sampled = draws > 0 and is_stochastic(model)
+    return Classified(probabilities, targets, float(cross_entropy.double().mean()) if sampled else None, rate)
 
 
 def mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Returns what mixes each row of a batch with another one, and their labels alike (arXiv 1710.09412).
+    """Returns mixup: a transform of a batch to convex combinations of its rows and of their labels (arXiv 1710.09412).
 
-    The share of the one is drawn from Beta(alpha, alpha), once for a batch.
+    The weight of a combination is sampled from Beta(alpha, alpha), once per batch.
 
     Args:
-        alpha: above 0; the larger, the nearer are the shares to a half.
-        classes: how many.
+        alpha: above 0; the larger, the closer are the weights to 0.5.
+        classes: number of classes.
 
     Returns:
-        a function of `(batch, ...)` inputs and class indices `(batch,)` to inputs and `(batch, classes)` shares.
+        a function of `(batch, ...)` inputs and class indices `(batch,)` to inputs and label weights `(batch, classes)`.
 
     Example:
         >>> import torch
@@ -79,9 +80,9 @@ def mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor
     mix = MixUp(alpha=alpha, num_classes=classes)
 
     def mixed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        # It takes images alone, but what it does holds for rows of any shape.
-        images, shares = mix(x.reshape(len(x), 1, 1, -1), y)
-        return images.reshape(x.shape), shares
+        # It takes images only, but the combination is the same for rows of any shape.
+        images, labels = mix(x.reshape(len(x), 1, 1, -1), y)
+        return images.reshape(x.shape), labels
 
     return mixed
 

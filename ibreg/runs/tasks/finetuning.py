@@ -157,7 +157,7 @@ def measure(
     """Tests a model on all test sets.
 
     Returns:
-        the predictions on the clean images; and their metrics, with accuracy, error, NLL and ECE on the other sets as in
+        the predictions on the clean images; and their metrics, with accuracy, error, NLL and ECE on the other sets, as
         `accuracy_corrupted`, means over the kinds of a set.
     """
     clean = classify(model, sets["clean"][0], accelerator, draws=draws)

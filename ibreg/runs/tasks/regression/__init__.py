@@ -1,1 +1,1 @@
-"""What a regression is trained with and judged by."""
+"""Training and evaluation of regressors."""

@@ -1,4 +1,4 @@
-"""What a regression is trained with and judged by: its loss, predictions, information, error under attack."""
+"""Losses of regression, predictions over a data set, information of the code, and errors under attack."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ibreg.runs.data.rows import Rows
 from ibreg.runs.methods import is_stochastic
 from ibreg.runs.tasks.evaluation import evaluate
 from ibreg.runs.tasks.regression import task_losses
-from ibreg.runs.trials import methods
+from ibreg.runs.trials import SECOND, methods
 
-# Of so many rows the information of code and input is measured: it is a mean over batches.
+# Number of rows that the information of code and input is measured on, as a mean over batches.
 INFORMATION_ROWS = 1000
 
 
@@ -32,7 +32,7 @@ class Regressed(NamedTuple):
     """Predictions for one data set.
 
     Attributes:
-        predictions: `(samples,)`, averaged over draws, in the unit of the target.
+        predictions: `(samples,)`, averaged over the sampled codes, in the unit of the target.
         targets: `(samples,)`, in the same unit.
         rate: nats per sample, summed over the bottlenecks that log one; None without any.
         cs_qmi: CS-QMI of input and mean code, nats.
@@ -44,7 +44,7 @@ class Regressed(NamedTuple):
     cs_qmi: float
 
     def metrics(self) -> dict[str, float]:
-        """Returns all metrics by name; `information` is that about the target, `cs_qmi` that about the input."""
+        """Returns all metrics by name; `information` is about the target, `cs_qmi` about the input."""
         metrics = regression_metrics(self.predictions, self.targets)
         metrics |= {"information": gaussian_information(metrics["r2"]), "cs_qmi": self.cs_qmi}
         return metrics if self.rate is None else metrics | {"rate": self.rate}
@@ -56,26 +56,27 @@ def regress(
     data: RegressionData,
     accelerator: Accelerator,
     *,
-    place: str,
+    module: str,
     batch_size: int,
     draws: int = 0,
 ) -> Regressed:
-    """Predicts a part of a data set, each rank its share.
+    """Predicts a split of a data set, each rank its share of the rows.
 
     Args:
-        model: with one output, wrapped in `Regularized` or not; its modes come back as they were.
-        rows: the part.
-        data: what it is a part of, for the unit.
+        model: with one output, wrapped in `Regularized` or not; its modes are restored.
+        rows: the split.
+        data: the data set, for the unit of the target.
         accelerator: gives rank and device.
-        place: dotted name of the module that gives the code.
-        batch_size: that of the training: rates and CS-QMI are of batches, and depend on their size.
-        draws: 0: the mean code; n: the output averaged over n drawn codes, where there is a stochastic bottleneck.
+        module: dotted name of the module whose output is the code.
+        batch_size: that of training: rates and CS-QMI are computed per batch and depend on its size.
+        draws: number of sampled codes that the output is averaged over, where there is a stochastic bottleneck; 0: the
+            mean code.
     """
     (predictions, targets), rate = evaluate(
         model, rows, accelerator, _mean_and_target, batch_size=batch_size, draws=draws
     )
     information = code_information(
-        model, rows.inputs[:INFORMATION_ROWS].to(accelerator.device), place=place, batch_size=batch_size
+        model, rows.inputs[:INFORMATION_ROWS].to(accelerator.device), module=module, batch_size=batch_size
     )
     return Regressed(data.in_units(predictions).squeeze(1), data.in_units(targets).squeeze(1), rate, information)
 
@@ -85,46 +86,46 @@ def _mean_and_target(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def code_information(model: nn.Module, inputs: Tensor, *, place: str, batch_size: int) -> float:
-    """Measures the CS-QMI of inputs and mean code, in nats, in any model: a control's code is what stands there.
+def code_information(model: nn.Module, inputs: Tensor, *, module: str, batch_size: int) -> float:
+    """Measures the CS-QMI of inputs and mean code, in nats; the code of a control is the output of the same module.
 
-    It is the mean over batches, an incomplete last one left out unless it is the only one, with the bandwidths that
-    `functional.cs_qmi` has by default.
+    It is the mean over batches, without an incomplete last one unless it is the only one, with the default bandwidths
+    of `functional.cs_qmi`.
 
     Args:
-        model: wrapped in `Regularized` or not; its modes come back as they were.
+        model: wrapped in `Regularized` or not; its modes are restored.
         inputs: `(samples, ...)`, at least 2.
-        place: dotted name of the module that gives the code.
+        module: dotted name of the module whose output is the code.
         batch_size: samples in a batch.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-        >>> code_information(model, torch.randn(50, 3), place="0", batch_size=25) > 0
+        >>> code_information(model, torch.randn(50, 3), module="0", batch_size=25) > 0
         True
     """
     batches = inputs.split(batch_size)
     batches = batches[: max(len(inputs) // batch_size, 1)]
-    with captured(unwrap(model).get_submodule(place), "output") as codes, evaluating(model):
+    with captured(unwrap(model).get_submodule(module), "output") as codes, evaluating(model):
         for batch in batches:
             model(batch)
-    found = [cs_qmi(batch.flatten(1), code.flatten(1).float()) for batch, code in zip(batches, codes, strict=True)]
-    return float(torch.stack(found).double().mean())
+    values = [cs_qmi(batch.flatten(1), code.flatten(1).float()) for batch, code in zip(batches, codes, strict=True)]
+    return float(torch.stack(values).double().mean())
 
 
 def errors_under_attack(
     model: nn.Module, data: RegressionData, options: DictConfig, device: torch.device, *, draws: int = 0
 ) -> dict[str, float]:
-    """Measures the RMSE of the first test rows, in the unit of the target, as they are and under FGSM and PGD.
+    """Measures the RMSE of the first test rows, in the unit of the target, without attack and under FGSM and PGD.
 
-    A stochastic model is attacked twice, by the gradient of the mean code and by that of the expectation over drawn
-    codes; of the two, each row keeps the one with the larger error. Images stay within the range of their pixels.
+    A stochastic model is attacked twice, by the gradient of the mean code and by that of the expectation over sampled
+    codes; each row keeps the larger of the two errors. Images stay within the range of their pixels.
 
     Args:
         model: wrapped in `Regularized` or not.
-        data: standardized inputs, which `eps` is a distance of (in the largest entry).
-        options: `eps`, `steps`, `rows` and `draws`, the codes of the expectation.
-        device: where.
-        draws: codes averaged over at prediction; 0: the mean code.
+        data: of standardized inputs, in whose unit `eps` is (L-inf norm).
+        options: `eps`, `steps`, `rows` and `draws`, the number of sampled codes of the expectation.
+        device: of the model.
+        draws: number of sampled codes at prediction; 0: the mean code.
 
     Returns:
         `rmse_<attack>_<eps>`, with `fgsm` and `pgd` at eps 0 (the same rows without attack) and each of `eps`.
@@ -139,7 +140,7 @@ def errors_under_attack(
         predictions = predict(model, inputs, draws=draws if stochastic else 0, seed=0, mean="output")
         return squared_error(predictions, y)
 
-    found = {}
+    rmse = {}
     for name, attack in attacks.items():
         for eps in sorted({0.0, *options.eps}):
             errors = squared_errors(x)
@@ -149,25 +150,25 @@ def errors_under_attack(
                     for expectation in ((0, options.draws) if stochastic else (0,))
                 ]
                 errors = torch.stack(reached).amax(0)
-            found[f"rmse_{name}_{eps:g}"] = data.target_std * float(errors.double().mean().sqrt())
-    return found
+            rmse[f"rmse_{name}_{eps:g}"] = data.target_std * float(errors.double().mean().sqrt())
+    return rmse
 
 
 def build_task_loss(cfg: DictConfig, method: str) -> nn.Module:
-    """Builds the task loss of a method: its own in `task_losses`, else `task_loss`; null has that of none.
+    """Builds the task loss of a method: its own in `task_losses`, else `task_loss`.
 
     Raises:
-        ValueError: a loss that there is not, or an option that it does not have or take.
+        ValueError: If there is no such loss, or it does not have an option or accept its value.
     """
-    method = "none" if method == "null" else method
+    method = SECOND.get(method, method)
     own = method in cfg.task_losses
     options, key = (cfg.task_losses[method], f"task_losses.{method}") if own else (cfg.task_loss, "task_loss")
     if not isinstance(options, DictConfig) or "name" not in options:
-        raise ValueError(f"{key} has a name and options, such as {{name: huber, delta: 1.0}}, got {options}")
+        raise ValueError(f"{key} must be a name and options, such as {{name: huber, delta: 1.0}}, got {options}")
     try:
         chosen: Any = OmegaConf.to_container(options, resolve=True)
         return task_losses.build(**chosen)
-    except (TypeError, ValueError) as error:  # a text where a number belongs is a TypeError
+    except (TypeError, ValueError) as error:  # a string where a number belongs is a TypeError
         raise ValueError(f"{key}: {error}") from error
 
 
@@ -175,11 +176,11 @@ def check_task_losses(cfg: DictConfig) -> None:
     """Checks the task losses of all methods.
 
     Raises:
-        ValueError: one of them cannot be built, or is of a method that there is not.
+        ValueError: If one of them cannot be built, or there is no such method.
     """
     own: Any = cfg.task_losses
     if not isinstance(own, DictConfig):
-        raise ValueError(f"task_losses has the losses of some methods, {{hsic: {{name: huber}}}}, got {own}")
+        raise ValueError(f"task_losses must be the losses of some methods, {{hsic: {{name: huber}}}}, got {own}")
     known = ["none", *map(str, cfg.bottleneck)]
     unknown = [str(method) for method in own if method not in known]
     if unknown:
@@ -189,10 +190,10 @@ def check_task_losses(cfg: DictConfig) -> None:
 
 
 def check_data(data: RegressionData) -> None:
-    """Checks that the parts which metrics are taken of have targets that vary.
+    """Checks that the targets of the validation and test splits vary.
 
     Raises:
-        ValueError: one of them has fewer than two different targets, for which there is no R².
+        ValueError: If one of them has fewer than two different targets, for which R² is undefined.
     """
     for name, part in (("validation", data.validation), ("test", data.test)):
         if part is not None and np.unique(part.targets).size < 2:

@@ -45,7 +45,7 @@ def stochastic():
 
 def test_a_control_is_predicted_in_the_unit_of_the_target(data):
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 1))
-    found = regress(model, data.test, data, CPU, place="0", batch_size=30, draws=4)
+    found = regress(model, data.test, data, CPU, module="0", batch_size=30, draws=4)
     with torch.no_grad():
         torch.testing.assert_close(found.predictions, 3 * model(data.test.inputs).squeeze(1).double() + 7)
     torch.testing.assert_close(found.targets, 3 * data.test.targets.squeeze(1).double() + 7)
@@ -58,7 +58,7 @@ def test_a_control_is_predicted_in_the_unit_of_the_target(data):
 
 
 def test_draws_are_averaged_and_rates_are_those_of_batches(data, stochastic):
-    found = regress(stochastic, data.test, data, CPU, place="1", batch_size=30, draws=5)
+    found = regress(stochastic, data.test, data, CPU, module="1", batch_size=30, draws=5)
     batches = data.test.inputs.split(30)
     outputs = torch.cat([predict_samples(stochastic, x, draws=5, seed=place) for place, x in enumerate(batches)], 1)
     torch.testing.assert_close(found.predictions, 3 * outputs.mean(0).squeeze(1).double() + 7)
@@ -72,10 +72,10 @@ def test_draws_are_averaged_and_rates_are_those_of_batches(data, stochastic):
 def test_the_information_of_a_code_is_the_same_in_a_control_and_in_the_logs_of_a_bottleneck():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1))
     inputs = torch.randn(70, 6)
-    plain = code_information(network, inputs, place="1", batch_size=30)
+    plain = code_information(network, inputs, module="1", batch_size=30)
     ibreg.inject(network, {"1": ibreg.build("cauchy_schwarz")}, example=inputs[:1])
     model = ibreg.Regularized(network)
-    assert code_information(model, inputs, place="1", batch_size=30) == pytest.approx(plain, rel=1e-9)
+    assert code_information(model, inputs, module="1", batch_size=30) == pytest.approx(plain, rel=1e-9)
     model.eval()
     with torch.no_grad():
         logged = [model(batch).logs["1.bottleneck/cs_qmi"].item() for batch in inputs[:60].split(30)]
@@ -87,7 +87,7 @@ def test_the_information_of_fewer_rows_than_a_batch_is_that_of_all():
     network, inputs = nn.Sequential(nn.Linear(3, 2)), torch.randn(10, 3)
     with torch.no_grad():
         expected = ibreg.functional.cs_qmi(inputs, network(inputs)).item()
-    assert code_information(network, inputs, place="0", batch_size=64) == pytest.approx(expected, rel=1e-6)
+    assert code_information(network, inputs, module="0", batch_size=64) == pytest.approx(expected, rel=1e-6)
 
 
 def test_attacks_on_a_linear_model_reach_its_exact_worst_case(data):
@@ -161,7 +161,7 @@ def test_an_method_has_its_own_loss_and_the_others_the_common_one(configured):
     ("override", "message"),
     [
         ("+task_losses.hsic={name:conditional_cauchy_schwarz,share:abc}", "task_losses.hsic: "),
-        ("+task_losses.hsic=3", "task_losses.hsic has a name and options"),
+        ("+task_losses.hsic=3", "task_losses.hsic must be a name and options"),
         ("+task_losses.null={name:huber}", "task_losses has null, which is no method"),
     ],
 )
