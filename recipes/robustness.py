@@ -158,8 +158,8 @@ def build_loss(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial)
 
 def surrogate_of(trained: Trained, trial: Trial) -> Trial:
     """Chooses the model that transferred attacks are made on, a control of another initialization if there is one."""
-    trainings = [other for trials in trained.selected.values() for other in trials if other != trial]
-    return min(trainings, key=lambda other: ({"null": 0, "none": 1}.get(other.method, 2), other.seed != trial.seed))
+    others = [other for trials in trained.selected.values() for other in trials if other != trial]
+    return min(others, key=lambda other: ({"null": 0, "none": 1}.get(other.method, 2), other.seed != trial.seed))
 
 
 def line_of(check: Mapping[str, Any]) -> str:

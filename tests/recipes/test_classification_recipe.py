@@ -55,7 +55,7 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
     assert not list(folder.rglob("*.partial"))
 
 
-def test_the_learnt_weights_are_those_that_were_tested(finished, recipe):
+def test_the_learned_weights_are_those_that_were_tested(finished, recipe):
     """Independent of the recipe's own evaluation: accuracy from the checkpoint with a bare forward."""
     folder, _ = finished
     data = datasets.load("digits")

@@ -293,7 +293,7 @@ def test_other_bottlenecks_and_options_run(launch, cache):
     assert [row["classes"] for row in rows_of(folder)][:4] == ["0 1", "2 3", "4 5", "6 7"]
 
 
-def test_a_class_is_forgotten_and_strange_rows_are_told_apart(launch, cache, tmp_path):
+def test_a_class_is_forgotten_and_ood_rows_are_detected(launch, cache, tmp_path):
     strange = tmp_path / "strange.csv"
     noise = np.random.default_rng(0).random((80, 64)).round(3).astype(str)
     header = ",".join([*(f"pixel{number}" for number in range(64)), "kind"])

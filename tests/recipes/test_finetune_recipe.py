@@ -53,7 +53,7 @@ def images(tmp_path):
     return ["data=image_folder", f"data.path={tmp_path / 'pets'}", "data.image_size=8"]
 
 
-def test_a_run_compares_bottleneck_control_dropout_and_luck_at_each_number_of_images(finished):
+def test_a_run_compares_bottleneck_control_dropout_and_second_initialization_at_each_number_of_images(finished):
     folder, printed = finished
     for word in ("second initialization", "dropout", "variational", "images.png"):
         assert word in printed.replace("\n", " ")
@@ -97,7 +97,7 @@ def test_all_methods_are_tuned_over_equally_many_points_by_validation_likelihood
     assert {row["dropout"] for row in rows} == {"", "0.2", "0.6"}
 
 
-def test_the_learnt_weights_are_those_that_were_tested(finished):
+def test_the_learned_weights_are_those_that_were_tested(finished):
     """Independent of the recipe's own evaluation: accuracy from the checkpoint with a bare forward."""
     folder, _ = finished
     data = of_classes(datasets.load("digits", validation=0), range(5, 10))
@@ -159,7 +159,7 @@ def test_the_backbone_starts_from_the_file(launch, small_resnet, images):
             torch.testing.assert_close(value, stored[name], rtol=0, atol=1e-9)
 
 
-def test_a_head_of_other_classes_starts_anew(launch, small_resnet, images):
+def test_a_head_of_other_classes_is_reinitialized(launch, small_resnet, images):
     folder = launch(*SHORT, *small_resnet, *images, "shots=[4]", "new_head=true", "lr=1e-12", "lr_backbone=0")
     assert "pretrained" not in summary_of(folder)["results"]
     weights, stored = weights_of(folder / CHECKPOINTS / "4_per_class"), stored_in(small_resnet)

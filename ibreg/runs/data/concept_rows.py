@@ -49,7 +49,7 @@ class ConceptData:
         train: Training rows, `(input, class, concepts)`.
         validation: Rows held out of the training part, or None.
         test: Test rows.
-        shifted: The test rows with a spurious concept turned round, or None where there is none.
+        shifted: The test rows with a flipped spurious concept, or None where there is none.
         input_shape: Shape of one input.
         class_names: One name per class, in the order of the targets.
         concepts: What the columns of the concept labels are.
@@ -108,7 +108,7 @@ def assemble(
         concepts: `(rows, concepts)`, NaN where a label is missing.
         described: What the columns are, as `Concepts.of` takes it.
         parts: Training, validation and test rows.
-        shifted: The test rows with a spurious concept turned round.
+        shifted: The test rows with a flipped spurious concept.
 
     Raises:
         ValueError: If labels do not fit their description, or a concept has none in the training part.

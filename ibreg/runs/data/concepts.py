@@ -1,7 +1,7 @@
 """Data sets with concept labels behind one name: `load("xor")`, `load("concept_csv", path=..., target=..., ...)`.
 
 Every set is cut in the same way: a test part and a validation share of the rest are held out, stratified by class and
-seeded; a set that is drawn is drawn anew for each `split_seed`. Concept labels of the training part can be removed, as
+seeded; a generated set is generated again for each `split_seed`. Concept labels of the training part can be removed, as
 annotation often is incomplete.
 """
 

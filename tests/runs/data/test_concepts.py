@@ -127,7 +127,7 @@ def test_mnist_sets_add_and_divide_the_digits_that_they_show():
     assert torch.equal(odd, concepts.argmax(1) % 2)
 
 
-def test_shapes_class_follows_three_concepts_and_the_ground_turns_round():
+def test_shapes_class_follows_three_concepts_and_the_ground_flips():
     found = load("shapes", size=1200, image_size=12)
     assert found.concepts.names == SHAPE_CONCEPTS
     _, targets, concepts = whole(found)

@@ -70,7 +70,7 @@ def test_training_images_are_augmented_and_those_held_out_are_not(digits):
     assert torch.equal(few.validation.__getitems__([0, 1])[0], plain.validation.__getitems__([0, 1])[0])
 
 
-def test_some_classes_are_numbered_anew(digits):
+def test_some_classes_are_renumbered(digits):
     some = of_classes(digits, [9, 2])
     assert some.class_names == ("9", "2")
     assert len(some.train) == (digits.train.targets == 9).sum() + (digits.train.targets == 2).sum()

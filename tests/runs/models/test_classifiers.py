@@ -133,7 +133,7 @@ def test_xavier_draws_uniform_weights_and_zero_biases():
     assert not model.head.bias.any()
 
 
-def test_a_decoder_stands_behind_the_code():
+def test_a_decoder_follows_the_code():
     model = build("mlp", input_shape=(8,), classes=1, hidden=[128, 128, 128], decoder=[64, 32], code_features=16)
     layers = [layer for layer in model.head if isinstance(layer, torch.nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in layers] == [(16, 64), (64, 32), (32, 1)]

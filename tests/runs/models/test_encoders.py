@@ -82,7 +82,7 @@ def small(**options):
     } | options  # fmt: skip
 
 
-def test_an_encoder_trained_here_has_learnt_its_data_and_is_trained_once(tmp_path, monkeypatch):
+def test_an_encoder_trained_here_has_learned_its_data_and_is_trained_once(tmp_path, monkeypatch):
     encoder = build("trained", input_shape=(1, 8, 8), **here(tmp_path), **small())
     digits = continual_data.load("digits")
     by_class = [encoder(digits.train.inputs[digits.train.targets == label]).mean(0) for label in range(10)]

@@ -1,7 +1,7 @@
-"""What learns a stream of classes behind a frozen encoder, behind one name: `build("ewc", features=64, classes=10)`.
+"""Learners of a stream of classes on features of a frozen encoder: `build("ewc", features=64, classes=10)`.
 
-Every learner is a network over all classes and what it does to keep what it has learnt. A loss is asked of it by
-`learner(x, y)`, so that wrappers of the model (DDP) see one forward.
+A learner is a network over all classes and its way of keeping what it has learned. `learner(x, y)` is its loss, so that
+wrappers of the model (DDP) see one forward.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class Learner(nn.Module):
         return {}
 
     def uncertainty(self, x: Tensor) -> Tensor:
-        """Returns how unsure it is of each row, `(batch,)`: one minus the largest probability."""
+        """Returns the uncertainty of each row, `(batch,)`: one minus the largest probability."""
         return 1 - self.logits(x).softmax(-1).max(-1).values
 
     def after_step(self, x: Tensor, y: Tensor) -> None:
-        """Takes note of the batch that was just learnt."""
+        """Takes note of the batch that was just learned."""
 
     def end_split(self, rows: Rows, generator: torch.Generator) -> None:
-        """Takes note of the rows of the split that was just learnt, where a learner is told boundaries."""
+        """Takes note of the rows of the split that was just learned, where a learner is told boundaries."""
 
 
 class ElasticWeights(Learner):

@@ -1,4 +1,4 @@
-"""The trainings of a finished run in place of new ones: a robustness run measures models that are there already."""
+"""Training runs of a finished run instead of new ones: a robustness run measures models that exist already."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_adoptable(cfg: DictConfig, task: Task) -> None:
 
 
 def adopt(checkpoint: Path, folder: Path) -> None:
-    """Copies the trainings of a run into the folder of another; what is there already stays."""
+    """Copies the training runs of a run into the folder of another; existing ones stay."""
     for path in sorted((checkpoint / CHECKPOINTS).glob("*.pt")):
         copy = folder / CHECKPOINTS / path.name
         if not copy.exists():

@@ -61,7 +61,7 @@ def test_runs_without_classifiers_and_unfinished_ones_are_refused(configured, tm
         check_adoptable(cfg, task=None)
 
 
-def test_trainings_are_copied_and_those_that_are_there_stay(configured, tmp_path):
+def test_training_runs_are_copied_and_existing_ones_stay(configured, tmp_path):
     source, target = (finished_run(tmp_path / name, configured()) for name in ("source", "target"))
     for name in ("a.pt", "b.pt"):
         (source / CHECKPOINTS / name).write_text("source")
