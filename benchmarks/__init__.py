@@ -1,1 +1,1 @@
-"""What the benchmark measures against, and its stopwatch."""
+"""Cost of bottlenecks and kernel quantities: the benchmark, its reference forms and its stopwatch."""

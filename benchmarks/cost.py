@@ -1,4 +1,4 @@
-"""What a bottleneck costs: medians of alternating runs, as ratios to a model with plain layers in its place.
+"""Cost of bottlenecks: medians of alternating runs, as ratios to a model with plain layers instead.
 
     python benchmarks/cost.py                # every case
     python benchmarks/cost.py repeats=50 cases=[mlp]
@@ -6,11 +6,11 @@
     python benchmarks/cost.py cases=[overhead] repeats=9 only=hsic     # the rows of one of them
     python benchmarks/cost.py cases=[lookup] repeats=5                 # searches for keys
     python benchmarks/cost.py cases=[] samples=[128,1024,4096]         # kernel quantities, forward and backward
-    python benchmarks/cost.py cases=[attack] repeats=15                # PGD beside that of another library
+    python benchmarks/cost.py cases=[attack] repeats=15                # PGD against another library
 
-Times are CPU seconds of all threads. They depend on the machine and on what else it does; alternating runs see the same
-disturbances, so read their ratio. Memory of a network is what the graph keeps for the backward pass, counted exactly;
-that of a kernel quantity is the peak of the process above what it held before (Linux).
+Times are CPU seconds of all threads. They depend on the machine and its load; alternating runs see the same load, so
+their ratio is what counts. The memory of a network is that of the tensors kept for the backward pass, counted exactly;
+that of a kernel quantity is the peak memory of the process above that before the step (Linux).
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main(cfg: DictConfig) -> None:
     """Runs the cases and prints a row of ratios for each."""
     unknown = [case for case in cfg.cases if case not in CASES]
     if unknown or cfg.repeats < 1:
-        raise ValueError(f"cases are some of {', '.join(CASES)} and repeats at least 1, got {cfg.cases}, {cfg.repeats}")
+        raise ValueError(
+            f"cases must be some of {', '.join(CASES)} and repeats at least 1, got {cfg.cases} and {cfg.repeats}"
+        )
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.cases:
@@ -74,7 +76,7 @@ def networks(cfg: DictConfig) -> None:
 
 
 def quantities(cfg: DictConfig) -> None:
-    """Measures kernel quantities, forward and backward, against dense, published and least possible work."""
+    """Measures kernel quantities, forward and backward, against dense and published forms and a floor of operations."""
     print(f"x 64-d, code 256-d, float32, {torch.get_num_threads()} threads")
     print_row("quantity, samples", "ours (ms)", "dense/ours", "publ./ours", "ours/floor", "peak (MB)")
     for samples in cfg.samples:
@@ -93,7 +95,7 @@ def quantities(cfg: DictConfig) -> None:
                 f"{name}, {samples:,}",
                 f"{1e3 * times[0]:.1f}",
                 *([f"{time / times[0]:.1f}" for time in times[1:]] + ["-", "-"])[:2],
-                f"{times[0] / (products * 2 * samples**2 / multiplications_per_second()):.1f}",
+                f"{times[0] / (products * 2 * samples**2 / operations_per_second()):.1f}",
                 "-" if memory is None else f"{memory / 2**20:.0f}",
             )
 
@@ -104,13 +106,13 @@ def print_row(label: str, *cells: str) -> None:
 
 
 def forward_and_backward(quantity: Callable, x: Tensor, code: Tensor) -> None:
-    """Evaluates a quantity and its gradient by the code."""
+    """Evaluates a quantity and its gradient with respect to the code."""
     torch.autograd.grad(quantity(x, code), code)
 
 
 @cache
-def multiplications_per_second() -> float:
-    """Measures the rate of matrix products, two operations for each multiplication and addition."""
+def operations_per_second() -> float:
+    """Measures the throughput of matrix products; a multiplication and an addition count as two operations."""
     a = torch.randn(2048, 2048)
     seconds, _ = alternate(lambda: a @ a, lambda: None, 5, "matrix products")
     return 2 * 2048**3 / seconds
@@ -124,7 +126,7 @@ def training(
     descent: Callable = ADAM,
     concepts: Tensor | None = None,
 ) -> Step:
-    """Makes a step, if not told otherwise with the optimizer of the recipes."""
+    """Returns a training step, by default with the optimizer of the recipes."""
     optimizer = descent(model.parameters())
     criterion = ibreg.Penalized(task_loss)
     further = {"target": y, "concepts": concepts} if isinstance(model, ibreg.Regularized) else {}
@@ -139,7 +141,7 @@ def training(
 
 
 def evaluation(model: nn.Module, x: Tensor) -> Step:
-    """Makes an evaluation of a batch."""
+    """Returns an evaluation step of a batch."""
     model.eval()
 
     def step() -> None:
@@ -171,7 +173,7 @@ def against_linear(label: str, build: Callable[..., nn.Module], place: str, feat
 
 
 class Widen:
-    """Sends a module's output through the linear layer that a variational bottleneck's encoder would be."""
+    """Hook that applies a linear layer of the size of a variational bottleneck's encoder to the output of a module."""
 
     def __init__(self, features: int, width: int, model: nn.Module):
         self.linear = nn.Linear(features, width)
@@ -204,7 +206,7 @@ def resnet20_cases():
 
 
 def script_cases():
-    """A training step of experiment=vib_mnist, 12 draws, against the same written by hand in one function."""
+    """A training step of experiment=vib_mnist, 12 samples of the code, against one function without the library."""
     x, y = torch.randn(100, 1, 28, 28), torch.randint(10, (100,))
     network = models.build("mlp", input_shape=(1, 28, 28), classes=10, hidden=[1024, 1024], code_features=256)
     ibreg.inject(network, {"trunk": ibreg.VariationalBottleneck(1024, 256)})
@@ -225,11 +227,11 @@ def script_cases():
         optimizer.step()
         optimizer.zero_grad()
 
-    yield "vib_mnist step, 12 draws, by hand", by_hand, training(ibreg.Regularized(network, draws=12), x, y), 1.30
+    yield "vib_mnist step, 12 samples, by hand", by_hand, training(ibreg.Regularized(network, draws=12), x, y), 1.30
 
 
 def kernel_layer_cases():
-    """The regression network of arXiv 2404.17951 with a bottleneck that compares all pairs of a batch, against it."""
+    """The regression network of arXiv 2404.17951 with a bottleneck over all pairs of a batch, against it without."""
     x, y = torch.randn(128, 8), torch.randn(128, 1)
 
     def build():
@@ -270,7 +272,7 @@ def vision_transformer() -> nn.Module:
 
 
 def attack_cases():
-    """PGD-40 on the LeNet without early stop, beside that of the adversarial-robustness-toolbox in the plain column."""
+    """PGD-40 on the LeNet without early stop, against the adversarial-robustness-toolbox (in the plain column)."""
     try:
         from art.attacks.evasion import ProjectedGradientDescentPyTorch
         from art.estimators.classification import PyTorchClassifier
@@ -295,7 +297,7 @@ def attack_cases():
 
 
 def lookup_cases():
-    """Searches in the sizes of arXiv 2207.11240 and in larger ones, and a training step beside a linear probe."""
+    """Searches in the sizes of arXiv 2207.11240 and larger ones, and a training step against a linear probe."""
     torch.manual_seed(0)
     queries, keys = torch.randn(256, 256, 14), torch.randn(256, 4096, 14)
 

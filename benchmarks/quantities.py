@@ -1,4 +1,4 @@
-"""What the benchmark of kernel quantities measures: ours, and the dense and the published form of each.
+"""Kernel quantities of the benchmark: the library's, dense and published form of each.
 
 Each takes x `(samples, 64)` and a code `(samples, 256)`.
 """
@@ -25,12 +25,12 @@ def of_grams(quantity: Callable, make: Callable, x: Tensor, code: Tensor) -> Ten
 
 
 def by_grams(dense: Callable, published: Callable) -> tuple[Callable, Callable]:
-    """Makes of two forms in Gram matrices functions of x and code."""
+    """Turns two forms in Gram matrices into functions of x and code."""
     return partial(of_grams, dense, textbook.gram), partial(of_grams, published, textbook.repeated_gram)
 
 
 def conditional(divergence: Callable, x: Tensor, code: Tensor) -> Tensor:
-    """Evaluates a divergence of targets, which follow from x, and predictions, the code."""
+    """Evaluates a divergence between targets, a function of x, and predictions, the code."""
     return divergence(x, x.repeat(1, 4), code, *BANDWIDTHS)
 
 
@@ -39,8 +39,8 @@ def of_halves(divergence: Callable, x: Tensor, code: Tensor) -> Tensor:
     return divergence(*code.chunk(2), BANDWIDTHS[1])
 
 
-# Ours, dense, published (None: none is known); and the multiplications for each pair of samples that nothing can do
-# without: of HSIC the distances of both variables forward, those of the code backward (64 + 256 + 256).
+# The library's form, dense, published (None: none is known), and the minimum number of multiplications per pair of
+# samples: for HSIC the distances of both variables in the forward, those of the code in the backward (64 + 256 + 256).
 QUANTITIES = {
     "HSIC, biased": (
         partial(hsic, estimator="biased", **HSIC_OPTIONS),

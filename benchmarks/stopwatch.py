@@ -1,6 +1,6 @@
-"""Time and memory of steps, for ratios: steps run in turns, so that what else the machine does meets all of them.
+"""Time and memory of steps, for ratios: steps alternate, so that the load of the machine affects all of them.
 
-Time is that of the process on all its CPUs, without what it waits for them.
+Time is CPU time of the process on all cores, without waiting.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Step = Callable[[], object]
 
 
 def peak_memory(step: Step) -> int | None:
-    """Returns the most bytes that a step holds beyond what was held before; None where the system does not tell."""
+    """Returns the peak memory of a step above that before it, in bytes; None if the system does not report it."""
     status = Path("/proc/self/status")
 
     def kilobytes(field: str) -> int:
         return int(re.search(rf"{field}:\s*(\d+)", status.read_text())[1])
 
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed, but is kept at hand, would hide what a step needs
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is held now
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the allocator keeps would hide what a step needs
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current memory
         before = kilobytes("VmRSS")
         step()
         return 1024 * (kilobytes("VmHWM") - before)
@@ -38,14 +38,14 @@ def peak_memory(step: Step) -> int | None:
 
 
 def alternate(first: Step, second: Step, repeats: int, label: str) -> tuple[float, float]:
-    """Returns the median CPU seconds of two steps that run in turns, each leading every other time."""
+    """Returns the median CPU seconds of two alternating steps, each of which is first every other time."""
     for _ in range(2):
         first(), second()
     return tuple(in_turns([first, second], repeats, label))
 
 
 def in_turns(steps: list[Step], repeats: int, label: str) -> list[float]:
-    """Returns the median CPU seconds of steps that run in turns, forwards and backwards, after one round to warm up."""
+    """Returns the median CPU seconds of steps that alternate in both orders, after one round of warm-up."""
     times: dict[Step, list[float]] = {step: [] for step in steps}
     for repeat in track(range(repeats + 1), description=label, transient=True, console=Console(stderr=True)):
         for step in steps if repeat % 2 else reversed(steps):
@@ -57,7 +57,7 @@ def in_turns(steps: list[Step], repeats: int, label: str) -> list[float]:
 
 
 def kept_for_backward(step: Step) -> int:
-    """Counts the bytes of distinct tensors that a step's graph keeps."""
+    """Counts the bytes of the distinct tensors that the graph of a step keeps for the backward pass."""
     kept: dict[int, int] = {}
 
     def remember(tensor: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Kernel quantities as textbooks and published code write them: what `benchmarks/cost.py` measures ours against.
+"""Kernel quantities as in textbooks and published code: the reference forms of `benchmarks/cost.py`.
 
-The dense forms keep whole Gram matrices and do as little else as possible. The published forms also have what the
-authors' repositories have: the trace of a product of matrices where a sum of products would do, row sums that are
-repeated to a matrix, an explicit inverse. None of them is for use: they cancel for wide kernels.
+The dense forms keep whole Gram matrices and compute as little else as possible. The published forms follow the authors'
+repositories: the trace of a product of matrices instead of a sum of products, row sums that are repeated to a matrix,
+an explicit inverse. They are for measurements only: they cancel for wide kernels.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def published_normalized_hsic(k: Tensor, q: Tensor) -> Tensor:
 
 
 def dense_debiased_hsic(k: Tensor, q: Tensor) -> Tensor:
-    """Returns the normalized HSIC less its mean over permutations, by solving with whole matrices."""
+    """Returns the normalized HSIC minus its mean over permutations, by solving with whole matrices."""
     first, second = _solved(k), _solved(q)
     return (first * second.mT).sum() - first.trace() * second.trace() / (k.shape[0] - 1)
 
@@ -122,12 +122,12 @@ def dense_conditional_cs_divergence(
     """Returns the symmetric conditional Cauchy-Schwarz divergence."""
     k = gram(x, bandwidth_x)
     weights = k / (k.sum(1, keepdim=True) * k.sum(1))
-    own = ((weights * gram(each, bandwidth_y)).sum().log() for each in (y, y_hat))
+    own = ((weights * gram(rows, bandwidth_y)).sum().log() for rows in (y, y_hat))
     return sum(own) - 2 * (weights * cross_gram(y_hat, y, bandwidth_y)).sum().log()
 
 
 def dense_nonlinear_rate(mean: Tensor, deviation: float) -> Tensor:
-    """Returns the pairwise bound of the rate."""
+    """Returns the pairwise upper bound of the rate."""
     return -gram(mean, deviation).mean(1).log().mean()
 
 

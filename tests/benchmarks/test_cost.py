@@ -1,4 +1,4 @@
-"""The benchmark: its tables, and that the forms which it measures against each other are forms of one quantity."""
+"""The benchmark: its tables, and that all forms of a quantity have one value."""
 
 import itertools
 from functools import partial
@@ -22,7 +22,7 @@ def run():
     return partial(call_here, cost.__file__, cost.main)
 
 
-def test_all_forms_of_a_quantity_give_the_same(recipe):
+def test_all_forms_of_a_quantity_are_equal(recipe):
     x = torch.randn(32, 64, dtype=torch.float64)
     code = torch.randn(32, 256, dtype=torch.float64) + x.repeat(1, 4)
     for name, (ours, *others, _) in recipe.QUANTITIES.items():
@@ -31,11 +31,11 @@ def test_all_forms_of_a_quantity_give_the_same(recipe):
 
 
 def test_networks_with_every_bottleneck_take_a_step(recipe):
-    behind_resnet = list(itertools.takewhile(lambda case: "ResNet" in case[0], recipe.overhead_cases()))
-    assert len(behind_resnet) == len(ibreg.names())
-    for _, _, bottleneck, _ in behind_resnet:
+    after_resnet = list(itertools.takewhile(lambda case: "ResNet" in case[0], recipe.overhead_cases()))
+    assert len(after_resnet) == len(ibreg.names())
+    for _, _, bottleneck, _ in after_resnet:
         bottleneck()
-    _, plain, _, _ = behind_resnet[0]  # the same network in all of them
+    _, plain, _, _ = after_resnet[0]  # the same network in all of them
     plain()
 
 
@@ -47,14 +47,14 @@ def test_tables_have_ratios(run, tmp_path):
     assert "evaluation" not in result.stdout
 
 
-def test_help_shows_what_a_benchmark_takes(run, tmp_path):
+def test_help_shows_the_options(run, tmp_path):
     result = run("--help", cwd=tmp_path)
     assert "largest_dense: 8192" in result.stdout
     assert "experiment" not in result.stdout
 
 
 @pytest.mark.parametrize("overrides", [["cases=[mpl]"], ["repeats=0"]])
-def test_wrong_input_says_what_is_valid(run, tmp_path, overrides):
+def test_errors_say_what_is_valid(run, tmp_path, overrides):
     result = run(*overrides, cwd=tmp_path)
     assert result.returncode != 0
-    assert "cases are some of mlp" in result.stderr
+    assert "cases must be some of mlp" in result.stderr
