@@ -1,4 +1,4 @@
-"""From a name and its options to a function: both are checked before it is called."""
+"""Chooses a function by name, with its name and options checked before it is called."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping

@@ -58,7 +58,7 @@ def test_two_processes_take_the_steps_of_one_in_bfloat16(launch, two_processes):
 
 @pytest.fixture
 def begun(tmp_path):
-    """Runs the recipe with a launcher and kills it behind its first checkpoint; returns what it printed."""
+    """Runs the recipe with a launcher and kills it after its first checkpoint; returns what it printed."""
 
     def call(launcher, *overrides):
         script = tmp_path / "begun.py"
@@ -87,14 +87,14 @@ def begun(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_with_one(launch, begun, tmp_path):
+def test_a_run_of_two_processes_resumes_with_one(launch, begun, tmp_path):
     whole = launch(*HSIC).rename(tmp_path / "whole")
     assert "sharded: False" in begun(TORCHRUN, *HSIC)
     assert_same_results(whole, launch(*HSIC, "resume=true"), tolerance=1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_with_shards_of_a_model_equal_one_and_go_on_as_two_or_one(launch, begun, tmp_path):
+def test_two_processes_with_shards_of_a_model_equal_one_and_resume_as_two_or_one(launch, begun, tmp_path):
     whole = launch(*HSIC).rename(tmp_path / "whole")
     assert "sharded: True" in begun(FSDP2, *HSIC)
     shutil.copytree(tmp_path / "run", tmp_path / "two")

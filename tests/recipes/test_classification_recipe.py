@@ -1,4 +1,4 @@
-"""The recipes as a user runs them: from the command line, with wrong input, killed, resumed."""
+"""The classification recipe as a user runs it: from the command line, with wrong input, killed, resumed."""
 
 import json
 import random
@@ -80,7 +80,7 @@ def test_the_selected_epoch_is_the_best_on_validation(finished):
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_is_let_alone_and_one_killed_by_the_system_resumes_bit_identically(
+def test_a_running_run_is_left_alone_and_a_killed_one_resumes_bit_identically(
     run, command, finished, tmp_path
 ):
     whole, _ = finished
@@ -281,7 +281,7 @@ def test_the_rate_of_a_conditional_prior_is_labeled_and_gets_the_label_entropy_i
         "control=false", "seeds=[0]", "epochs=1", "sweep.betas=[1e-3]", "sweep.epochs=1", "model.hidden=[16]",
     )  # fmt: skip
     plain, ceb = drawn["points"]
-    # After one epoch of validation for each of four trainings, the curve evaluates its two.
+    # After one epoch of validation for each of four training runs, the curve evaluates its two.
     first, second = evaluated[4:6]
     counts = torch.bincount(second.targets).double() / len(second.targets)
     entropy = -(counts * counts.log()).sum().item()
@@ -341,7 +341,7 @@ def test_an_augmented_run_resumes_bit_identically(launch, kill, augmented, tmp_p
     assert_equal_runs(whole, launch(*augmented, "resume=true"))
 
 
-def test_every_option_of_the_loop_runs(launch):
+def test_every_option_of_the_training_loop_runs(launch):
     folder = launch(
         "seeds=[0]", "epochs=2", "sweep.betas=[]", "ema=0.5", "draws=3", "prediction_draws=4", "accumulate=2",
         "precision=bf16", "selection=last", "lr_every=1", "lr_factor=0.5", "schedule.name=target_rate",

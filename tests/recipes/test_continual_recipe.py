@@ -1,4 +1,4 @@
-"""The recipe of continual learning as a user runs it: from the command line, with wrong input, killed and resumed."""
+"""The continual-learning recipe as a user runs it: from the command line, with wrong input, killed and resumed."""
 
 import re
 
@@ -128,7 +128,7 @@ def test_the_tested_learners_are_those_of_the_checkpoints(finished):
             assert accuracy_score(data.test.targets, predicted) == pytest.approx(reported, abs=1e-12)
 
 
-def test_keys_stay_and_values_of_pairs_that_were_not_hit_too(finished):
+def test_keys_and_the_values_of_pairs_that_were_not_hit_stay(finished):
     folder, _ = finished
     for name, state in states_of(folder).items():
         if name.startswith("key_value"):
@@ -157,8 +157,8 @@ def test_resuming_a_finished_run_shows_its_table(run, finished):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_within_a_split(recipe, launch, cache, tmp_path, monkeypatch):
-    """Stopped after each epoch in turn, which no line of the log tells."""
+def test_a_run_resumes_within_a_split(recipe, launch, cache, tmp_path, monkeypatch):
+    """Killed after each epoch in turn."""
     overrides = [*SMALL, "epochs=2", "learners=[replay,ewc]", "control=false", "momentum=0.9", cache]
     whole = launch(*overrides)
     whole = whole.rename(tmp_path / "whole")
@@ -191,7 +191,7 @@ def test_two_processes_learn_what_one_learns(run, two_processes, tmp_path):
     one, two = summary_of(tmp_path / "one")["results"], summary_of(tmp_path / "two")["results"]
     for method in ("none", "null", "ewc", "joint"):
         assert two[method]["test/accuracy"]["values"] == pytest.approx(one[method]["test/accuracy"]["values"], abs=1e-5)
-    # Its keys come of other draws, each process having its share of the rows.
+    # Its keys are initialized with other samples, as each process has its share of the rows.
     assert two["key_value"]["test/accuracy"]["mean"] == pytest.approx(
         one["key_value"]["test/accuracy"]["mean"], abs=0.1
     )
@@ -237,7 +237,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["settings.mlp=[{lr:1},{lr:2},{lr:3,width:4}]"], r"setting 3 of mlp: mlp has no option \['width'\]"),
         (["settings.key_value=[{lr:1,topk:2}]", "tune=false"], "setting 1 of key_value: .*no option 'topk'"),
         (["+learner.emc={}"], "learner has no emc: it has ewc"),
-        (["learner.replay.memory=0"], "setting 1 of replay: memory=0 is an integer"),
+        (["learner.replay.memory=0"], "setting 1 of replay: memory must be an integer of at least 1"),
         (["tuning_seeds=4"], "tuning_seeds must be at most the number of seeds, 3, got 4"),
         (["tuning_seeds=0"], "tuning_seeds must be an integer of at least 1"),
         (["data.validation=0"], "tune=true selects on validation data"),
@@ -267,7 +267,7 @@ def test_wrong_input_is_refused_before_anything_is_written(launch, cache, tmp_pa
 
 @pytest.mark.slow
 def test_every_learner_learns_digits_from_an_encoder_trained_here(launch, cache, tmp_path):
-    """All methods, from images: keys from other images, and classes one by one to a joint bound that is near 1."""
+    """All methods on images, with keys from other images; the upper bound of joint training is near 1."""
     folder = launch(
         "data=digits", "encoder=trained", "encoder.epochs=3", "unlabeled.name=digits", "unlabeled.limit=600", cache,
         "seeds=[0]", "tune=false", "epochs=3", "classes_per_split=5", "bottleneck.key_value.key_features=8",
@@ -293,24 +293,24 @@ def test_other_bottlenecks_and_options_run(launch, cache):
     assert [row["classes"] for row in rows_of(folder)][:4] == ["0 1", "2 3", "4 5", "6 7"]
 
 
-def test_a_class_is_forgotten_and_ood_rows_are_detected(launch, cache, tmp_path):
-    strange = tmp_path / "strange.csv"
+def test_a_class_is_unlearned_and_out_of_distribution_rows_are_detected(launch, cache, tmp_path):
+    ood = tmp_path / "ood.csv"
     noise = np.random.default_rng(0).random((80, 64)).round(3).astype(str)
     header = ",".join([*(f"pixel{number}" for number in range(64)), "kind"])
-    strange.write_text("\n".join([header, *(",".join([*row, "ab"[place % 2]]) for place, row in enumerate(noise))]))
+    ood.write_text("\n".join([header, *(",".join([*row, "ab"[place % 2]]) for place, row in enumerate(noise))]))
     folder = launch(
         "data=digits", "classes_per_split=10", "seeds=[0]", "tune=false", "epochs=3", "learners=[]", cache,
         "bottleneck.key_value.codebooks=64", "bottleneck.key_value.pairs=64", "bottleneck.key_value.key_features=8",
         "initialize.epochs=3",
         "bottlenecks=[key_value,distance_aware]", "+settings.distance_aware=[{lr:0.1,beta:1e-3}]",
         "bottleneck.distance_aware.out_features=16", "unlearning.classes=[3]", "unlearning.fraction=null",
-        "ood.name=csv", f"+ood.path={strange}", "+ood.target=kind",
+        "ood.name=csv", f"+ood.path={ood}", "+ood.target=kind",
     )  # fmt: skip
     metrics = summary_of(folder)["results"]["key_value"]
     assert metrics["test/forgotten_before"]["mean"] > 0.8
     assert metrics["test/forgotten_after"]["mean"] < 0.02
     assert metrics["test/unlearning_undone"]["mean"] == 1
-    # Noise is far from all digits, and the distance says so; a probability need not.
+    # Noise is far from all digits; the distance detects it, a probability need not.
     results = summary_of(folder)["results"]
     assert all("test/ood_auroc" in results[method] for method in ("none", "null", "key_value"))
     assert results["distance_aware"]["test/ood_auroc"]["mean"] > 0.9

@@ -25,7 +25,7 @@ QUICK += ["grid.beta=[1e-4,1e-2]", "grid.weight_decay=[0,0.1]", "grid.dropout=[0
 
 @pytest.fixture(autouse=True)
 def _without_plots(recipe, monkeypatch):
-    """Plots take longer than these trainings; those of `finished` are drawn."""
+    """Plots take longer than these training runs; those of `finished` are drawn."""
     monkeypatch.setattr(recipe, "draw", lambda *args: None)
     monkeypatch.setattr(recipe, "images_curve", lambda *args: None)
 
@@ -53,7 +53,7 @@ def images(tmp_path):
     return ["data=image_folder", f"data.path={tmp_path / 'pets'}", "data.image_size=8"]
 
 
-def test_a_run_compares_bottleneck_control_dropout_and_second_initialization_at_each_number_of_images(finished):
+def test_a_run_compares_bottleneck_controls_and_dropout_at_each_number_of_images(finished):
     folder, printed = finished
     for word in ("second initialization", "dropout", "variational", "images.png"):
         assert word in printed.replace("\n", " ")
@@ -70,7 +70,7 @@ def test_a_run_compares_bottleneck_control_dropout_and_second_initialization_at_
     assert {path.name for path in folder.glob("*.png")} == {"images.png", *drawn}
     with (folder / METRICS).open() as file:
         rows = list(csv.DictReader(file))
-    # Two numbers of images, two seeds, a grid of two for three methods and one for the null row, two epochs each.
+    # Two numbers of images, two seeds, a grid of two for three methods and one point for null, two epochs each.
     assert len(rows) == 2 * 2 * (3 * 2 + 1) * 2
     assert {row["images"] for row in rows} == {"2_per_class", "5_per_class"}
 
@@ -133,7 +133,7 @@ def test_two_processes_give_the_metrics_of_one(launch, two_processes):
     assert_same_results(launch(*options), two_processes(*options), tolerance=1e-5)
 
 
-def test_a_tracker_can_tell_the_numbers_of_images_apart(launch, monkeypatch):
+def test_a_tracker_gets_every_number_of_images_under_its_name(launch, monkeypatch):
     told = {}
     monkeypatch.setattr(Accelerator, "log", lambda self, values, step: told.update(values))
     folder = launch(*SHORT, "shots=[3,5]", "control=false")
@@ -210,7 +210,7 @@ def test_several_bottlenecks_in_one_network_and_another_test_set(launch, small_r
     assert betas == {"model.layer2.bottleneck.beta", "model.avgpool.bottleneck.beta"}
 
 
-def test_mixed_images_and_smoothed_labels_are_another_training(launch, small_resnet, images):
+def test_mixup_and_label_smoothing_change_the_training(launch, small_resnet, images):
     few = [*SHORT, *small_resnet, *images, "control=false"]
     losses = [
         rows_of(launch(*few, *options, "overwrite=true") / CHECKPOINTS / "5_per_class")[-1]["train/loss"]

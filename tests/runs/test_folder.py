@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, also after a kill."""
+"""The folder of a run: one run at a time, and its files after a kill."""
 
 import signal
 import subprocess
@@ -56,7 +56,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, option):
         assert (folder / CHECKPOINTS).is_dir()
 
 
-def test_the_lock_is_held_to_the_end_and_given_back_on_an_error(tmp_path):
+def test_the_lock_is_held_to_the_end_and_released_on_an_error(tmp_path):
     cfg = settings(tmp_path / "run", resume=True)
 
     def run():
@@ -78,7 +78,7 @@ def test_other_processes_neither_lock_nor_write(tmp_path):
         assert not folder.exists()
 
 
-def test_a_run_killed_at_its_first_moment_leaves_a_folder_to_use(tmp_path):
+def test_the_folder_of_a_run_killed_at_its_start_can_be_used(tmp_path):
     (tmp_path / LOCK).touch()
     (tmp_path / f"{CONFIG}.partial").write_text("half")
     with open_folder(settings(tmp_path), OneProcess()) as folder:

@@ -17,7 +17,7 @@ from ibreg.runs.trials import (
 )
 
 
-def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
+def test_null_is_trained_at_the_selected_weight_decay_alone(configured):
     cfg = configured("tune=true", "grid.weight_decay=[0,1e-2,1e-1]", "seeds=[3,5]", "sweep.betas=[1]")
     comparison, sweep = plan(cfg)
     assert [trial.method for trial in comparison] == 6 * ["none"] + 6 * ["variational"]
@@ -35,7 +35,7 @@ def test_the_null_row_is_trained_at_the_selected_weight_decay_alone(configured):
     assert epochs_in_all(cfg) == sum(epochs_of(cfg, trial) for trial in trained)
 
 
-def test_without_a_grid_every_method_has_one_training_for_each_seed(configured):
+def test_without_a_grid_every_method_has_one_trial_for_each_seed(configured):
     cfg = configured("seeds=[0,1]", "epochs=7", "sweep.betas=[]", "weight_decay=0.5")
     comparison, sweep = plan(cfg)
     selected = select(cfg, comparison, lambda trial: ())
@@ -44,14 +44,14 @@ def test_without_a_grid_every_method_has_one_training_for_each_seed(configured):
     assert epochs_in_all(cfg) == 7 * 3 * 2
 
 
-def test_without_a_control_there_is_no_null_row(configured):
+def test_without_a_control_there_is_no_null(configured):
     cfg = configured("control=false", "seeds=[0]", "epochs=7", "sweep.betas=[]")
     comparison, _ = plan(cfg)
     assert list(select(cfg, comparison, lambda trial: ())) == ["variational"]
     assert epochs_in_all(cfg) == 7
 
 
-def test_all_methods_of_a_seed_but_the_null_row_share_their_randomness():
+def test_all_methods_of_a_seed_except_null_share_their_randomness():
     assert Trial("none", 4, 0.0).key == Trial("variational", 4, 0.1, ("beta", 1.0)).key == (4, 0)
     assert Trial("null", 4, 0.0).key == (4, 1)
 

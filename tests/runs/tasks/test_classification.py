@@ -76,7 +76,7 @@ def test_rows_are_mixed_with_their_neighbors_and_labels_alike(shape):
         torch.testing.assert_close(shares[row], expected)
 
 
-def test_shares_are_of_the_beta_distribution():
+def test_weights_of_mixup_have_the_beta_distribution():
     mix, alpha = mixup(0.4, classes=2), 0.4
     drawn = torch.stack([mix(torch.zeros(2, 1), torch.tensor([0, 1]))[1][0, 0] for _ in range(2000)])
     # Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)).

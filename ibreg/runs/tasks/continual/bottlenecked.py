@@ -1,4 +1,4 @@
-"""A bottleneck as a learner of a stream."""
+"""A bottleneck as a learner of a stream of classes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CENTROID_FACTOR = 30  # learning rate of the centroids of a distance-aware bottl
 
 
 class Bottlenecked(Learner):
-    """A bottleneck whose code is the logits, or goes through a linear head; where it has keys, only its values learn.
+    """A bottleneck whose code is the logits or is followed by a linear head; with keys, only the values are trained.
 
     Args:
         layer: The bottleneck.
-        classes: All that will come: a code of another size gets a head.
+        classes: Number of classes of all splits; a code of another size is followed by a head.
         criterion: As in `Learner`.
     """
 
@@ -41,13 +41,13 @@ class Bottlenecked(Learner):
         return layer
 
     def prepare(self, unlabeled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
-        """Initializes the keys of a layer that has some, and freezes them.
+        """Initializes the keys of a key-value bottleneck and freezes them.
 
         Args:
             unlabeled: `(rows, features)`.
-            options: of the layer's `initialize`.
-            cache: Folder that keeps the keys of a single process; settings of lr alone share them.
-            described: The layer's own options.
+            options: Options of the layer's `initialize`.
+            cache: Folder of the keys of single-process runs; settings that differ in lr alone share them.
+            described: The options of the layer.
         """
         layer = self.layer
         if not isinstance(layer, KeyValueBottleneck):
@@ -58,27 +58,27 @@ class Bottlenecked(Learner):
             return layer.state_dict()
 
         if several_ranks():
-            # All of them at once, each with its share of the rows: one that waits for the cache would hold up the rest.
+            # All ranks together, each with its share of the rows: a rank that waits for the cache would block the rest.
             layer.initialize(unlabeled[distributed.get_rank() :: distributed.get_world_size()], **options)
         else:
             layer.load_state_dict(cached(cache, "keys", digest(layer, (described, options), unlabeled), initialized))
         layer.freeze_keys()
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Gives centroids, which have far to go, a learning rate of their own."""
+        """Gives centroids, which move far from their start, a larger learning rate."""
         centroids = [self.layer.centroids] if isinstance(self.layer, DistanceAwareBottleneck) else []
         others = [weight for weight in self.parameters() if all(weight is not centroid for centroid in centroids)]
         groups = [{"params": others, "lr": lr}]
         return [*groups, {"params": centroids, "lr": CENTROID_FACTOR * lr}] if centroids else groups
 
     def usage(self) -> dict[str, float]:
-        """Says which share of the pairs was ever hit in training."""
+        """Returns the fraction of pairs that were hit in training."""
         if not isinstance(self.layer, KeyValueBottleneck):
             return {}
         return {"used": (self.layer.usage > 0).double().mean().item()}
 
     def uncertainty(self, x: Tensor) -> Tensor:
-        """Returns the distance to the codebook where the bottleneck measures one, else as without a bottleneck."""
+        """Returns the distance to a distance-aware bottleneck's codebook, else one minus the largest probability."""
         if not isinstance(self.layer, DistanceAwareBottleneck):
             return super().uncertainty(x)
         return uncertainty(self.network, x).uncertainty

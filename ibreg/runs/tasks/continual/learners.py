@@ -1,7 +1,7 @@
 """Learners of a stream of classes on features of a frozen encoder: `build("ewc", features=64, classes=10)`.
 
-A learner is a network over all classes and its way of keeping what it has learned. `learner(x, y)` is its loss, so that
-wrappers of the model (DDP) see one forward.
+A learner is a network over all classes and its means against forgetting. `learner(x, y)` returns the loss of a batch,
+so that wrappers of the model (DDP) see one forward.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ibreg.runs.models.classifiers import MLP
 
 
 class Learner(nn.Module):
-    """A network that goes on learning from what comes, without any means against forgetting.
+    """A network that is trained on split after split, without means against forgetting.
 
     Args:
         network: Maps features `(batch, features)` to logits `(batch, classes)`.
@@ -48,14 +48,14 @@ class Learner(nn.Module):
         return self.network(x)
 
     def prepare(self, unlabeled: Tensor, options: Mapping[str, Any], cache: Path, *, described: str) -> None:
-        """Makes itself ready with inputs without labels, before the first split."""
+        """Initializes from unlabeled inputs before the first split."""
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Returns its parameters as an optimizer takes them, with their learning rate."""
+        """Returns the groups of parameters for an optimizer, with their learning rates."""
         return [{"params": list(self.parameters()), "lr": lr}]
 
     def usage(self) -> dict[str, float]:
-        """Says how much of itself is in use, where that can be counted."""
+        """Returns the fraction of its capacity in use, where that can be counted."""
         return {}
 
     def uncertainty(self, x: Tensor) -> Tensor:
@@ -63,14 +63,14 @@ class Learner(nn.Module):
         return 1 - self.logits(x).softmax(-1).max(-1).values
 
     def after_step(self, x: Tensor, y: Tensor) -> None:
-        """Takes note of the batch that was just learned."""
+        """Observes a batch after its optimizer step."""
 
     def end_split(self, rows: Rows, generator: torch.Generator) -> None:
-        """Takes note of the rows of the split that was just learned, where a learner is told boundaries."""
+        """Observes the rows of a split at its end, if the learner is told boundaries."""
 
 
 class ElasticWeights(Learner):
-    r"""Holds weights that mattered for what came before (EWC).
+    r"""Elastic weight consolidation (EWC): a quadratic penalty on changes of weights that earlier splits depend on.
 
     .. math::
         L(\theta) + \frac{\lambda}{2} \sum_i F_i (\theta_i - \theta^*_i)^2, \qquad
@@ -82,7 +82,7 @@ class ElasticWeights(Learner):
         network: As in `Learner`.
         criterion: As there.
         strength: The weight lambda.
-        samples: Rows of a split that its Fisher information is measured with, at most.
+        samples: Largest number of rows of a split that its Fisher information is estimated with.
 
     Source: Kirkpatrick et al. 2017, arXiv 1612.00796, equation 3; with one penalty for all splits as in Huszar 2017,
     arXiv 1712.03847.
@@ -90,7 +90,7 @@ class ElasticWeights(Learner):
     Example:
         >>> learner = ElasticWeights(nn.Linear(3, 2), nn.CrossEntropyLoss(), strength=10.0, samples=100)
         >>> learner.end_split(Rows(torch.randn(5, 3), torch.zeros(5, dtype=torch.long)), torch.Generator())
-        >>> learner.held().item()
+        >>> learner.weight_penalty().item()
         0.0
     """
 
@@ -104,11 +104,11 @@ class ElasticWeights(Learner):
             self.register_buffer(f"anchor_{name.replace('.', '_')}", weight.detach().clone())
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns the loss of a batch with what holds the weights."""
-        return super().forward(x, y) + self.strength / 2 * self.held()
+        """Returns the loss of a batch with the penalty on the weights."""
+        return super().forward(x, y) + self.strength / 2 * self.weight_penalty()
 
-    def held(self) -> Tensor:
-        """Returns the squared distance to the held weights, weighted by their Fisher information."""
+    def weight_penalty(self) -> Tensor:
+        """Returns the squared distance to the anchored weights, weighted by their Fisher information."""
         terms = [
             (fisher * (weight - anchor).square()).sum()
             for weight, (fisher, anchor) in zip(self.network.parameters(), self._memory(), strict=True)
@@ -117,12 +117,12 @@ class ElasticWeights(Learner):
 
     @torch.no_grad()
     def end_split(self, rows: Rows, generator: torch.Generator) -> None:
-        """Adds the Fisher information of the split, and holds the weights where they are now."""
+        """Adds the Fisher information of the split, and anchors the weights at their values."""
         chosen = torch.randperm(len(rows), generator=generator)[: self.samples]
         weights = dict(self.network.named_parameters())
-        found = fisher_information(self.network, rows.inputs[chosen].to(next(iter(weights.values())).device))
+        fishers = fisher_information(self.network, rows.inputs[chosen].to(next(iter(weights.values())).device))
         for (name, weight), (fisher, anchor) in zip(weights.items(), self._memory(), strict=True):
-            fisher += found[name]
+            fisher += fishers[name]
             anchor.copy_(weight)
 
     def _memory(self) -> list[tuple[Tensor, Tensor]]:
@@ -131,21 +131,20 @@ class ElasticWeights(Learner):
 
 
 def fisher_information(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    r"""Measures the diagonal Fisher information of each weight, in expectation over the network's own predictions.
+    r"""Computes the diagonal Fisher information of each weight, in expectation over the network's own predictions.
 
     .. math::
         F_i = \frac1n \sum_k \sum_c p_c(x_k) (\partial_{\theta_i} \log p_c(x_k))^2
 
     Args:
-        network: Maps `(batch, features)` to logits `(batch, classes)`, each row for itself.
+        network: Maps `(batch, features)` to logits `(batch, classes)`, each row independently.
         x: `(batch, features)`.
 
     Returns:
         Tensors of the parameters' shapes, by their names.
 
     Example:
-        >>> found = fisher_information(nn.Linear(3, 2), torch.zeros(5, 3))
-        >>> found["weight"].abs().max()
+        >>> fisher_information(nn.Linear(3, 2), torch.zeros(5, 3))["weight"].abs().max()
         tensor(0.)
     """
     weights = {name: weight.detach() for name, weight in network.named_parameters()}
@@ -158,18 +157,18 @@ def fisher_information(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
         gradients, logs = jacrev(log_probabilities, has_aux=True)(weights)
         return {name: torch.tensordot(logs.exp(), part.square(), 1) for name, part in gradients.items()}
 
-    # Rows one after another in small chunks: a gradient per row and class is large.
+    # In small chunks of rows: a gradient per row and class is large.
     return {name: part.mean(0) for name, part in vmap(of_row, chunk_size=16)(x).items()}
 
 
 class Replay(Learner):
-    """Learns every batch together with as many rows of a small memory, a uniform sample of all that came before.
+    """Trains on every batch together with as many rows of a small memory, a uniform sample of all previous rows.
 
     Args:
         network: As in `Learner`.
         criterion: As there.
-        memory: Rows that are kept.
-        features: Numbers in one row.
+        memory: Number of stored rows.
+        features: Size of a row.
 
     Source: experience replay with a reservoir, Chaudhry et al. 2019, arXiv 1902.10486.
 
@@ -197,7 +196,7 @@ class Replay(Learner):
         return super().forward(torch.cat([x, self.kept[rows]]), torch.cat([y, self.kept_classes[rows]]))
 
     def after_step(self, x: Tensor, y: Tensor) -> None:
-        """Keeps each row with the probability that leaves all rows seen so far equally likely to be in the memory."""
+        """Stores rows so that all rows seen so far are in the memory with equal probability (reservoir sampling)."""
         seen = int(self.seen)
         for row in range(len(x)):
             place = seen + row if seen + row < len(self.kept) else int(torch.randint(seen + row + 1, ()))
@@ -211,13 +210,13 @@ def build(name: str, *, features: int, classes: int, criterion: nn.Module, optio
 
     Args:
         name: One of `names()`.
-        features: Numbers in one row.
-        classes: All that will come.
+        features: Size of a row.
+        classes: Number of classes of all splits.
         criterion: Task loss of logits and classes.
         options: The learner's own, as they stand under `learner` in `configs/continual.yaml`.
 
     Raises:
-        ValueError: For an unknown name or option, and a value that cannot be.
+        ValueError: If the name or an option is unknown, or a value is out of range.
 
     Example:
         >>> learner = build("linear", features=4, classes=3, criterion=nn.CrossEntropyLoss(), options={})
@@ -239,14 +238,14 @@ def names() -> list[str]:
 
 def _network(features: int, classes: int, hidden: Sequence[int]) -> nn.Module:
     if not isinstance(hidden, Sequence) or not all(type(width) is int and width > 0 for width in hidden):
-        raise ValueError(f"hidden={hidden!r} is a list of widths of 1 or more, such as [256]; [] for a linear network")
+        raise ValueError(f"hidden must be a list of sizes of 1 or more, such as [256], or [] for none, got {hidden!r}")
     return MLP(features, classes, hidden)
 
 
 def _at_least_1(**options: int) -> None:
     for option, number in options.items():
         if type(number) is not int or number < 1:
-            raise ValueError(f"{option}={number!r} is an integer of at least 1")
+            raise ValueError(f"{option} must be an integer of at least 1, got {number!r}")
 
 
 def linear(features: int, classes: int, criterion: nn.Module) -> Learner:
@@ -255,7 +254,7 @@ def linear(features: int, classes: int, criterion: nn.Module) -> Learner:
 
 
 def mlp(features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[int] = (256,)) -> Learner:
-    """Builds a multilayer perceptron with hidden layers of some widths."""
+    """Builds a multilayer perceptron with hidden layers of the given sizes."""
     return Learner(_network(features, classes, hidden), criterion)
 
 
@@ -268,17 +267,17 @@ def ewc(
     strength: float = 100.0,
     samples: int = 200,
 ) -> Learner:
-    """Builds a perceptron whose weights are held by elastic weight consolidation."""
+    """Builds a perceptron with elastic weight consolidation."""
     _at_least_1(samples=samples)
     if not (isinstance(strength, int | float) and 0 <= strength < float("inf")):
-        raise ValueError(f"strength={strength!r} is the weight of a penalty, a number of at least 0")
+        raise ValueError(f"strength must be a finite number of at least 0, got {strength!r}")
     return ElasticWeights(_network(features, classes, hidden), criterion, strength=strength, samples=samples)
 
 
 def replay(
     features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[int] = (256,), memory: int = 200
 ) -> Learner:
-    """Builds a perceptron with a small memory."""
+    """Builds a perceptron with experience replay."""
     _at_least_1(memory=memory)
     return Replay(_network(features, classes, hidden), criterion, memory=memory, features=features)
 

@@ -1,4 +1,4 @@
-"""Losses of a regression behind one name: `build("huber", delta=2.0)`. All act on the standardized target."""
+"""Task losses of regression by name, on the standardized target: `build("huber", delta=2.0)`."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ def build(name: str, **options) -> nn.Module:
 
     Args:
         name: One of `names()`.
-        options: The loss's own options, as they stand in `configs/task_loss/<name>.yaml`.
+        options: The options of the loss, as in `configs/task_loss/<name>.yaml`.
 
     Raises:
-        ValueError: For an unknown name or option, and a value out of range.
+        ValueError: If the name or an option is unknown, or a value is out of range.
 
     Example:
         >>> build("huber", delta=2.0)
@@ -36,13 +36,13 @@ def names() -> list[str]:
 
 
 def huber(*, delta: float = 1.0) -> nn.Module:
-    """Builds the loss that is squared near 0 and absolute far off.
+    """Builds the Huber loss, quadratic for small and linear for large errors.
 
     Args:
-        delta: Error from which on it is absolute, in standard deviations of the target.
+        delta: Error at which it becomes linear, in standard deviations of the target.
     """
     if not (isinstance(delta, int | float) and 0 < delta < float("inf")):
-        raise ValueError(f"delta={delta!r} is an error in standard deviations of the target, greater than 0")
+        raise ValueError(f"delta must be greater than 0, in standard deviations of the target, got {delta!r}")
     return nn.HuberLoss(delta=delta)
 
 

@@ -109,7 +109,7 @@ def test_replay_learns_the_batch_and_as_many_rows_of_the_memory(batch, monkeypat
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_learner_goes_on_from_its_state(name, batch):
+def test_a_learner_resumes_from_its_state(name, batch):
     x, y = batch
     learner, other = built(name), built(name)
     learner.after_step(x, y)
@@ -205,13 +205,13 @@ def test_uncertainty_is_the_distance_to_a_codebook_or_the_lack_of_confidence(bat
     [
         ("emc", {}, r"no learner 'emc': it is one of \['ewc'"),
         ("linear", {"hidden": [3]}, r"linear has no option \['hidden'\]"),
-        ("mlp", {"hidden": [0]}, r"hidden=\[0\] is a list of widths"),
-        ("mlp", {"hidden": 3}, "hidden=3 is a list of widths"),
-        ("ewc", {"strength": -1}, "strength=-1 is the weight"),
-        ("ewc", {"samples": 0}, "samples=0 is an integer"),
-        ("replay", {"memory": 0}, "memory=0 is an integer"),
+        ("mlp", {"hidden": [0]}, r"hidden must be a list of sizes .*, got \[0\]"),
+        ("mlp", {"hidden": 3}, "hidden must be a list of sizes .*, got 3"),
+        ("ewc", {"strength": -1}, "strength must be a finite number of at least 0, got -1"),
+        ("ewc", {"samples": 0}, "samples must be an integer of at least 1, got 0"),
+        ("replay", {"memory": 0}, "memory must be an integer of at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_is_refused(name, options, message):
+def test_wrong_options_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         built(name, **options)

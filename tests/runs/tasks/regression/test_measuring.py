@@ -57,7 +57,7 @@ def test_a_control_is_predicted_in_the_unit_of_the_target(data):
     assert model.training
 
 
-def test_draws_are_averaged_and_rates_are_those_of_batches(data, stochastic):
+def test_sampled_outputs_are_averaged_and_rates_are_those_of_batches(data, stochastic):
     found = regress(stochastic, data.test, data, CPU, module="1", batch_size=30, draws=5)
     batches = data.test.inputs.split(30)
     outputs = torch.cat([predict_samples(stochastic, x, draws=5, seed=place) for place, x in enumerate(batches)], 1)
@@ -145,7 +145,7 @@ def configured():
     return composed
 
 
-def test_an_method_has_its_own_loss_and_the_others_the_common_one(configured):
+def test_a_method_has_its_own_loss_and_the_others_the_common_one(configured):
     cfg = configured(
         "task_loss=huber", "task_loss.delta=3", "+task_losses.none={name:absolute_error}",
         "+task_losses.hsic={name:conditional_cauchy_schwarz,mode:paper,bandwidth_x:[rms,0.3]}",
