@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     check_steps(cfg, rows=len(data.train), processes=accelerator.num_processes)
     task = Task(
         data=dict.fromkeys(cfg.seeds, data),
-        model=lambda trial: build_model(cfg, trial, data.input_shape, data.classes),
+        model=lambda trial: build_model(cfg, trial, data.input_shape, data.classes, data.normalization),
         loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
         measure=lambda model, data: classify(model, data.validation, accelerator, draws=cfg.prediction_draws).metrics(),
         quality=quality,

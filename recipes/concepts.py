@@ -133,7 +133,7 @@ def run(
 
 def build_concept_model(cfg: DictConfig, data: ConceptData, trial: Trial) -> nn.Module:
     """Build the model of a method; a concept model gets the configured training of concepts and head."""
-    model = build_model(cfg, trial, data.input_shape, data.classes)
+    model = build_model(cfg, trial, data.input_shape, data.classes, data.normalization)
     return trained_as(model, training_of(cfg, trial.method)) if has_concepts(model) else model
 
 

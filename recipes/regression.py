@@ -66,7 +66,9 @@ def main(cfg: DictConfig) -> None:
 
     task = Task(
         data=data,
-        model=lambda trial: build_model(cfg, trial, data[trial.seed].input_shape, classes=1),
+        model=lambda trial: build_model(
+            cfg, trial, data[trial.seed].input_shape, classes=1, normalization=data[trial.seed].normalization
+        ),
         loss=lambda trial: build_task_loss(cfg, trial.method),
         measure=lambda model, data: evaluate(cfg, model, data, accelerator, "validation").metrics(),
         quality=quality,

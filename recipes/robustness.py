@@ -6,10 +6,10 @@
     python recipes/robustness.py experiment=robust_mnist                  # a comparison of all bottlenecks
     accelerate launch --num_processes 2 recipes/robustness.py ...         # trains on several GPUs
 
-Clean, corrupted and adversarial accuracy, calibration, and how well inputs of another kind are told apart. Four sanity
-checks say of every model whether its gradients may be masked; where one fails, the figures under attack are marked.
-`main` checks before anything is written; `run` reads top to bottom: train, measure, report. With `resume=true` a killed
-run goes on at its last epoch or at the model that it was measuring.
+Measures clean, corrupted and adversarial accuracy, calibration, and the detection of out-of-distribution (OOD) inputs.
+Four sanity checks show for every model whether its gradients may be masked; where one fails, the figures under attack
+are marked. `main` checks before anything is written; `run` trains, measures and reports. With `resume=true` a killed
+run resumes at its last epoch or at the model that it was measuring.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
 
+from ibreg.evaluation.attacks.sanity import Check
 from ibreg.plots.classification import learning_curves, reliability_diagram
 from ibreg.plots.robustness import (
     accuracy_under_attack,
@@ -44,8 +45,9 @@ from ibreg.runs.methods import build_method, build_network
 from ibreg.runs.tasks.classification import classify
 from ibreg.runs.tasks.robustness.adopt import adopt, check_adoptable
 from ibreg.runs.tasks.robustness.adversarial import build_adversary
+from ibreg.runs.tasks.robustness.checks import check_robustness
 from ibreg.runs.tasks.robustness.distillation import Distilled, check_distillation, load_teacher, prune_smallest
-from ibreg.runs.tasks.robustness.measuring import NORMS, check_robustness, measure_robustness, pixels_of, radii
+from ibreg.runs.tasks.robustness.measuring import NORMS, attack_metric, corruption_metric, measure_robustness, radii
 from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
@@ -58,15 +60,14 @@ register_with_hydra()
 
 @hydra.main(config_path=str(CONFIGS), config_name="robustness", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Checks all that can be checked, opens the folder and runs what is not finished in it."""
+    """Checks the configuration and the data, opens the run's folder and runs what is unfinished in it."""
     check_configuration(cfg, CONFIGS / "robustness.yaml")
     accelerator = build_accelerator(cfg)
     data = datasets.load(**cfg.data)
     check_robustness(cfg, data)
     check_steps(cfg, rows=len(data.train), processes=accelerator.num_processes)
-    check_distillation(cfg, lambda: build_network(cfg, data.input_shape, data.classes))
-    pixels = pixels_of(cfg, data)
-    build_adversary(cfg.adversarial, pixels, epoch=0)
+    check_distillation(cfg, lambda: build_network(cfg, data.input_shape, data.classes, normalization=None))
+    build_adversary(cfg.adversarial, data.value_range, epoch=0)
     task = Task(
         data=dict.fromkeys(cfg.seeds, data),
         model=lambda trial: build_model(cfg, data, trial),
@@ -75,7 +76,7 @@ def main(cfg: DictConfig) -> None:
             model, data.validation, accelerator, draws=cfg.prediction_draws
         ).metrics(),
         quality=lambda validation: (validation["accuracy"], -validation["nll"]),
-        adversary=lambda epoch: build_adversary(cfg.adversarial, pixels, epoch),
+        adversary=lambda epoch: build_adversary(cfg.adversarial, data.value_range, epoch),
     )
     rehearse(cfg, task)
     if cfg.checkpoint is not None:
@@ -86,7 +87,7 @@ def main(cfg: DictConfig) -> None:
 def run(
     cfg: DictConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
-    """Trains or adopts, measures every model, and draws."""
+    """Trains or adopts models, measures every one, and plots."""
     if cfg.checkpoint is not None and accelerator.is_main_process:
         adopt(Path(str(cfg.checkpoint)), folder)
     accelerator.wait_for_everyone()
@@ -94,50 +95,66 @@ def run(
     if not accelerator.is_main_process:
         return None
 
-    def measured(trial: Trial) -> dict[str, Any]:
-        """Measures a model, or reads what was measured before the run was killed."""
-        path = folder / CHECKPOINTS / "measured" / f"{trial.name}.pt"
-        found = load_checkpoint(path)
-        if found is None:
-            model, surrogate = (
-                trained.model(task, each, accelerator.device) for each in (trial, surrogate_of(trained, trial))
-            )
-            found = measure_robustness(model, surrogate, data, cfg, accelerator.device)
-            path.parent.mkdir(exist_ok=True)
-            save_checkpoint(path, found)
-        print(
-            f"{trial.name} measured: accuracy {found['metrics']['accuracy']:.4f}",
-            *map(line_of, found["checks"]),
-            sep="\n  ",
-        )
-        return found
-
-    report = {method: [measured(trial) for trial in trials] for method, trials in trained.selected.items()}
-    draw(cfg, folder, data, trained, report)
+    report = {
+        method: [measure(cfg, data, task, trained, trial, accelerator.device, folder) for trial in trials]
+        for method, trials in trained.selected.items()
+    }
+    plot(cfg, folder, data, trained, report)
     return Outcome(
         data=data.name,
-        tested={method: [each["metrics"] for each in seeds] for method, seeds in report.items()},
+        tested={method: [metrics_of(measured) for measured in seeds] for method, seeds in report.items()},
         selected=trained.choices(cfg),
         headline=columns(cfg, data, report),
         checks=[
             {"method": method, "seed": seed} | check
             for method, seeds in report.items()
-            for seed, each in zip(cfg.seeds, seeds, strict=True)
-            for check in each["checks"]
+            for seed, measured in zip(cfg.seeds, seeds, strict=True)
+            for check in measured["checks"]
         ],
         doubts={
-            method: [name for name in seeds[0]["metrics"] if name.startswith("attacked/")]
+            method: [attack_metric(row["attack"], row["norm"], row["eps"]) for row in seeds[0]["attacked"]]
             for method, seeds in report.items()
-            if not all(check["passed"] for each in seeds for check in each["checks"])
+            if not all(check["passed"] for measured in seeds for check in measured["checks"])
         },
     )
 
 
+def measure(
+    cfg: DictConfig,
+    data: datasets.ClassificationData,
+    task: Task,
+    trained: Trained,
+    trial: Trial,
+    device: torch.device,
+    folder: Path,
+) -> dict[str, Any]:
+    """Measures a model, or reads its measures if the run was killed after them."""
+    path = folder / CHECKPOINTS / "measured" / f"{trial.name}.pt"
+    measured = load_checkpoint(path)
+    if measured is None:
+        model, surrogate = (trained.model(task, each, device) for each in (trial, surrogate_of(trained, trial)))
+        measured = measure_robustness(model, surrogate, data, cfg, device)
+        path.parent.mkdir(exist_ok=True)
+        save_checkpoint(path, measured)
+    checks = [Check(**check) for check in measured["checks"]]
+    print(f"{trial.name} measured: accuracy {measured['metrics']['accuracy']:.4f}", *checks, sep="\n  ")
+    return measured
+
+
+def metrics_of(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Flattens the measures of a model into metrics by name, as the summary has them."""
+    return (
+        measured["metrics"]
+        | {attack_metric(row["attack"], row["norm"], row["eps"]): row["accuracy"] for row in measured["attacked"]}
+        | {corruption_metric(row["kind"], row["severity"]): row["accuracy"] for row in measured["corrupted"]}
+    )
+
+
 def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
-    """Builds the model of a method, on the pruned weights of the teacher where there is one."""
+    """Builds the model of a method, from the pruned weights of the teacher if there is one."""
 
     def network(code_features: int | None) -> nn.Module:
-        built = build_network(cfg, data.input_shape, data.classes, code_features)
+        built = build_network(cfg, data.input_shape, data.classes, code_features, normalization=data.normalization)
         if cfg.distillation.teacher is None:
             return built
         return prune_smallest(
@@ -148,85 +165,91 @@ def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial
 
 
 def build_loss(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
-    """Builds the task loss: the cross-entropy, with what the teacher says where there is one."""
+    """Builds the task loss: the cross-entropy, with distillation if there is a teacher."""
     if cfg.distillation.teacher is None:
         return nn.CrossEntropyLoss()
-    network = build_network(cfg, data.input_shape, data.classes)
+    # The loss is called with the inputs as the student's network reads them, which are normalized.
+    network = build_network(cfg, data.input_shape, data.classes, normalization=None)
     teacher = load_teacher(network, cfg.distillation.teacher, trial.method, trial.seed)
     return Distilled(teacher, temperature=cfg.distillation.temperature, weight=cfg.distillation.weight)
 
 
 def surrogate_of(trained: Trained, trial: Trial) -> Trial:
-    """Chooses the model that transferred attacks are made on, a control of another initialization if there is one."""
+    """Chooses the model for transferred attacks, a control with another initialization if there is one."""
     others = [other for trials in trained.selected.values() for other in trials if other != trial]
     return min(others, key=lambda other: ({"null": 0, "none": 1}.get(other.method, 2), other.seed != trial.seed))
 
 
-def line_of(check: Mapping[str, Any]) -> str:
-    """Says how a sanity check ended."""
-    figures = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in check["figures"].items())
-    return f"{'passed' if check['passed'] else 'FAILED'}: {check['name']} ({figures})"
-
-
-def draw(
+def plot(
     cfg: DictConfig,
     folder: Path,
     data: datasets.ClassificationData,
     trained: Trained,
     report: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
-    """Draws learning curves, accuracies, reliability, outlier scores and attacked images."""
+    """Plots learning curves, accuracies, reliability, OOD scores and attacked images."""
     learning_curves(trained.curves(CURVES), folder / "learning_curves.png")
     pooled = {
-        method: tuple(torch.cat([each[key] for each in seeds]) for key in ("probabilities", "targets"))
+        method: tuple(torch.cat([measured[key] for measured in seeds]) for key in ("probabilities", "targets"))
         for method, seeds in report.items()
     }
     reliability_diagram(pooled, folder / "reliability.png")
-    attacked, corrupted = [], []
-    for method, seeds in report.items():
-        for seed, each in zip(cfg.seeds, seeds, strict=True):
-            for name, accuracy in each["metrics"].items():
-                point = {"method": method, "seed": seed, "accuracy": accuracy}
-                match name.split("/"):
-                    case ["attacked", attack, norm, eps]:
-                        attacked.append(point | {"attack": f"{ATTACKS[attack]}, {ATTACKS[norm]}", "eps": float(eps)})
-                    case ["corrupted", kind, severity]:
-                        corrupted.append(point | {"kind": kind, "severity": int(severity)})
     samples = len(data.test)
+    attacked = [
+        row | {"attack": f"{ATTACKS[row['attack']]}, {ATTACKS[row['norm']]}"}
+        for row in rows_of(cfg, report, "attacked")
+    ]
     accuracy_under_attack(attacked, folder / "attacks.png", samples=min(cfg.attack.rows, samples))
-    if corrupted:
-        rows = min(cfg.corruption.rows, samples)
-        accuracy_under_corruption(corrupted, folder / "corruptions.png", samples=rows)
-    if cfg.outliers.data is not None:
+    if corrupted := rows_of(cfg, report, "corrupted"):
+        accuracy_under_corruption(corrupted, folder / "corruptions.png", samples=min(cfg.corruption.rows, samples))
+    if cfg.ood.data is not None:
         scores = {
             method: {
-                name: tuple(torch.cat([each["outliers"][name][side] for each in seeds]) for side in (0, 1))
-                for name in seeds[0]["outliers"]
+                name: tuple(torch.cat([measured["ood_scores"][name][side] for measured in seeds]) for side in (0, 1))
+                for name in seeds[0]["ood_scores"]
             }
             for method, seeds in report.items()
         }
-        names = {"in_distribution": data.name, "out_of_distribution": cfg.outliers.data}
-        ood_histograms(scores, folder / "outliers.png", **names)
+        names = {"in_distribution": data.name, "out_of_distribution": cfg.ood.data}
+        ood_histograms(scores, folder / "ood.png", **names)
+    plot_attacked_images(folder, data, report)
+
+
+def rows_of(cfg: DictConfig, report: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> list[dict[str, Any]]:
+    """Lists the rows of all models, with method and seed."""
+    return [
+        {"method": method, "seed": seed} | row
+        for method, seeds in report.items()
+        for seed, measured in zip(cfg.seeds, seeds, strict=True)
+        for row in measured[key]
+    ]
+
+
+def plot_attacked_images(
+    folder: Path, data: datasets.ClassificationData, report: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Plots the attacked images of the first seed, with the predicted classes."""
     firsts = {method: report[method][0]["examples"] for method in sort_methods(report) if report[method][0]["examples"]}
-    if firsts and data.input_shape[0] in (1, 3):
-        first = next(iter(firsts.values()))
-        names = data.class_names
-        said = {"clean": first["said_of_clean"]} | {
-            method_label(method): each["said_of_attacked"] for method, each in firsts.items()
-        }
-        attacked_images(
-            first["clean"],
-            {method_label(method): each["attacked"] for method, each in firsts.items()},
-            {name: [names[label] for label in labels] for name, labels in said.items()},
-            [names[int(label)] for label in report[next(iter(firsts))][0]["targets"][: len(first["clean"])]],
-            folder / "attacked_images.png",
-        )
+    if not firsts or data.input_shape[0] not in (1, 3):
+        return
+    first = next(iter(firsts.values()))
+    predicted = {"clean": first["predicted_clean"]} | {
+        method_label(method): examples["predicted_attacked"] for method, examples in firsts.items()
+    }
+    names = data.class_names
+    attacked_images(
+        first["clean"],
+        {method_label(method): examples["attacked"] for method, examples in firsts.items()},
+        {name: [names[label] for label in labels] for name, labels in predicted.items()},
+        [names[int(label)] for label in report[next(iter(firsts))][0]["targets"][: len(first["clean"])]],
+        folder / "attacked_images.png",
+    )
 
 
 def columns(
     cfg: DictConfig, data: datasets.ClassificationData, report: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[tuple[str, str, int, int]]:
-    """Lists the columns of the table; those of a part of the test rows say of how many."""
+    """Lists the columns of the table; those of a subset of the test rows name its size."""
     rows = len(data.test)
     shown = [("test/accuracy", "clean accuracy (%)", 100, 2)]
     if data.groups is not None:
@@ -234,17 +257,20 @@ def columns(
     expectation = f", EOT-{cfg.attack.draws}" if any(seeds[0]["stochastic"] for seeds in report.values()) else ""
     attacks = {"pgd": f"PGD-{cfg.attack.steps}"} | ({"ensemble": "ensemble"} if cfg.attack.ensemble else {})
     unit = f"(%, {min(cfg.attack.rows, rows)} rows)"
-    for norm, eps in radii(cfg).items():
+    for norm, eps in radii(cfg.attack).items():
         for attack, name in attacks.items():
-            heading, figures = f"{name}{expectation}, {ATTACKS[NORMS[norm]]}", f"test/attacked/{attack}/{NORMS[norm]}"
-            shown += [(f"{figures}/{each:g}", f"{heading} {each:g} {unit}", 100, 1) for each in eps]
+            heading = f"{name}{expectation}, {ATTACKS[NORMS[norm]]}"
+            shown += [
+                (f"test/{attack_metric(attack, NORMS[norm], radius)}", f"{heading} {radius:g} {unit}", 100, 1)
+                for radius in eps
+            ]
     if cfg.corruption.rows:
         shown.append(("test/corrupted_accuracy", f"corrupted (%, {min(cfg.corruption.rows, rows)} rows)", 100, 1))
     shown.append(("test/ece", "ECE (%)", 100, 2))
-    if cfg.outliers.data is not None:
-        shown.append(("test/auroc_maximum_softmax", f"AUROC against {cfg.outliers.data} (%)", 100, 1))
+    if cfg.ood.data is not None:
+        shown.append(("test/auroc_maximum_softmax", f"AUROC against {cfg.ood.data} (%)", 100, 1))
         if any("auroc_rate" in seeds[0]["metrics"] for seeds in report.values()):
-            shown.append(("test/auroc_rate", "the same by the rate (%)", 100, 1))
+            shown.append(("test/auroc_rate", f"AUROC by the rate against {cfg.ood.data} (%)", 100, 1))
     return [*shown, ("test/checks_passed", "checks passed, of 4", 1, 1)]
 
 

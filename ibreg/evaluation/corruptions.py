@@ -1,8 +1,8 @@
-"""Common corruptions of images, 15 kinds at 5 severities: what a classifier meets without an enemy.
+"""Common corruptions of images, 15 kinds at 5 severities.
 
-After Hendrycks and Dietterich 2019 (arXiv 1903.12261), with those of its kinds that need no image of weather, and
-changes of position beside them. Lengths are shares of the shorter side, so that small and large images suffer alike.
-The figures are not comparable with those of the published corrupted data sets, whose severities are other ones.
+After Hendrycks and Dietterich 2019 (arXiv 1903.12261): those of its kinds that need no images of weather, and changes
+of position. Lengths are fractions of the shorter side, so that small and large images are affected alike. The figures
+are not comparable with those on the published corrupted data sets, which have other severities.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as T
 
-GREY = 0.5
+GRAY = 0.5
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Corruption:
 
     Args:
         function: `function(images, amount, generator)` for images in [0, 1], `(batch, channels, height, width)`.
-        amounts: of the severities 1 to 5.
-        smallest: pixels that the shorter side needs; below it, the mildest blurs would change nothing.
+        amounts: amounts at the severities 1 to 5.
+        smallest: smallest shorter side in pixels; below it, the mildest blurs would change nothing.
     """
 
     function: Callable[[Tensor, float, torch.Generator], Tensor]
@@ -40,20 +40,20 @@ class Corruption:
 def corrupt(
     images: Tensor, kind: str, severity: int, *, clamp: tuple[float, float] = (0.0, 1.0), seed: int = 0
 ) -> Tensor:
-    """Corrupts images, each by a draw of its own where there is something to draw.
+    """Corrupts images; random kinds sample each image independently.
 
     Args:
         images: `(batch, channels, height, width)`, floats.
         kind: one of `names()`.
         severity: 1 (mild) to 5 (severe).
-        clamp: the values of black and white, (-1, 1) for images normalized by mean 0.5 and deviation 0.5.
-        seed: of the draws; the same for all severities, which differ in their amount alone.
+        clamp: values of black and white, (-1, 1) for images normalized by mean 0.5 and deviation 0.5.
+        seed: seed of random kinds; with the same seed, severities differ in their amount alone.
 
     Shapes:
         the result has the shape of `images`, and stays between black and white.
 
     Raises:
-        ValueError: an unknown kind or severity, images of another shape, dtype or range, or too small for the kind.
+        ValueError: If the kind or severity is unknown, or images have another shape, dtype or range, or are too small.
 
     Example:
         >>> images = torch.rand(4, 1, 28, 28)
@@ -61,23 +61,23 @@ def corrupt(
         (torch.Size([4, 1, 28, 28]), 15)
     """
     if kind not in CORRUPTIONS:
-        raise ValueError(f"corruptions are {', '.join(names())}, got {kind!r}")
+        raise ValueError(f"the corruption must be one of {', '.join(names())}, got {kind!r}")
     if type(severity) is not int or severity not in (1, 2, 3, 4, 5):
-        raise ValueError(f"severity is 1, 2, 3, 4 or 5, got {severity!r}")
+        raise ValueError(f"severity must be 1, 2, 3, 4 or 5, got {severity!r}")
     if images.dim() != 4 or not images.is_floating_point():
         raise ValueError(
-            f"images are floats (batch, channels, height, width), got {images.dtype} of shape {tuple(images.shape)}"
+            f"images must be floats (batch, channels, height, width), got {images.dtype} of shape {tuple(images.shape)}"
         )
     black, white = clamp
     if not black < white:
-        raise ValueError(f"clamp is (black, white), got {clamp}")
+        raise ValueError(f"clamp must be (black, white), got {clamp}")
     if images.numel() and not black <= images.min() <= images.max() <= white:
-        raise ValueError(f"images go from {images.min():g} to {images.max():g}, outside of clamp={clamp}")
+        raise ValueError(f"images must be within clamp={clamp}, got values from {images.min():g} to {images.max():g}")
     corruption = CORRUPTIONS[kind]
     if min(images.shape[2:]) < corruption.smallest:
         height, width = images.shape[2:]
         raise ValueError(
-            f"{kind} needs images of {corruption.smallest} x {corruption.smallest} pixels or more, these have "
+            f"{kind} needs images of at least {corruption.smallest} x {corruption.smallest} pixels, got "
             f"{height} x {width}: leave it out"
         )
     if len(images) == 0:
@@ -91,7 +91,7 @@ def names(side: int | None = None) -> list[str]:
     """Lists the kinds that `corrupt` knows.
 
     Args:
-        side: pixels of the shorter side; None: whatever it is.
+        side: shorter side in pixels, for the kinds that such images allow; None: all kinds.
 
     Example:
         >>> names()[:3], "defocus_blur" in names(8)
@@ -112,14 +112,14 @@ def _speckle_noise(images: Tensor, deviation: float, generator: torch.Generator)
 
 
 def _shot_noise(images: Tensor, photons: float, generator: torch.Generator) -> Tensor:
-    """White is so many photons on average."""
+    """Samples the number of photons of each value; white is `photons` on average."""
     return torch.poisson(photons * images.cpu(), generator).to(images) / photons
 
 
-def _impulse_noise(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """So many of the values become black or white."""
-    draw = torch.rand(images.shape, generator=generator).to(images.device)
-    return torch.where(draw < share / 2, 0.0, torch.where(draw < share, 1.0, images))
+def _impulse_noise(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Sets a fraction of the values to black or white."""
+    uniform = torch.rand(images.shape, generator=generator).to(images.device)
+    return torch.where(uniform < fraction / 2, 0.0, torch.where(uniform < fraction, 1.0, images))
 
 
 def _normal(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -129,48 +129,48 @@ def _normal(images: Tensor, generator: torch.Generator) -> Tensor:
 # --- blur
 
 
-def _gaussian_blur(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    deviation = share * min(images.shape[2:])
+def _gaussian_blur(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    deviation = fraction * min(images.shape[2:])
     return T.gaussian_blur(images, [2 * math.ceil(3 * deviation) + 1] * 2, [deviation] * 2)
 
 
-def _defocus_blur(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A disk of this radius, its edge smoothed over one pixel."""
-    radius = share * min(images.shape[2:])
+def _defocus_blur(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Filters with a disk whose edge is smoothed over one pixel."""
+    radius = fraction * min(images.shape[2:])
     return _filtered(images, (radius + 0.5 - _offsets(radius).norm(dim=0)).clamp(0, 1))
 
 
-def _motion_blur(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """A line of this length, in one of four directions."""
-    half = share * min(images.shape[2:]) / 2
+def _motion_blur(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Filters with a line in one of four directions."""
+    half = fraction * min(images.shape[2:]) / 2
     down, right = _offsets(half)
 
-    def moved(some: Tensor, direction: int) -> Tensor:
+    def moved(group: Tensor, direction: int) -> Tensor:
         angle = direction * math.pi / 4
         along = (right * math.cos(angle) + down * math.sin(angle)).abs()
         across = (right * math.sin(angle) - down * math.cos(angle)).abs()
-        return _filtered(some, (half + 0.5 - along).clamp(0, 1) * (1 - across).clamp(0, 1))
+        return _filtered(group, (half + 0.5 - along).clamp(0, 1) * (1 - across).clamp(0, 1))
 
     return _by_group(images, moved, 4, generator)
 
 
-def _offsets(reach: float) -> Tensor:
-    """How far the places of a filter are from its middle, `(2, side, side)`."""
-    places = torch.arange(-math.ceil(reach), math.ceil(reach) + 1.0)
-    return torch.stack(torch.meshgrid(places, places, indexing="ij"))
+def _offsets(radius: float) -> Tensor:
+    """Returns the offsets of the entries of a filter from its center, `(2, side, side)`."""
+    steps = torch.arange(-math.ceil(radius), math.ceil(radius) + 1.0)
+    return torch.stack(torch.meshgrid(steps, steps, indexing="ij"))
 
 
 def _filtered(images: Tensor, weights: Tensor) -> Tensor:
-    channels, reach = images.shape[1], len(weights) // 2
+    channels, padding = images.shape[1], len(weights) // 2
     weights = (weights / weights.sum()).to(images).expand(channels, 1, -1, -1)
-    return F.conv2d(F.pad(images, [reach] * 4, mode="reflect"), weights, groups=channels)
+    return F.conv2d(F.pad(images, [padding] * 4, mode="reflect"), weights, groups=channels)
 
 
 # --- light and storage
 
 
 def _brightness(images: Tensor, more: float, generator: torch.Generator) -> Tensor:
-    """Adds light; a factor would leave black as it is."""
+    """Adds light; a factor would not change black."""
     return images + more
 
 
@@ -178,70 +178,70 @@ def _contrast(images: Tensor, factor: float, generator: torch.Generator) -> Tens
     return factor * images + (1 - factor) * images.mean((1, 2, 3), keepdim=True)
 
 
-def _pixelate(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def _pixelate(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
     height, width = images.shape[2:]
-    coarse = T.resize(images, [max(round(share * side), 1) for side in (height, width)], antialias=True)
+    coarse = T.resize(images, [max(round(fraction * side), 1) for side in (height, width)], antialias=True)
     return T.resize(coarse, [height, width], interpolation=InterpolationMode.NEAREST_EXACT)
 
 
 def _jpeg(images: Tensor, quality: float, generator: torch.Generator) -> Tensor:
-    """Stores and reads by Pillow; torchvision's own coder is deprecated."""
+    """Encodes and decodes with Pillow; torchvision's encoder is deprecated."""
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"jpeg has images of 1 or 3 channels, these have {images.shape[1]}: leave it out")
-    read = []
+        raise ValueError(f"jpeg needs images of 1 or 3 channels, got {images.shape[1]}: leave it out")
+    decoded = []
     for image in images.cpu():
-        stored = BytesIO()
-        T.to_pil_image(image.float()).save(stored, "jpeg", quality=int(quality))
-        read.append(T.to_dtype(T.pil_to_tensor(Image.open(stored)), images.dtype, scale=True))
-    return torch.stack(read).to(images.device)
+        file = BytesIO()
+        T.to_pil_image(image.float()).save(file, "jpeg", quality=int(quality))
+        decoded.append(T.to_dtype(T.pil_to_tensor(Image.open(file)), images.dtype, scale=True))
+    return torch.stack(decoded).to(images.device)
 
 
 # --- position
 
 
 def _rotation(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
-    def turned(some: Tensor, side: int) -> Tensor:
-        return T.rotate(some, (1, -1)[side] * degrees, InterpolationMode.BILINEAR)
+    def rotated(group: Tensor, side: int) -> Tensor:
+        return T.rotate(group, (1, -1)[side] * degrees, InterpolationMode.BILINEAR)
 
-    return _by_group(images, turned, 2, generator)
+    return _by_group(images, rotated, 2, generator)
 
 
-def _translation(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Shifts along both axes, black moves in."""
-    distance = share * min(images.shape[2:])
+def _translation(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Shifts along both axes, and fills with black."""
+    distance = fraction * min(images.shape[2:])
 
-    def shifted(some: Tensor, corner: int) -> Tensor:
+    def shifted(group: Tensor, corner: int) -> Tensor:
         across, down = ((1, 1), (1, -1), (-1, 1), (-1, -1))[corner]
         by = [across * distance, down * distance]
-        return T.affine(some, 0.0, by, 1.0, [0.0, 0.0], InterpolationMode.BILINEAR)
+        return T.affine(group, 0.0, by, 1.0, [0.0, 0.0], InterpolationMode.BILINEAR)
 
     return _by_group(images, shifted, 4, generator)
 
 
-def _occlusion(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Puts a gray square somewhere; the larger ones cover the smaller."""
+def _occlusion(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Covers a random square with gray; with the same seed a larger square contains the smaller."""
     height, width = images.shape[2:]
-    reach = share * min(height, width) / 2
-    middle = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device)
+    half = fraction * min(height, width) / 2
+    position = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images.device)
     rows = torch.arange(height, device=images.device).view(-1, 1) + 0.5
     columns = torch.arange(width, device=images.device) + 0.5
-    # The middle lies so that the largest square has its place.
+    # The centers leave room for the largest square.
     largest = CORRUPTIONS["occlusion"].amounts[-1] * min(height, width) / 2
-    down = largest + middle[0] * (height - 2 * largest)
-    right = largest + middle[1] * (width - 2 * largest)
-    covered = ((rows - down).abs() <= reach) & ((columns - right).abs() <= reach)
-    return torch.where(covered, GREY, images)
+    down = largest + position[0] * (height - 2 * largest)
+    right = largest + position[1] * (width - 2 * largest)
+    covered = ((rows - down).abs() <= half) & ((columns - right).abs() <= half)
+    return torch.where(covered, GRAY, images)
 
 
-def _elastic(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Moves each pixel by a smooth random field; the root mean square of its length is this share of the side."""
+def _elastic(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Moves each pixel by a smooth random field, whose root mean square is a fraction of the side."""
     height, width = images.shape[2:]
     field = torch.randn(len(images), 2, height, width, generator=generator)
     deviation = 0.1 * min(height, width)
     field = T.gaussian_blur(field, [2 * math.ceil(2 * deviation) + 1] * 2, [deviation] * 2)
     field = field / field.square().sum(1, keepdim=True).mean((2, 3), keepdim=True).sqrt()
-    # In units of the grid, which goes from -1 to 1.
-    field = (2 * share * min(height, width) * field.permute(0, 2, 3, 1) / torch.tensor([width, height])).to(images)
+    # In units of the sampling grid, from -1 to 1.
+    field = (2 * fraction * min(height, width) * field.permute(0, 2, 3, 1) / torch.tensor([width, height])).to(images)
     moved = [T.elastic(one[None], by[None]) for one, by in zip(images, field, strict=True)]
     return torch.cat(moved)
 
@@ -249,7 +249,7 @@ def _elastic(images: Tensor, share: float, generator: torch.Generator) -> Tensor
 def _by_group(
     images: Tensor, change: Callable[[Tensor, int], Tensor], groups: int, generator: torch.Generator
 ) -> Tensor:
-    """Changes every image in the way of the group that is drawn for it."""
+    """Samples a group for each image, and changes the images of each group together."""
     group = torch.randint(groups, (len(images),), generator=generator).to(images.device)
     changed = torch.empty_like(images)
     for index in group.unique().tolist():
@@ -259,8 +259,8 @@ def _by_group(
 
 CORRUPTIONS: dict[str, Corruption] = {
     "gaussian_noise": Corruption(_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),  # standard deviation
-    "shot_noise": Corruption(_shot_noise, (60, 25, 12, 5, 3)),  # photons
-    "impulse_noise": Corruption(_impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27)),  # share of values
+    "shot_noise": Corruption(_shot_noise, (60, 25, 12, 5, 3)),  # photons of white
+    "impulse_noise": Corruption(_impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27)),  # fraction of values
     "speckle_noise": Corruption(_speckle_noise, (0.15, 0.2, 0.35, 0.45, 0.6)),  # standard deviation at white
     "gaussian_blur": Corruption(_gaussian_blur, (0.015, 0.025, 0.035, 0.05, 0.07), smallest=24),  # of the side
     "defocus_blur": Corruption(_defocus_blur, (0.025, 0.04, 0.055, 0.075, 0.1), smallest=24),  # of the side

@@ -16,6 +16,7 @@ from ibreg.hosts import CHILD
 from ibreg.prediction import predict
 from ibreg.regularized import Regularized, bottlenecks
 from ibreg.runs.config.composition import build_bottleneck, configured_beta
+from ibreg.runs.data.images import Normalization
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.trials import CONTROLS, Trial, option_of
 from ibreg.surgery.injection import inject
@@ -65,18 +66,31 @@ def build_method(
     return Regularized(model, draws=cfg.draws if is_stochastic(model) else 1)
 
 
-def build_model(cfg: DictConfig, trial: Trial, input_shape: Sequence[int], classes: int) -> nn.Module:
+def build_model(
+    cfg: DictConfig, trial: Trial, input_shape: Sequence[int], classes: int, normalization: Normalization | None
+) -> nn.Module:
     """Builds the model of a method on the network that `model` configures, see `build_method`."""
-    network = partial(build_network, cfg, input_shape, classes)
+    network = partial(build_network, cfg, input_shape, classes, normalization=normalization)
     return build_method(cfg, trial, network, example=torch.zeros(1, *input_shape))
 
 
 def build_network(
-    cfg: DictConfig, input_shape: Sequence[int], classes: int, code_features: int | None = None
+    cfg: DictConfig,
+    input_shape: Sequence[int],
+    classes: int,
+    code_features: int | None = None,
+    *,
+    normalization: Normalization | None,
 ) -> nn.Module:
     """Builds the network that bottlenecks are injected into, its head for a code of `code_features` if given."""
     options: Any = {key: value for key, value in cfg.model.items() if key != "inject_at"}
-    return models.build(**options, input_shape=tuple(input_shape), classes=classes, code_features=code_features)
+    return models.build(
+        **options,
+        input_shape=tuple(input_shape),
+        classes=classes,
+        code_features=code_features,
+        normalization=normalization,
+    )
 
 
 def modules_of(cfg: DictConfig, method: str) -> list[str]:

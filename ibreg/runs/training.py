@@ -37,6 +37,7 @@ from ibreg.runs.checkpoint import (
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.methods import build_schedule
+from ibreg.runs.models.normalization import network_inputs
 from ibreg.runs.progress import EpochProgress, described
 from ibreg.runs.seeding import EpochSampler, seed_all
 from ibreg.runs.tasks.robustness.adversarial import Adversary
@@ -99,8 +100,10 @@ class Task:
         """Returns the loss of a batch and the output of the model."""
         plain = getattr(model, "module", model)  # DDP does not say what it wraps; FSDP keeps the class
         # Only `Regularized` takes targets and concepts.
-        output = model(x, target=y, concepts=concepts) if isinstance(plain, Regularized) else model(x)
-        return criterion(output, y, inputs=x), output
+        inputs = network_inputs(plain, x)  # kernels compare the code with what the network reads
+        regularized = isinstance(plain, Regularized)
+        output = model(x, target=y, concepts=concepts, inputs=inputs) if regularized else model(x)
+        return criterion(output, y, inputs=inputs), output
 
     def after_step(self, model: nn.Module, accelerator: Accelerator, batch: Sequence[Tensor]) -> None:
         """Observes a batch after its optimizer step."""

@@ -8,7 +8,7 @@ from ibreg.runs.data.classification import load
 
 def train_on_digits(seed):
     """A small network trained on scikit-learn's digits, in [0, 1]."""
-    data = load("digits", mean=0.0, std=1.0)
+    data = load("digits")
     torch.manual_seed(seed)
     network = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 64), nn.ReLU(),
@@ -33,7 +33,7 @@ def networks():
 @pytest.fixture(scope="session")
 def known_digits(networks):
     """The test digits that the first network knows."""
-    data = load("digits", mean=0.0, std=1.0)
+    data = load("digits")
     known = networks[0](data.test.inputs).argmax(1) == data.test.targets
     assert known.double().mean() > 0.9
     return data.test.inputs[known], data.test.targets[known]

@@ -232,14 +232,14 @@ def test_elastic_moves_pixels_by_its_share_of_the_side():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "fog"}, "corruptions are brightness, contrast"),
-        ({"severity": 0}, "severity is 1, 2, 3, 4 or 5, got 0"),
-        ({"severity": 6}, "severity is"),
-        ({"images": torch.zeros(4, 28, 28)}, r"images are floats \(batch, channels, height, width\)"),
-        ({"images": torch.zeros(4, 1, 28, 28, dtype=torch.uint8)}, "images are floats"),
-        ({"images": torch.full((4, 1, 28, 28), 2.0)}, "images go from 2 to 2, outside of clamp"),
-        ({"clamp": (1.0, 0.0)}, "clamp is"),
-        ({"images": torch.zeros(4, 1, 7, 28)}, "pixelate needs images of 8 x 8 pixels or more, these have 7 x 28"),
+        ({"kind": "fog"}, "the corruption must be one of brightness, contrast"),
+        ({"severity": 0}, "severity must be 1, 2, 3, 4 or 5, got 0"),
+        ({"severity": 6}, "severity must be"),
+        ({"images": torch.zeros(4, 28, 28)}, r"images must be floats \(batch, channels, height, width\)"),
+        ({"images": torch.zeros(4, 1, 28, 28, dtype=torch.uint8)}, "images must be floats"),
+        ({"images": torch.full((4, 1, 28, 28), 2.0)}, r"must be within clamp=\(0.0, 1.0\), got values from 2 to 2"),
+        ({"clamp": (1.0, 0.0)}, "clamp must be"),
+        ({"images": torch.zeros(4, 1, 7, 28)}, "pixelate needs images of at least 8 x 8 pixels, got 7 x 28"),
         ({"images": torch.zeros(4, 2, 9, 9), "kind": "jpeg"}, "jpeg has images of 1 or 3 channels, these have 2"),
     ],
 )
@@ -301,11 +301,11 @@ def test_corruptions_of_tables_are_a_function_of_the_seed(kind):
 @pytest.mark.parametrize(
     ("rows", "kind", "severity", "message"),
     [
-        (torch.zeros(3, 2), "jpeg", 1, "corruptions of tables are feature_noise, missing_features, got 'jpeg'"),
-        (torch.zeros(3, 2), "feature_noise", 9, "severity is"),
-        (torch.zeros(3, 2, 2), "feature_noise", 1, "rows are floats"),
-        (torch.zeros(3, 2, dtype=torch.long), "feature_noise", 1, "rows are floats"),
-        (torch.full((3, 2), torch.nan), "missing_features", 1, "rows have values that are not finite: put 0"),
+        (torch.zeros(3, 2), "jpeg", 1, "of a table must be one of feature_noise, missing_features, got 'jpeg'"),
+        (torch.zeros(3, 2), "feature_noise", 9, "severity must be"),
+        (torch.zeros(3, 2, 2), "feature_noise", 1, "rows must be floats"),
+        (torch.zeros(3, 2, dtype=torch.long), "feature_noise", 1, "rows must be floats"),
+        (torch.full((3, 2), torch.nan), "missing_features", 1, "rows must be finite: impute"),
     ],
 )
 def test_wrong_arguments_for_tables_are_refused(rows, kind, severity, message):

@@ -272,7 +272,7 @@ def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, ove
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no checkpoint", "cannot be read: it is cut short, no checkpoint"),
+        (b"no checkpoint", "cannot be read: it is truncated, no checkpoint"),
         ([1, 2], "holds no weights by name, but list"),
         ({"epoch": 3}, "holds no weights by name, but a dict of epoch"),
         ({"fc.weight": torch.zeros(2, 2)}, r"do not fit the ResNet .*missing: bn1.bias.*unknown: fc.weight"),

@@ -194,8 +194,8 @@ def test_help_shows_the_choices(run, tmp_path):
         (["batch_size=5000"], "batch_size=5000 is more than"),
         (["bottlenecks=[hsic]", "bottleneck.hsic.estimator=unbiased", "batch_size=3"], "4 samples"),
         (["bottleneck.variational.prior=conditional", "bottleneck.variational.classes=3"], "class"),
-        (["model.decoder=[0]"], r"decoder=\[0\] is a list of widths"),
-        (["model=lenet"], "lenet reads images"),
+        (["model.decoder=[0]"], r"decoder must be a list of widths .* got \[0\]"),
+        (["model=lenet"], "lenet needs images"),
         (["experiment=vib_mnist"], "the experiment belongs to another recipe: python recipes/classification.py"),
     ],
 )

@@ -14,7 +14,7 @@ RECIPE = "robustness"
 SHORT = [
     "data.limit=300", "seeds=[0]", "epochs=1", "decayed_control=0", "lr=1e-2", "device=cpu", "attack.steps=2",
     "attack.rows=10", "attack.draws=2", "corruption.rows=10", "corruption.kinds=[jpeg,contrast]",
-    "corruption.severities=[2,4]", "outliers.rows=10", "sanity.rows=10", "sanity.steps=[1,3]",
+    "corruption.severities=[2,4]", "ood.rows=10", "sanity.rows=10", "sanity.steps=[1,3]",
 ]  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_an_experiment_trains_a_step_and_is_measured(launch, few_images, experim
     if "cifar" in experiment:
         pytest.skip("a ResNet-18 takes minutes")
     if experiment == "pwoa_mnist":
-        control = ["distillation.teacher=null", "bottlenecks=[]", "corruption.rows=0", "outliers.data=null"]
+        control = ["distillation.teacher=null", "bottlenecks=[]", "corruption.rows=0", "ood.data=null"]
         teacher = launch(*overrides, *control).rename(tmp_path / "teacher")
         overrides += [f"distillation.teacher={teacher}"]
     results = summary_of(launch(*overrides))["results"]

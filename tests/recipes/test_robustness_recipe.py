@@ -17,7 +17,8 @@ from ibreg.runs.data.colored import GROUPS
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.folder import CHECKPOINTS, SUMMARY
 from ibreg.runs.models import classifiers as models
-from ibreg.runs.tasks.robustness import measuring as robustness
+from ibreg.runs.tasks.robustness import measuring
+from ibreg.runs.tasks.robustness.checks import check_robustness
 from tests.recipes.command_line import ROOT, run_here
 from tests.recipes.folders import assert_equal_runs, assert_same_results, rows_of, summary_of
 
@@ -25,7 +26,7 @@ RECIPE = "robustness"
 SMALL = [
     "model.hidden=[16]", "lr=1e-2", "device=cpu", "attack.eps=[0.1,0.3]", "attack.steps=2", "attack.rows=40",
     "attack.draws=2", "corruption.rows=40", "corruption.kinds=[jpeg,contrast]", "corruption.severities=[2,4]",
-    "outliers.rows=30", "sanity.rows=40", "sanity.steps=[1,3]",
+    "ood.rows=30", "sanity.rows=40", "sanity.steps=[1,3]",
 ]  # fmt: skip
 QUICK = [
     *SMALL, "bottlenecks=[variational,hsic]", "seeds=[0,1]", "epochs=2", "decayed_control=1", "attack.eps_l2=[0.5]",
@@ -48,7 +49,7 @@ def test_a_run_leaves_table_summary_plots_and_the_checks_of_every_model(finished
     assert (summary["recipe"], summary["data"], summary["seeds"]) == ("robustness", "digits", [0, 1])
     assert list(summary["results"]) == METHODS
     assert {path.name for path in folder.glob("*.png")} == {
-        "attacks.png", "attacked_images.png", "corruptions.png", "learning_curves.png", "outliers.png",
+        "attacks.png", "attacked_images.png", "corruptions.png", "learning_curves.png", "ood.png",
         "reliability.png",
     }  # fmt: skip
     for method, metrics in summary["results"].items():
@@ -86,7 +87,7 @@ def test_the_figures_are_those_of_the_checkpoint_with_a_bare_network_and_a_bare_
     """Independent of the recipe's own measuring: pixels, the attack's box and the rows are taken apart here."""
     folder = launch(*ONE, "bottlenecks=[]", "data.mean=0.3", "data.std=0.4", "attack.eps=[0.1]")
     results = summary_of(folder)["results"]["none"]
-    data = datasets.load("digits", mean=0.0, std=1.0)
+    data = datasets.load("digits")
     network = models.build("mlp", input_shape=(1, 8, 8), classes=10, hidden=[16])
     network.load_state_dict(load_checkpoint(folder / CHECKPOINTS / "none-decay0-seed0.pt")["weights"])
     x, y = data.test.inputs, data.test.targets
@@ -105,8 +106,8 @@ def test_the_figures_are_those_of_the_checkpoint_with_a_bare_network_and_a_bare_
 
 def test_a_failed_check_marks_the_figures_under_attack(launch, capsys, monkeypatch):
     masked = [Check(name, place != 2, {"own": 0.5}) for place, name in enumerate(CHECKS)]
-    monkeypatch.setattr(robustness, "sanity_checks", lambda *args, **kwargs: masked)
-    folder = launch(*ONE, "bottlenecks=[hsic]", "corruption.rows=0", "outliers.data=null")
+    monkeypatch.setattr(measuring, "sanity_checks", lambda *args, **kwargs: masked)
+    folder = launch(*ONE, "bottlenecks=[hsic]", "corruption.rows=0", "ood.data=null")
     printed = capsys.readouterr().out
     assert printed.count(f"FAILED: {CHECKS[2]}") == 3
     assert "(!) not to be trusted" in printed
@@ -115,7 +116,7 @@ def test_a_failed_check_marks_the_figures_under_attack(launch, capsys, monkeypat
     assert "doubtful" not in results["test/accuracy"]
     assert results["test/checks_passed"]["mean"] == 3
     assert not (folder / "corruptions.png").exists()
-    assert not (folder / "outliers.png").exists()
+    assert not (folder / "ood.png").exists()
 
 
 def test_a_killed_run_resumes_bit_identically_and_keeps_what_was_measured(launch, kill, finished, tmp_path):
@@ -155,13 +156,13 @@ def test_a_finished_run_is_neither_overwritten_by_itself_nor_measured_in_part(fi
     whole, _ = finished
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    with pytest.raises(ValueError, match="is where this run writes as well: give another output_dir"):
+    with pytest.raises(ValueError, match="is where this run writes as well: set another output_dir"):
         launch(*QUICK, f"checkpoint={folder}", "overwrite=true")
     assert_equal_runs(folder, whole)
     copied = tmp_path / "copied"
     shutil.move(folder, copied)
     (copied / CHECKPOINTS / "none-decay0-seed1.pt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has lost .*none-decay0-seed1.pt: resume=true there makes it anew"):
+    with pytest.raises(FileNotFoundError, match=r"has lost .*none-decay0-seed1.pt: resume=true there trains it again"):
         launch(*QUICK, f"checkpoint={copied}")
     assert not folder.exists()
 
@@ -180,9 +181,9 @@ def test_models_of_a_classification_run_are_measured(launch, tmp_path):
 
 def test_a_checkpoint_of_another_architecture_is_refused_with_what_to_give(finished, launch, tmp_path):
     whole, _ = finished
-    with pytest.raises(ValueError, match=r"built and trained otherwise, give as well: model.hidden=\[16\]$"):
+    with pytest.raises(ValueError, match=r"configured otherwise, add these overrides: model.hidden=\[16\]$"):
         launch(*QUICK, "model.hidden=[20]", f"checkpoint={whole}")
-    with pytest.raises(ValueError, match=r"give as well: .*model.name=mlp"):
+    with pytest.raises(ValueError, match=r"add these overrides: .*model.name=mlp"):
         launch(*[each for each in QUICK if "hidden" not in each], "model=lenet", f"checkpoint={whole}")
     with pytest.raises(FileNotFoundError, match="is no finished run"):
         launch(*QUICK, f"checkpoint={tmp_path}")
@@ -190,7 +191,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_what_to_give(finis
 
 
 def test_adversarial_training_and_a_pruned_student_of_its_control(launch, tmp_path):
-    short = ["corruption.rows=0", "outliers.data=null", "bottlenecks=[hsic]"]
+    short = ["corruption.rows=0", "ood.data=null", "bottlenecks=[hsic]"]
     trained = launch(*ONE, *short, "adversarial.name=pgd", "adversarial.steps=2")
     teacher = trained.rename(tmp_path / "teacher")
     folder = launch(*ONE, *short, f"distillation.teacher={teacher}", "distillation.prune=0.8")
@@ -215,7 +216,7 @@ def test_a_table_is_attacked_in_its_own_units(launch, tmp_path):
 
 def test_painted_digits_are_measured_by_group(launch, data_root, tmp_path):
     overrides = [*ONE, "data=colored_mnist", f"data.root={data_root}", "data.limit=2000", "bottlenecks=[variational]"]
-    folder = launch(*overrides, "corruption.rows=0", "outliers.data=null", f"output_dir={tmp_path / 'painted'}")
+    folder = launch(*overrides, "corruption.rows=0", "ood.data=null", f"output_dir={tmp_path / 'painted'}")
     summary = summary_of(folder)
     assert ["test/worst_group_accuracy", "worst group (%)", 100, 2] in summary["headline"]
     for metrics in summary["results"].values():
@@ -228,10 +229,11 @@ def test_painted_digits_are_measured_by_group(launch, data_root, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(launch, two_processes):
     options = [
         *SMALL, "bottlenecks=[hsic]", "bottleneck.hsic.gather=true", "seeds=[0]", "epochs=2", "decayed_control=0",
-        "corruption.rows=0", "outliers.data=null",
+        "corruption.rows=0", "ood.data=null",
     ]  # fmt: skip
     assert_same_results(launch(*options), two_processes(*options), tolerance=1e-5)
 
@@ -250,36 +252,36 @@ def test_help_shows_the_choices(run, tmp_path):
         (["attack.eps=[-0.1]"], "attack.eps must be a list of numbers of at least 0"),
         (["attack.eps=[]"], "no radius above 0"),
         (["attack.eps_l2=[a]"], "attack.eps_l2 must be a list of numbers"),
-        (["attack.step_size=0"], "attack.step_size is a number greater than 0"),
+        (["attack.step_size=0"], "attack.step_size must be a number greater than 0"),
         (["attack.restarts=0"], "attack.restarts must be an integer of at least 1"),
-        (["attack.eps=[0.1,0.1000001]"], "radii differ in their first six digits"),
+        (["attack.eps=[0.1,0.1000001]"], "radii must differ in their first six digits"),
         (["attack.ensemble=[apgd]"], "attack.ensemble: attacks are some of apgd_ce, .*'apgd'"),
-        (["corruption.kinds=[fog]"], "corruptions are brightness, .*got 'fog'"),
-        (["corruption.severities=[6]"], "severity is 1, 2, 3, 4 or 5"),
-        (["corruption.severities=[1.0]"], "severity is 1, 2, 3, 4 or 5, got 1.0"),
-        (["corruption.severities=[true]"], "severity is 1, 2, 3, 4 or 5, got True"),
-        (["corruption.severities=3"], r"corruption.severities is a list, corruption.severities=\[3\]"),
-        (["corruption.kinds=jpeg"], r"corruption.kinds is a list, corruption.kinds=\[jpeg\]"),
-        (["attack.ensemble=square"], r"attack.ensemble is a list, attack.ensemble=\[square\]"),
-        (["corruption.severities=[]"], "name some, or corruption.rows=0"),
-        (["corruption.kinds=[jpeg,jpeg]"], "corruption.kinds names each once"),
-        (["corruption.severities=[1,1]"], "corruption.severities names each once"),
-        (["sanity.steps=5"], r"sanity.steps is a list, sanity.steps=\[5\]"),
-        (["sanity.steps=[0]"], "sanity.steps are integers of at least 1"),
-        (["outliers.data=digits"], "outliers.data=digits is the data of the training"),
-        (["outliers.data=fashion"], "no data set 'fashion'"),
+        (["corruption.kinds=[fog]"], "the corruption must be one of brightness, .*got 'fog'"),
+        (["corruption.severities=[6]"], "severity must be 1, 2, 3, 4 or 5"),
+        (["corruption.severities=[1.0]"], "severity must be 1, 2, 3, 4 or 5, got 1.0"),
+        (["corruption.severities=[true]"], "severity must be 1, 2, 3, 4 or 5, got True"),
+        (["corruption.severities=3"], r"corruption.severities must be a list, corruption.severities=\[3\]"),
+        (["corruption.kinds=jpeg"], r"corruption.kinds must be a list, corruption.kinds=\[jpeg\]"),
+        (["attack.ensemble=square"], r"attack.ensemble must be a list, attack.ensemble=\[square\]"),
+        (["corruption.severities=[]"], "must not be empty; for none set corruption.rows=0"),
+        (["corruption.kinds=[jpeg,jpeg]"], "corruption.kinds must not repeat"),
+        (["corruption.severities=[1,1]"], "corruption.severities must not repeat"),
+        (["sanity.steps=5"], r"sanity.steps must be a list, sanity.steps=\[5\]"),
+        (["sanity.steps=[0]"], "sanity.steps must be integers of at least 1"),
+        (["ood.data=digits"], "ood.data must not be the training data, got digits"),
+        (["ood.data=fashion"], "no data set 'fashion'"),
         (["control=false", "bottlenecks=[hsic]", "seeds=[0]"], "the sanity checks need a second model"),
-        (["adversarial.name=fgsm"], "adversarial.name is one of none, pgd, trades"),
-        (["adversarial.name=pgd", "adversarial.eps=-1"], "adversarial.eps is a finite number greater than 0"),
+        (["adversarial.name=fgsm"], "adversarial.name must be one of none, pgd, trades"),
+        (["adversarial.name=pgd", "adversarial.eps=-1"], "adversarial.eps must be a finite number greater than 0"),
         (["decayed_control=-1"], "decayed_control must be a number of at least 0"),
         (["bottlenecks=[decayed]"], "none of the controls"),
         (["+places.hsic=[trunk.9]"], "inject_at=trunk.9: .*no module"),
         (["+places.hsik=trunk"], "places names hsik"),
-        (["distillation.prune=2"], "distillation.prune is a share of the weights"),
-        (["distillation.weight=-1"], "distillation takes a temperature above 0 and a weight of at least 0"),
-        (["distillation.temperature=hot"], "distillation takes a temperature above 0"),
+        (["distillation.prune=2"], "distillation.prune must be a fraction of the weights"),
+        (["distillation.weight=-1"], "distillation needs a temperature above 0 and a weight of at least 0"),
+        (["distillation.temperature=hot"], "distillation needs a temperature above 0"),
         (["distillation.teacher=/nowhere"], "0 controls 'none' of seed 0"),
-        (["distillation.teacher=/nowhere", "ema=0.9"], "distillation prunes.*give ema=0"),
+        (["distillation.teacher=/nowhere", "ema=0.9"], "distillation prunes.*set ema=0"),
         (["+attack.norm=2"], "attack has no key 'norm'"),
         (["checkpoint=/nowhere"], "is no finished run"),
         (["checkpoint=3"], "checkpoint=3 is no finished run"),
@@ -297,7 +299,7 @@ def test_the_ensemble_is_refused_for_a_table_before_anything_is_written(launch, 
     (tmp_path / "table.csv").write_text("\n".join(["width,height,kind", *rows]))
     table = ["data=csv", f"data.path={tmp_path / 'table.csv'}", "data.target=kind", "batch_size=8"]
     with pytest.raises(ValueError, match=r"attack\.ensemble: these attacks need bounds of the inputs"):
-        launch(*table, "attack.ensemble=[apgd_ce]", "outliers.data=null")
+        launch(*table, "attack.ensemble=[apgd_ce]", "ood.data=null")
     assert not (tmp_path / "run").exists()
 
 
@@ -307,8 +309,8 @@ def test_images_too_small_for_a_corruption_are_refused(recipe):
     small = datasets.ClassificationData("small", *parts, (1, 4, 4), data.class_names)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("robustness", ["output_dir=unused", "corruption.kinds=[jpeg]"])
-    with pytest.raises(ValueError, match="needs images of 8 x 8 pixels or more, these have 4 x 4"):
-        robustness.check_robustness(cfg, small)
+    with pytest.raises(ValueError, match="needs images of at least 8 x 8 pixels, got 4 x 4"):
+        check_robustness(cfg, small)
 
 
 def test_committed_summaries_keep_their_checks():

@@ -1,4 +1,4 @@
-"""What an attack raises: a loss of each sample, its gradient by the input, and whether the classifier is fooled."""
+"""The objective of an attack: the loss of each sample, its gradient, and whether the classifier is fooled."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Judgement(NamedTuple):
-    """How far an attack has come, for each sample.
+    """Value and success of an attack, for each sample.
 
     Attributes:
-        value: what the attack raises, `(batch,)`: the loss, or minus the loss of a targeted attack.
-        fooled: whether the classifier decides as the attack wants, `(batch,)`; False where there are no classes.
+        value: the value that is maximized, `(batch,)`: the loss, or minus the loss of a targeted attack.
+        fooled: whether the attack has succeeded, `(batch,)`; False where there are no classes.
     """
 
     value: Tensor
@@ -30,23 +30,23 @@ class Judgement(NamedTuple):
 
 
 class Objective:
-    """The loss of each sample as a function of the input; the model has to be in evaluation mode.
+    """The loss of each sample as a function of the input; the model must be in evaluation mode.
 
     Args:
         model: wrapped in `Regularized` or not.
-        target: what the loss compares with: integers `(batch,)` are classes, floats are values of a regression.
+        target: integers `(batch,)` are classes, floats are regression targets.
         loss: `loss(output, target)`, one value per sample; None: cross-entropy for integers, squared error for floats.
-        expectation: 0: the mean code; n: the mean of the loss over n draws of the noise, and the decision by the mean
-            softmax over them.
-        targeted: whether the output shall come near the target rather than away from it.
+        expectation: 0: the mean code; n: the mean of the loss over n Monte Carlo samples of the noise, and the
+            prediction by the mean softmax over them.
+        targeted: whether the attack moves the output towards the target rather than away from it.
 
     Raises:
-        ValueError: a number of draws below 0, or of a model without a stochastic bottleneck; a module whose own forward
-            runs a `Regularized`.
-        RuntimeError: inside `torch.inference_mode()`.
+        ValueError: If the number of Monte Carlo samples is below 0, or the model has no stochastic bottleneck; if a
+            module whose own forward runs a `Regularized` is given.
+        RuntimeError: If called inside `torch.inference_mode()`.
 
     Warns:
-        UserWarning: one draw alone; a gradient that is not finite.
+        UserWarning: If there is a single Monte Carlo sample, or a gradient is not finite.
     """
 
     def __init__(
@@ -70,29 +70,29 @@ class Objective:
 
     @torch.no_grad()
     def judge(self, x: Tensor, noise_seed: int, rows: Tensor | None = None) -> Judgement:
-        """Judges points of some samples under a noise.
+        """Judges points of some samples.
 
         Args:
-            x: the points.
-            noise_seed: of the draws.
-            rows: numbers of the samples that they belong to; None: all of them.
+            x: points.
+            noise_seed: seed of the Monte Carlo samples.
+            rows: indices of the samples that they belong to; None: all samples.
         """
         return self._judgement(x, noise_seed, rows)
 
     @torch.enable_grad()
     def gradient(self, x: Tensor, noise_seed: int, rows: Tensor | None = None) -> tuple[Judgement, Tensor]:
-        """Judges points, and returns the gradient of each sample's value by its own point, whatever the batch."""
+        """Judges points, and returns the gradient of the value of each sample with respect to its point."""
         x = x.detach().requires_grad_()
         judgement = self._judgement(x, noise_seed, rows)
         value = judgement.value.sum()
-        if not value.requires_grad:  # neither the input nor a parameter moves it
+        if not value.requires_grad:  # depends on neither the input nor a parameter
             return judgement, torch.zeros_like(x)
-        # 0 where the path from the input is cut, as by the nearest key: an attack is blind there, and checks tell.
+        # 0 where no gradient reaches the input, as with nearest keys: the attack fails, which the sanity checks reveal.
         (gradient,) = torch.autograd.grad(value, x, materialize_grads=True)
         blind = int((~gradient.flatten(1).isfinite()).any(1).sum())
         if blind:
             warnings.warn(
-                f"the gradient of {blind} of {len(x)} samples is not finite, taken for 0 there: the attack is blind, "
+                f"the gradient of {blind} of {len(x)} samples is not finite and replaced by 0: the attack fails there, "
                 "which does not make the model robust",
                 stacklevel=2,
             )
@@ -119,8 +119,8 @@ class Objective:
         losses = self.loss(output, target)
         if losses.shape != (len(output),):
             raise ValueError(
-                f"the loss gives one value per sample, shape {(len(output),)}, for an output of shape "
-                f"{tuple(output.shape)}, got {tuple(losses.shape)}: reduction='none', summed over all other axes"
+                f"the loss must have one value per sample, shape {(len(output),)}, for an output of shape "
+                f"{tuple(output.shape)}, got {tuple(losses.shape)}: use reduction='none', and sum over all other axes"
             )
         return losses
 
@@ -128,17 +128,17 @@ class Objective:
     def _checked(output: object) -> Tensor:
         if not isinstance(output, Tensor):
             raise ValueError(
-                f"an attack needs a model that returns a tensor, this one returns {type(output).__name__}: wrap it in "
-                "a module that picks the logits or the prediction"
+                f"the attacked model must return a tensor, got {type(output).__name__}: wrap it in a module that "
+                "returns the logits or the prediction"
             )
         return output
 
 
 class Worst:
-    """The worst point that an attack has met, for each sample: one that fools the classifier, then the greatest value.
+    """The worst visited point of each sample: one that fools the classifier first, then the one with the largest value.
 
     Args:
-        x: what is kept of a sample before any point was met, `(batch, ...)`.
+        x: initial points, `(batch, ...)`.
     """
 
     def __init__(self, x: Tensor):
@@ -147,12 +147,12 @@ class Worst:
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def meet(self, x: Tensor, judgement: Judgement, rows: Tensor) -> None:
-        """Keeps the points that are worse than those before.
+        """Keeps the points that are worse than the previous ones.
 
         Args:
             x: points of some samples.
-            judgement: of these points.
-            rows: numbers of the samples that they belong to.
+            judgement: their value and success.
+            rows: indices of the samples that they belong to.
         """
         value, fooled = judgement.value.to(self.value), judgement.fooled
         worse = torch.where(fooled == self.fooled[rows], value > self.value[rows], fooled)
@@ -169,7 +169,7 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
         target: class indices, `(batch,)`.
 
     Raises:
-        ValueError: shapes that do not fit, a class that is none.
+        ValueError: If shapes do not fit, or a target is no class.
 
     Example:
         >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
@@ -179,18 +179,18 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 
 
 def margin(output: Tensor, target: Tensor) -> Tensor:
-    r"""Returns how far the best other class is above the target's: above 0 where the classifier is wrong.
+    r"""Returns the margin of the best other class over the target, above 0 where the prediction is incorrect.
 
     .. math:: \max_{c \neq y} z_c - z_y
 
-    Unlike the cross-entropy it keeps its gradient where the network is sure (arXiv 1608.04644).
+    Unlike that of the cross-entropy its gradient does not vanish for confident networks (arXiv 1608.04644).
 
     Args:
         output: logits, `(batch, classes)`.
         target: class indices, `(batch,)`.
 
     Raises:
-        ValueError: shapes that do not fit, a class that is none.
+        ValueError: If shapes do not fit, or a target is no class.
 
     Example:
         >>> margin(torch.tensor([[1.0, 4.0, 2.0]]), torch.tensor([1]))
@@ -206,10 +206,10 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
 
     Args:
         output: predictions, `(batch, ...)`.
-        target: of the same shape; `(batch,)` and `(batch, 1)` go together.
+        target: regression targets of the same shape; `(batch,)` and `(batch, 1)` fit each other.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: If shapes do not fit.
 
     Example:
         >>> squared_error(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
@@ -225,10 +225,12 @@ def check_targets(x: Tensor, target: Tensor) -> None:
     """Checks that every input has a target.
 
     Raises:
-        ValueError: it has none.
+        ValueError: If the numbers differ.
     """
     if x.shape[:1] != target.shape[:1]:
-        raise ValueError(f"{len(x)} inputs and targets of shape {tuple(target.shape)} do not fit: one for each input")
+        raise ValueError(
+            f"there must be one target per input, got {len(x)} inputs and targets of shape {tuple(target.shape)}"
+        )
 
 
 def _checked_classes(output: Tensor, target: Tensor) -> Tensor:
@@ -238,21 +240,20 @@ def _checked_classes(output: Tensor, target: Tensor) -> Tensor:
             f"{tuple(output.shape)} and {tuple(target.shape)}: pass loss="
         )
     if target.numel() and not 0 <= target.min() <= target.max() < output.shape[1]:
-        raise ValueError(f"targets go from {target.min()} to {target.max()}, there are {output.shape[1]} classes")
+        raise ValueError(f"targets must be classes below {output.shape[1]}, got {target.min()} to {target.max()}")
     return target.long()
 
 
 def _check_expectation(network: nn.Module, expectation: int) -> None:
     if not isinstance(expectation, int) or expectation < 0:
-        raise ValueError(f"expectation is an integer of at least 0, got {expectation!r}")
+        raise ValueError(f"expectation must be an integer of at least 0, got {expectation!r}")
     if expectation and not any(layer.stochastic for layer in named_bottlenecks(network)):
         raise ValueError(
-            f"expectation={expectation} needs a stochastic bottleneck, the model has none: it is attacked with "
-            "expectation=0"
+            f"expectation={expectation} needs a stochastic bottleneck, but the model has none: use expectation=0"
         )
     if expectation == 1:
         warnings.warn(
-            "expectation=1 follows the gradient of a single draw, which the noise hides: a model that stands this may "
-            "still fall to the mean over draws; use expectation=10 or more",
+            "expectation=1 uses the gradient of a single Monte Carlo sample, which the noise masks: a model that "
+            "withstands it may still fail under the mean over samples; use expectation=10 or more",
             stacklevel=4,
         )

@@ -1,15 +1,16 @@
-"""Checks that a robustness figure has to pass before it is believed: signs of gradients that are masked.
+"""Sanity checks of robustness figures: signs of masked gradients.
 
-Athalye et al. 2018 (arXiv 1802.05957, section 3.1) and Carlini et al. 2019 (arXiv 1902.06705). A model that fails one
-is not robust by these figures: the attack may only have been blind.
+Athalye et al. 2018 (arXiv 1802.05957, section 3.1) and Carlini et al. 2019 (arXiv 1902.06705). If a check fails, the
+figures do not show that the model is robust: the attack may have failed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ibreg.evaluation.attacks.gradient import pgd, uniform_noise
 from ibreg.prediction import predict
 
-NEAR_ZERO = 0.01  # an accuracy that is about 0: it leaves room for samples on which an honest search gets stuck
+NEAR_ZERO = 0.01  # an accuracy of about 0, which allows for samples on which a sound search fails
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Check:
     """The outcome of one check.
 
     Attributes:
-        name: what has to hold.
-        passed: whether it does, within two standard errors.
-        figures: the accuracies that it compares, by the attack.
+        name: property that is checked.
+        passed: whether it holds, within two standard errors.
+        figures: the accuracies that are compared, by attack.
 
     Example:
         >>> print(Check("noise alone is weaker than PGD", True, {"noise": 0.95, "PGD": 0.2}))
@@ -61,32 +62,33 @@ def sanity_checks(
     r"""Runs the four checks on one classifier and some samples.
 
     1. The accuracy under PGD never rises with more steps or a larger eps.
-    2. It is about 0 (0.01) where eps leaves the attack free.
-    3. Inputs made on another model are not worse than those made on this one.
+    2. It is about 0 (0.01) where eps does not constrain the attack.
+    3. Transferred attacks, made on another model, are not stronger than those made on this one.
     4. Noise alone is weaker than PGD at the largest eps, by more than chance unless PGD leaves nothing.
 
     All within two standard errors of a difference over the same samples,
-    :math:`2 \sqrt{\operatorname{var}(r_i - r'_i) / n}` with r = 1 where the classifier is right.
+    :math:`2 \sqrt{\operatorname{var}(r_i - r'_i) / n}` with r = 1 where the prediction is correct.
 
     Args:
         model: a classifier, wrapped in `Regularized` or not, which returns logits.
-        surrogate: another one of the same task, trained by itself (the control, or another seed).
+        surrogate: an independently trained classifier of the same task (the control, or another seed).
         x: `(samples, ...)`, some hundreds of them.
         target: classes, `(samples,)`.
-        eps: radii, in units of the input, such that the accuracy falls well over them.
+        eps: radii, in units of the input, over which the accuracy falls clearly.
         norm: "inf" or "2".
-        steps: numbers of steps; all but the last are tried at the middle eps alone.
-        clamp: smallest and largest value of an input; None: no limit.
-        large_eps: a radius that leaves the attack free; None: that of the whole box, without one of the range of `x`.
-        expectation: 0: the model with the mean code; n: predictions and gradients are means over n draws.
-        batch_size: samples at a time.
-        seed: of random starts and draws.
+        steps: numbers of steps; all but the last are used at the middle eps alone.
+        clamp: smallest and largest value of an input; None: no limits.
+        large_eps: a radius that does not constrain the attack; None: that of the whole box, which without `clamp` is
+            the range of `x`.
+        expectation: 0: predictions and gradients of the mean code; n: means over n Monte Carlo samples.
+        batch_size: samples per batch.
+        seed: seed of random starts and Monte Carlo samples.
 
     Returns:
         The four outcomes, in this order.
 
     Raises:
-        ValueError: no eps, steps or samples, targets that are no classes, or as in
+        ValueError: If there are no eps, steps or samples, targets are no classes, or as in
             `ibreg.evaluation.attacks.gradient.pgd`.
 
     Example:
@@ -97,71 +99,113 @@ def sanity_checks(
         >>> [check.passed for check in checks]
         [True, True, True, True]
     """
+    _check_arguments(x, target, eps, steps)
+    if large_eps is None:
+        large_eps = _radius_of_box(x, norm, clamp)
+    subject = _Subject(model, x, target, {"norm": norm, "clamp": clamp}, expectation, batch_size, seed)
+    eps, steps = sorted(eps), sorted(steps)
+    middle = eps[len(eps) // 2]
+    by_eps = {radius: subject.correct_under_pgd(radius, steps[-1]) for radius in eps}
+    by_steps = {count: subject.correct_under_pgd(middle, count) for count in steps[:-1]}
+    unconstrained = subject.correct_under_pgd(large_eps, steps[-1])
+    transferred = subject.correct(subject.pgd(surrogate, eps[-1], steps[-1], expectation=0))
+    noisy = subject.correct(uniform_noise(x, eps=eps[-1], seed=seed, **subject.ball))
+    return [
+        _never_rises(by_steps | {steps[-1]: by_eps[middle]}, by_eps, middle, steps[-1]),
+        _falls_to_zero(unconstrained, large_eps),
+        _own_is_strongest(by_eps[eps[-1]], transferred),
+        _noise_is_weaker(by_eps[eps[-1]], noisy),
+    ]
+
+
+def _check_arguments(x: Tensor, target: Tensor, eps: Sequence[float], steps: Sequence[int]) -> None:
     if not eps or not steps or len(x) == 0:
         raise ValueError(f"the checks need some eps, steps and samples, got {list(eps)}, {list(steps)} and {len(x)}")
     if target.is_floating_point() or target.shape != x.shape[:1]:
         raise ValueError(
-            f"the checks are for classes, integers {tuple(x.shape[:1])}, got {target.dtype} {target.shape}"
+            f"target must be classes, integers {tuple(x.shape[:1])}, got {target.dtype} {tuple(target.shape)}"
         )
-    if large_eps is None:
-        low, high = clamp if clamp is not None else (float(x.min()), float(x.max()))
-        width = high - low
-        large_eps = width if str(norm) == "inf" else width * math.sqrt(x[0].numel())
-    rows = torch.arange(len(x)).split(batch_size)
 
-    def attack(attacked: nn.Module, eps: float, steps: int, expectation: int) -> Tensor:
-        options = {"norm": norm, "clamp": clamp, "expectation": expectation, "early_stop": expectation == 0}
+
+def _radius_of_box(x: Tensor, norm: str | float, clamp: tuple[float, float] | None) -> float:
+    low, high = clamp if clamp is not None else (float(x.min()), float(x.max()))
+    width = high - low
+    return width if str(norm) == "inf" else width * math.sqrt(x[0].numel())
+
+
+class _Subject:
+    """The model that is checked, with its samples: attacks them and predicts, batch by batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        ball: Mapping[str, Any],
+        expectation: int,
+        batch_size: int,
+        seed: int,
+    ):
+        self.model, self.x, self.target = model, x, target
+        self.ball, self.expectation, self.seed = ball, expectation, seed
+        self.batches = torch.arange(len(x)).split(batch_size)
+
+    def pgd(self, model: nn.Module, eps: float, steps: int, expectation: int) -> Tensor:
+        """Attacks the samples on a model."""
+        options = {**self.ball, "eps": eps, "steps": steps, "expectation": expectation, "early_stop": expectation == 0}
         return torch.cat(
             [
-                pgd(attacked, x[some], target[some], eps=eps, steps=steps, seed=seed + place, **options)
-                for place, some in enumerate(rows)
+                pgd(model, self.x[rows], self.target[rows], seed=self.seed + index, **options)
+                for index, rows in enumerate(self.batches)
             ]
         )
 
-    def right(inputs: Tensor) -> Tensor:
-        decided = [
-            predict(model, inputs[some], draws=expectation, seed=seed + place, mean="softmax").argmax(1)
-            for place, some in enumerate(rows)
+    def correct(self, inputs: Tensor) -> Tensor:
+        """Returns 1 where the prediction is correct, else 0, `(samples,)`."""
+        predicted = [
+            predict(self.model, inputs[rows], draws=self.expectation, seed=self.seed + index, mean="softmax").argmax(1)
+            for index, rows in enumerate(self.batches)
         ]
-        return (torch.cat(decided) == target).double()
+        return (torch.cat(predicted) == self.target).double()
 
-    eps, steps = sorted(eps), sorted(steps)
-    middle = eps[len(eps) // 2]
-    by_eps = {each: right(attack(model, each, steps[-1], expectation)) for each in eps}
-    by_steps = {each: right(attack(model, middle, each, expectation)) for each in steps[:-1]}
-    free = right(attack(model, large_eps, steps[-1], expectation))
-    transferred = right(attack(surrogate, eps[-1], steps[-1], 0))
-    noisy = right(uniform_noise(x, eps=eps[-1], norm=norm, clamp=clamp, seed=seed))
-    white_box = by_eps[eps[-1]]
-    return [
-        _never_rises(by_steps | {steps[-1]: by_eps[middle]}, by_eps, middle, steps[-1]),
-        Check(
-            "accuracy is about 0 at a large eps",
-            float(free.mean()) <= NEAR_ZERO + 2 * _standard_error(free),
-            {f"eps {large_eps:g}": float(free.mean())},
-        ),
-        Check(
-            "inputs made on another model are not stronger than those made on this one",
-            _difference(white_box, transferred) <= 2 * _standard_error(white_box - transferred),
-            {"transferred": float(transferred.mean()), "own": float(white_box.mean())},
-        ),
-        Check(
-            "noise alone is weaker than PGD",
-            _difference(noisy, white_box) > 2 * _standard_error(noisy - white_box)
-            or float(white_box.mean()) <= NEAR_ZERO,
-            {"noise": float(noisy.mean()), "PGD": float(white_box.mean())},
-        ),
-    ]
+    def correct_under_pgd(self, eps: float, steps: int) -> Tensor:
+        """Returns 1 where the prediction is correct under PGD, else 0, `(samples,)`."""
+        return self.correct(self.pgd(self.model, eps, steps, self.expectation))
 
 
 def _never_rises(by_steps: dict[int, Tensor], by_eps: dict[float, Tensor], eps: float, steps: int) -> Check:
-    pairs = [pair for each in (by_steps, by_eps) for pair in pairwise(each.values())]
-    figures = {f"{n} steps at eps {eps:g}": right for n, right in by_steps.items()}
-    figures |= {f"{steps} steps at eps {radius:g}": right for radius, right in by_eps.items()}
+    pairs = [pair for series in (by_steps, by_eps) for pair in pairwise(series.values())]
+    figures = {f"{count} steps at eps {eps:g}": correct for count, correct in by_steps.items()}
+    figures |= {f"{steps} steps at eps {radius:g}": correct for radius, correct in by_eps.items()}
     return Check(
         "accuracy never rises with steps or eps",
         all(_difference(more, less) <= 2 * _standard_error(more - less) for less, more in pairs),
-        {name: float(right.mean()) for name, right in figures.items()},
+        {name: float(correct.mean()) for name, correct in figures.items()},
+    )
+
+
+def _falls_to_zero(unconstrained: Tensor, eps: float) -> Check:
+    accuracy = float(unconstrained.mean())
+    return Check(
+        "accuracy is about 0 at a large eps",
+        accuracy <= NEAR_ZERO + 2 * _standard_error(unconstrained),
+        {f"eps {eps:g}": accuracy},
+    )
+
+
+def _own_is_strongest(own: Tensor, transferred: Tensor) -> Check:
+    return Check(
+        "inputs made on another model are not stronger than those made on this one",
+        _difference(own, transferred) <= 2 * _standard_error(own - transferred),
+        {"transferred": float(transferred.mean()), "own": float(own.mean())},
+    )
+
+
+def _noise_is_weaker(own: Tensor, noisy: Tensor) -> Check:
+    return Check(
+        "noise alone is weaker than PGD",
+        _difference(noisy, own) > 2 * _standard_error(noisy - own) or float(own.mean()) <= NEAR_ZERO,
+        {"noise": float(noisy.mean()), "PGD": float(own.mean())},
     )
 
 

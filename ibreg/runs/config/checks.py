@@ -29,7 +29,7 @@ NAMED = {"data": ("name",), "model": ("name", "inject_at"), "encoder": ("name",)
 INTEGERS = {
     "epochs": 1, "batch_size": 1, "draws": 1, "prediction_draws": 0, "accumulate": 1, "sweep.epochs": 1,
     "schedule.steps": 1, "attack.steps": 1, "attack.rows": 1, "attack.draws": 1, "attack.restarts": 1,
-    "adversarial.steps": 1, "corruption.rows": 0, "outliers.rows": 1, "sanity.rows": 1, "rows": 1,
+    "adversarial.steps": 1, "corruption.rows": 0, "ood.rows": 1, "sanity.rows": 1, "rows": 1,
     "interventions.rows": 1, "interventions.orders": 5, "tuning_seeds": 1, "unlabeled.limit": 0,
     "initialize.epochs": 1,
 }  # fmt: skip

@@ -1,12 +1,16 @@
-"""Classification data sets behind one name: `load("digits")`, `load("csv", path="table.csv", target="type")`.
+"""Classification data sets by name: `load("digits")`, `load("csv", path="table.csv", target="type")`.
 
-Every set is cut in the same way: a validation share is held out of the training part, stratified and seeded; a set
-without a test part of its own gives one up first. Whatever is fitted is fitted on the training rows alone.
+All sets are split in the same way: a validation fraction is held out of the training rows, stratified and seeded; a set
+without test rows of its own gives some up first. Whatever is fitted is fitted on the training rows alone.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,33 +22,35 @@ from ibreg.runs.data.colored import GROUPS, groups_of, paint
 from ibreg.runs.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    VALUE_RANGE,
     ImageFiles,
+    Normalization,
     channels_first,
     class_folders,
     crop_and_flip,
-    normalized,
-    per_channel,
+    unit_range,
 )
 from ibreg.runs.data.rows import Rows
-from ibreg.runs.data.split import Request, data_folder
+from ibreg.runs.data.split import Request, load_by_name
 from ibreg.runs.data.tables import feature_values, read_table, standardized, target_classes
-from ibreg.runs.dispatch import choose, keyword_options
 
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """A data set cut into training, validation and test rows, with what a model must know of it.
+    """A data set split into training, validation and test rows, and what a model must know about it.
 
     Args:
-        name: Name in the registry.
-        train: Training rows, `(input, target)` with the target an integer class.
-        validation: Rows held out of the training part, or None.
-        test: Test rows.
-        input_shape: Shape of one input: `(features,)` or `(channels, height, width)`.
-        class_names: One name per class, in the order of the targets.
-        groups: Where an average would hide a spurious correlation: takes inputs and targets and returns of each sample
-            the index of its group.
-        group_names: One name per group.
+        name: name in the registry.
+        train: training rows, `(input, target)` with the target an integer class.
+        validation: rows held out of the training rows, or None.
+        test: test rows.
+        input_shape: shape of one input: `(features,)` or `(channels, height, width)`.
+        class_names: one name per class, in the order of the targets.
+        value_range: smallest and largest value of an input; None: no limits, as for tables.
+        normalization: how a network normalizes the inputs; None: it reads them as they are.
+        groups: for data with a spurious correlation, which an average hides: maps inputs and targets to the group index
+            of each sample.
+        group_names: one name per group.
     """
 
     name: str
@@ -53,6 +59,8 @@ class ClassificationData:
     test: Rows
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
+    value_range: tuple[float, float] | None = None
+    normalization: Normalization | None = None
     groups: Callable[[Tensor, Tensor], Tensor] | None = None
     group_names: tuple[str, ...] = ()
 
@@ -61,43 +69,33 @@ class ClassificationData:
         """The number of classes."""
         return len(self.class_names)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether inputs are images, `(channels, height, width)`."""
+        return len(self.input_shape) == 3
 
-def load(
-    name: str,
-    *,
-    root: str | Path | None = None,
-    download: bool = False,
-    validation: float = 0.1,
-    split_seed: int = 0,
-    limit: int = 0,
-    **options,
-) -> ClassificationData:
-    """Loads a data set by name and cuts it.
+
+def load(name: str, **options: Any) -> ClassificationData:
+    """Loads a data set by name and splits its rows.
 
     Args:
-        name: One of `names()`.
-        root: Folder of the data; without it the environment variable `IBREG_DATA`, then `data`.
-        download: Whether missing files may be fetched, where torchvision can fetch them.
-        validation: Share of the training part that is held out, in [0, 1); 0 for none.
-        split_seed: Seed of every cut.
-        limit: Number of training rows to keep, stratified; 0 for all.
-        options: The set's own options, as they stand in `configs/data/<name>.yaml`.
+        name: one of `names()`.
+        **options: those of all data sets, see `ibreg.runs.data.split.Request`, and its own, as in
+            `configs/data/<name>.yaml`.
 
     Raises:
-        ValueError: For an unknown name or option, a share out of range, a class too rare to be in every part, and
-            data that cannot be used as they are.
-        FileNotFoundError: If the files are not there; the message says what belongs where.
+        ValueError: If a name or option is unknown, a fraction is out of range, a class is too rare to be in every
+            split, or the data cannot be used as they are.
+        FileNotFoundError: If files are missing; the message says which files belong where.
 
     Example:
         >>> data = load("digits", validation=0.25)
-        >>> data.input_shape, data.classes
-        ((1, 8, 8), 10)
+        >>> data.input_shape, data.classes, data.value_range
+        ((1, 8, 8), 10, (0.0, 1.0))
         >>> len(data.train), len(data.validation), len(data.test)
         (1077, 360, 360)
     """
-    function = choose("data set", name, _SETS, options, beside=f", all sets {list(keyword_options(load))}")
-    folder = data_folder(root)
-    return function(Request(folder, download, validation, split_seed, limit), **options)
+    return load_by_name("data set", name, _SETS, Request, options)
 
 
 def names() -> list[str]:
@@ -110,8 +108,20 @@ def names() -> list[str]:
     return sorted(_SETS)
 
 
-def _data(name: str, parts: Sequence[Rows], class_names: Sequence[str]) -> ClassificationData:
-    train, validation, test = parts
+def _image_data(
+    name: str,
+    splits: Sequence[Rows],
+    class_names: Sequence[str],
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+) -> ClassificationData:
+    data = _data(name, splits, class_names)
+    normalization = Normalization.of(mean, std, channels=data.input_shape[0])
+    return replace(data, value_range=VALUE_RANGE, normalization=normalization)
+
+
+def _data(name: str, splits: Sequence[Rows], class_names: Sequence[str]) -> ClassificationData:
+    train, validation, test = splits
     shape = tuple(test[0][0].shape)
     return ClassificationData(name, train, validation if len(validation) else None, test, shape, tuple(class_names))
 
@@ -119,33 +129,33 @@ def _data(name: str, parts: Sequence[Rows], class_names: Sequence[str]) -> Class
 def digits(
     request: Request, *, test: float = 0.2, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
 ) -> ClassificationData:
-    """Loads scikit-learn's 1,797 handwritten digits, 8 x 8 in gray; they come with scikit-learn, no file is needed.
+    """Loads scikit-learn's 1,797 handwritten digits, grayscale images of 8 x 8; no file is needed.
 
     Args:
-        request: How the set is cut.
-        test: Share of the rows for the test part.
-        mean: Subtracted from values in [0, 1].
-        std: What they are divided by then.
+        request: options of all data sets.
+        test: fraction of the rows that are test rows.
+        mean: mean of the values in [0, 1], by which the network normalizes.
+        std: their standard deviation.
     """
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
     class_names = [str(digit) for digit in range(10)]
-    inputs = normalized(torch.tensor(pixels).view(-1, 1, 8, 8), 16, mean, std)
+    inputs = unit_range(torch.tensor(pixels).view(-1, 1, 8, 8), 16)
     targets = torch.tensor(labels)
-    parts = [Rows(inputs[rows], targets[rows]) for rows in request.stratified_split(labels, class_names, test)]
-    return _data("digits", parts, class_names)
+    splits = [Rows(inputs[rows], targets[rows]) for rows in request.stratified_split(labels, class_names, test)]
+    return _image_data("digits", splits, class_names, mean, std)
 
 
 def mnist(
     request: Request, *, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
 ) -> ClassificationData:
-    """Loads MNIST: 60,000 + 10,000 handwritten digits, 28 x 28 in gray.
+    """Loads MNIST: 60,000 + 10,000 handwritten digits, grayscale images of 28 x 28.
 
     Args:
-        request: Where the set lies and how it is cut.
-        mean: Subtracted from values in [0, 1].
-        std: What they are divided by then.
+        request: options of all data sets.
+        mean: mean of the values in [0, 1], by which the network normalizes.
+        std: their standard deviation.
     """
-    return _downloadable("mnist", request, mean, std)
+    return _torchvision_set("mnist", request, mean, std)
 
 
 def colored_mnist(
@@ -157,41 +167,42 @@ def colored_mnist(
     mean: float | Sequence[float] = 0.5,
     std: float | Sequence[float] = 0.5,
 ) -> ClassificationData:
-    """Loads MNIST painted red or green, the label being whether the digit is 5 or more, see `colored.paint`.
+    """Loads MNIST in red or green; the class is whether the digit is 5 or more, see `colored.paint`.
 
     Args:
-        request: Where the set lies and how it is cut; its seed is also that of the colors.
-        correlation: Share of training and validation images whose color is that of their label.
-        test_correlation: The same of the test images; at 0.5 color tells nothing.
-        label_noise: Share of wrong labels, in all parts.
-        mean: Subtracted from values in [0, 1].
-        std: What they are divided by then.
+        request: options of all data sets; `split_seed` is also the seed of the colors.
+        correlation: fraction of training and validation images whose color is that of their label.
+        test_correlation: the same fraction of the test images; at 0.5 the color is independent of the label.
+        label_noise: fraction of incorrect labels, in all splits.
+        mean: mean of the values in [0, 1], by which the network normalizes: one number, or one per channel.
+        std: their standard deviation.
     """
-    gray = mnist(request, mean=0.0, std=1.0)
+    gray = mnist(request)
     generator = torch.Generator().manual_seed(request.split_seed)
-    parts = []
-    for part, share in ((gray.train, correlation), (gray.validation, correlation), (gray.test, test_correlation)):
-        if part is None:
-            parts.append(Rows(gray.test.inputs[:0], gray.test.targets[:0]))
+    splits = []
+    for rows, fraction in ((gray.train, correlation), (gray.validation, correlation), (gray.test, test_correlation)):
+        if rows is None:
+            splits.append(Rows(gray.test.inputs[:0], gray.test.targets[:0]))
             continue
         images, labels = paint(
-            part.inputs, part.targets, correlation=share, label_noise=label_noise, generator=generator
+            rows.inputs, rows.targets, correlation=fraction, label_noise=label_noise, generator=generator
         )
-        parts.append(Rows(normalized(images, 1, mean, std), labels))
-    return replace(_data("colored_mnist", parts, ["0 to 4", "5 to 9"]), groups=groups_of, group_names=GROUPS)
+        splits.append(Rows(images, labels))
+    colored = _image_data("colored_mnist", splits, ["0 to 4", "5 to 9"], mean, std)
+    return replace(colored, groups=groups_of, group_names=GROUPS)
 
 
 def fashion_mnist(
     request: Request, *, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
 ) -> ClassificationData:
-    """Loads Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28 x 28 in gray.
+    """Loads Fashion-MNIST: 60,000 + 10,000 grayscale images of 28 x 28.
 
     Args:
-        request: Where the set lies and how it is cut.
-        mean: Subtracted from values in [0, 1].
-        std: What they are divided by then.
+        request: options of all data sets.
+        mean: mean of the values in [0, 1], by which the network normalizes.
+        std: their standard deviation.
     """
-    return _downloadable("fashion_mnist", request, mean, std)
+    return _torchvision_set("fashion_mnist", request, mean, std)
 
 
 def cifar10(
@@ -201,18 +212,18 @@ def cifar10(
     std: float | Sequence[float] = IMAGENET_STD,
     augment: bool = False,
 ) -> ClassificationData:
-    """Loads CIFAR-10: 50,000 + 10,000 photographs, 32 x 32 in color.
+    """Loads CIFAR-10: 50,000 + 10,000 RGB images of 32 x 32.
 
     Args:
-        request: Where the set lies and how it is cut.
-        mean: Subtracted from values in [0, 1], one number or one per channel.
-        std: What they are divided by then.
-        augment: Whether training images are cropped and mirrored at random.
+        request: options of all data sets.
+        mean: mean of the values in [0, 1], by which the network normalizes: one number, or one per channel.
+        std: their standard deviation.
+        augment: whether training images are cropped and mirrored at random.
     """
-    return _downloadable("cifar10", request, mean, std, crop_and_flip if augment else None)
+    return _torchvision_set("cifar10", request, mean, std, augment=augment)
 
 
-_DOWNLOADABLE = {
+_TORCHVISION_SETS = {
     "mnist": (torchvision.datasets.MNIST, "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
     "fashion_mnist": (
         torchvision.datasets.FashionMNIST,
@@ -222,26 +233,30 @@ _DOWNLOADABLE = {
 }
 
 
-def _downloadable(name, request, mean, std, augment=None) -> ClassificationData:
-    """Loads a set that torchvision reads, and fetches on demand, into memory."""
-    kind, files = _DOWNLOADABLE[name]
+def _torchvision_set(name: str, request: Request, mean, std, *, augment: bool = False) -> ClassificationData:
+    """Loads a data set of torchvision into memory, and downloads it if requested."""
+    kind, files = _TORCHVISION_SETS[name]
     try:
-        train, test = (kind(request.root, train=train, download=request.download) for train in (True, False))
+        train, test = (kind(request.folder, train=train, download=request.download) for train in (True, False))
     except RuntimeError as error:
         if request.download:
             raise
         raise FileNotFoundError(
-            f"{name} is not in {request.root.absolute()}, or is damaged: put {files} there, set data.root or "
+            f"{name} is not in {request.folder.absolute()}, or is damaged: put {files} there, set data.root or "
             "IBREG_DATA to the folder that has them, or fetch them with data.download=true"
         ) from error
     pixels, targets = channels_first(train.data), torch.as_tensor(train.targets)
-
-    def part(rows, augment=None):
-        return Rows(normalized(pixels[rows], 255, mean, std), targets[rows], augment)
-
     training, validation, _ = request.stratified_split(targets.numpy(), train.classes)
-    held_out = Rows(normalized(channels_first(test.data), 255, mean, std), torch.as_tensor(test.targets))
-    return _data(name, [part(training, augment), part(validation), held_out], train.classes)
+    splits = [
+        Rows(unit_range(pixels[training], 255), targets[training], _augmentation(mean, pixels.shape[1], augment)),
+        Rows(unit_range(pixels[validation], 255), targets[validation]),
+        Rows(unit_range(channels_first(test.data), 255), torch.as_tensor(test.targets)),
+    ]
+    return _image_data(name, splits, train.classes, mean, std)
+
+
+def _augmentation(mean: float | Sequence[float], channels: int, augment: bool):
+    return partial(crop_and_flip, fill=Normalization.of(mean, 1.0, channels).mean) if augment else None
 
 
 def image_folder(
@@ -257,38 +272,33 @@ def image_folder(
     """Loads images from `path/train/<class>/` and `path/test/<class>/`, decoded batch by batch.
 
     Args:
-        request: Where the set lies and how it is cut.
-        path: Folder with `train` and `test`, under the root or as it stands.
-        image_size: Side in pixels: the shorter side is resized to it and the center kept.
-        mean: Subtracted from values in [0, 1], one number or one per channel.
-        std: What they are divided by then.
-        augment: Whether training images are cropped and mirrored at random.
-        broken: "stop" at a broken file when it is met, or "skip" them, which decodes every file once beforehand.
+        request: options of all data sets.
+        path: folder with `train` and `test`, under the root or as it stands.
+        image_size: side in pixels: the shorter side is resized to it and the center is cropped.
+        mean: mean of the values in [0, 1], by which the network normalizes: one number, or one per channel.
+        std: their standard deviation.
+        augment: whether training images are cropped and mirrored at random.
+        broken: "stop" raises at a broken file when it is read; "skip" decodes all files once and drops broken ones.
 
     Raises:
-        ValueError: If the two parts have other classes, or a class has no image.
+        ValueError: If train and test have different classes, or a class has no image.
     """
     if broken not in ("stop", "skip"):
-        raise ValueError(f"broken={broken!r} is stop or skip")
+        raise ValueError(f"broken must be stop or skip, got {broken!r}")
     if not (isinstance(image_size, int) and image_size > 0):
-        raise ValueError(f"image_size={image_size!r} is a number of pixels: 1 or more")
-    mean, std = per_channel("mean", mean, 3), per_channel("std", std, 3)
+        raise ValueError(f"image_size must be a number of pixels of at least 1, got {image_size!r}")
     folder = request.find(path, "image folder")
-    train, test = (class_folders(folder / part, skip_broken=broken == "skip") for part in ("train", "test"))
+    train, test = (class_folders(folder / split, skip_broken=broken == "skip") for split in ("train", "test"))
     if odd := sorted(set(train.classes) ^ set(test.classes)):
-        raise ValueError(f"{folder} must have the same classes in train and test, but these stand in one only: {odd}")
+        raise ValueError(f"{folder} must have the same classes in train and test, but only one of them has {odd}")
 
-    def part(source, rows, augment=None):
-        files = ImageFiles([source.samples[row][0] for row in rows], image_size, mean, std)
-        return Rows(files, torch.tensor(source.targets)[rows], augment)
+    def rows_of(source, rows, augment: bool = False) -> Rows:
+        files = ImageFiles([source.samples[row][0] for row in rows], image_size)
+        return Rows(files, torch.tensor(source.targets)[rows], _augmentation(mean, 3, augment))
 
     training, validation, _ = request.stratified_split(np.array(train.targets), train.classes)
-    parts = [
-        part(train, training, crop_and_flip if augment else None),
-        part(train, validation),
-        part(test, range(len(test))),
-    ]
-    return _data("image_folder", parts, train.classes)
+    splits = [rows_of(train, training, augment), rows_of(train, validation), rows_of(test, range(len(test)))]
+    return _image_data("image_folder", splits, train.classes, mean, std)
 
 
 def csv_file(
@@ -297,22 +307,22 @@ def csv_file(
     """Loads a table of numbers with a header; each column is standardized by the training rows.
 
     Args:
-        request: Where the set lies and how it is cut.
-        path: Comma-separated file, under the root or as it stands.
-        target: Column of the class, integers or text.
-        drop: Columns to leave out.
-        test: Share of the rows for the test part.
+        request: options of all data sets.
+        path: comma-separated file, under the root or as it stands.
+        target: column of the class, integers or strings.
+        drop: columns to leave out.
+        test: fraction of the rows that are test rows.
 
     Raises:
-        ValueError: For columns that are not there, and for cells that are no numbers, with their lines.
+        ValueError: If a column does not exist, or a cell is no number; the message names the line.
     """
     table = read_table(request.find(path, "table"), target, drop)
     labels, class_names = target_classes(table)
     values = feature_values(table)
-    parts = request.stratified_split(labels, class_names, test)
-    inputs = torch.tensor(standardized(values, parts[0]), dtype=torch.float32)
+    splits = request.stratified_split(labels, class_names, test)
+    inputs = torch.tensor(standardized(values, splits[0]), dtype=torch.float32)
     targets = torch.tensor(labels)
-    return _data("csv", [Rows(inputs[rows], targets[rows]) for rows in parts], class_names)
+    return _data("csv", [Rows(inputs[rows], targets[rows]) for rows in splits], class_names)
 
 
 _SETS: dict[str, Callable[..., ClassificationData]] = {

@@ -1,4 +1,4 @@
-"""Gray images painted red or green, the color telling of the label as often as is wanted: a spurious correlation."""
+"""Grayscale images in red or green: the color is spuriously correlated with the label."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ GROUPS = ("small digit, red", "small digit, green", "large digit, red", "large d
 def paint(
     images: Tensor, digits: Tensor, *, correlation: float, label_noise: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Paints digits red or green and asks whether they are 5 or more (Arjovsky et al. 2019, arXiv 1907.02893).
+    """Colors digits red or green; the label is whether they are 5 or more (Arjovsky et al. 2019, arXiv 1907.02893).
 
     Args:
-        images: `(rows, 1, height, width)` in [0, 1], black behind the digit.
+        images: `(rows, 1, height, width)` in [0, 1], on black ground.
         digits: `(rows,)`, 0 to 9.
-        correlation: share of the images whose color is that of their label: red for 0, green for 1.
-        label_noise: share of the labels that are the wrong ones; the color follows the label, wrong or not.
-        generator: of both draws.
+        correlation: fraction of the images whose color is that of their label: red for 0, green for 1.
+        label_noise: fraction of the labels that are incorrect; the color follows the label, correct or not.
+        generator: random number generator of labels and colors.
 
     Returns:
         Images `(rows, 3, height, width)`, and labels `(rows,)`: 1 for 5 to 9, 0 for 0 to 4.
 
     Raises:
-        ValueError: a share is not in [0, 1].
+        ValueError: If a fraction is not in [0, 1].
 
     Example:
         >>> options = {"correlation": 1.0, "label_noise": 0.0, "generator": torch.Generator()}
@@ -33,21 +33,21 @@ def paint(
         (tensor([0, 1]), tensor([[1., 0., 0.],
                 [0., 1., 0.]]))
     """
-    for name, share in (("correlation", correlation), ("label_noise", label_noise)):
-        if not (isinstance(share, int | float) and 0 <= share <= 1):
-            raise ValueError(f"{name}={share!r} is a share: at least 0 and at most 1")
-    draws = torch.rand(2, len(digits), generator=generator)
-    labels = (digits >= 5) ^ (draws[0] < label_noise)
-    green = labels ^ (draws[1] >= correlation)
+    for name, fraction in (("correlation", correlation), ("label_noise", label_noise)):
+        if not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
+            raise ValueError(f"{name} must be a fraction from 0 to 1, got {fraction!r}")
+    uniform = torch.rand(2, len(digits), generator=generator)
+    labels = (digits >= 5) ^ (uniform[0] < label_noise)
+    green = labels ^ (uniform[1] >= correlation)
     colors = torch.stack([~green, green, torch.zeros_like(green)], 1).to(images)
     return images * colors[:, :, None, None], labels.long()
 
 
 def groups_of(images: Tensor, labels: Tensor) -> Tensor:
-    """Tells label and color of painted images, in whatever scale of brightness: an index of `GROUPS`, `(rows,)`.
+    """Returns the group of label and color, an index of `GROUPS`, `(rows,)`; any scale of brightness will do.
 
     Args:
-        images: `(rows, 3, height, width)`, some of it painted.
+        images: `(rows, 3, height, width)`, as `paint` returns them.
         labels: `(rows,)`, 0 or 1.
 
     Example:
@@ -56,5 +56,5 @@ def groups_of(images: Tensor, labels: Tensor) -> Tensor:
         'large digit, red'
     """
     pixels = images.flatten(2)
-    red, green, _ = (pixels.amax(2) - pixels.amin(2)).unbind(1)  # 0 in channels without paint
+    red, green, _ = (pixels.amax(2) - pixels.amin(2)).unbind(1)  # 0 in unused channels
     return 2 * labels + (green > red)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ibreg.layers.concept.specification import Concepts, Description
+from ibreg.runs.data.images import VALUE_RANGE, Normalization
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import Request
 
@@ -53,6 +54,8 @@ class ConceptData:
         input_shape: Shape of one input.
         class_names: One name per class, in the order of the targets.
         concepts: What the columns of the concept labels are.
+        value_range: smallest and largest value of an input; None: no limits, as for tables.
+        normalization: how a network normalizes the inputs; None: it reads them as they are.
     """
 
     name: str
@@ -63,6 +66,8 @@ class ConceptData:
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     concepts: Concepts
+    value_range: tuple[float, float] | None = None
+    normalization: Normalization | None = None
 
     @property
     def classes(self) -> int:
@@ -70,16 +75,26 @@ class ConceptData:
         return len(self.class_names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConceptRequest(Request):
-    """A request with what concepts ask further; the arguments are those of `concept_data.load`."""
+    """Options that all data sets with concepts have, beside those of every data set.
 
-    missing: float
+    Args:
+        validation: fraction of the training rows that is held out, in [0, 1); 0: none.
+        missing: fraction of the concept labels of the training rows that is removed at random, in [0, 1); a categorical
+            group loses all its columns together.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    validation: float = 0.2
+    missing: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         if not (isinstance(self.missing, int | float) and 0 <= self.missing < 1):
-            raise ValueError(f"missing={self.missing!r} is a share of labels: at least 0 (none) and less than 1")
+            raise ValueError(f"missing must be a fraction of at least 0 (none) and less than 1, got {self.missing!r}")
 
     def rng(self, purpose: int) -> np.random.Generator:
         """Returns a generator for one use of randomness: 0 inputs, 1 labels that are removed, 2 shifted inputs."""
@@ -96,6 +111,7 @@ def assemble(
     described: Description,
     parts: Sequence[np.ndarray],
     shifted: ConceptRows | None = None,
+    normalization: Normalization | None = None,
 ) -> ConceptData:
     """Makes a data set of its parts, and removes the labels that are to be missing.
 
@@ -109,6 +125,7 @@ def assemble(
         described: What the columns are, as `Concepts.of` takes it.
         parts: Training, validation and test rows.
         shifted: The test rows with a flipped spurious concept.
+        normalization: how a network normalizes images with values in [0, 1]; None for tables.
 
     Raises:
         ValueError: If labels do not fit their description, or a concept has none in the training part.
@@ -134,4 +151,6 @@ def assemble(
         tuple(test[0][0].shape),
         tuple(class_names),
         specification,
+        value_range=None if normalization is None else VALUE_RANGE,
+        normalization=normalization,
     )

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from ibreg.layers.concept.specification import Concepts
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, assemble
-from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, per_channel
+from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFiles
 from ibreg.runs.data.tables import Table, feature_values, read_table, standardized, target_classes
 
 
@@ -25,7 +25,7 @@ def zoo(request: ConceptRequest, *, test: float = 0.25) -> ConceptData:
         request: Where the set lies (`concepts/zoo.csv`) and how it is cut.
         test: Share of the rows for the test part.
     """
-    file = request.root / "concepts" / "zoo.csv"
+    file = request.folder / "concepts" / "zoo.csv"
     if not file.is_file():
         raise FileNotFoundError(
             f"zoo is not in {file.parent.absolute()}: put zoo.csv there (UCI's zoo.data with a header: animal, the "
@@ -122,15 +122,24 @@ def concept_image_folder(
             "cells where its concepts are not known"
         )
     values = _concept_values(listed, entries)[[rows[name] for name in wanted]]
-    shift, scale = per_channel("mean", mean, 3), per_channel("std", std, 3)
 
     def inputs(chosen: np.ndarray) -> ImageFiles:
-        return ImageFiles([files[row] for row in chosen], image_size, shift, scale)
+        return ImageFiles([files[row] for row in chosen], image_size)
 
     count = len(images.train)
     training, validation, _ = request.stratified_split(labels[:count], images.class_names)
     parts = training, validation, np.arange(count, len(files))
-    return assemble("concept_image_folder", request, inputs, labels, images.class_names, values, entries, parts)
+    return assemble(
+        "concept_image_folder",
+        request,
+        inputs,
+        labels,
+        images.class_names,
+        values,
+        entries,
+        parts,
+        normalization=images.normalization,
+    )
 
 
 def _existing(file: Path) -> Path:

@@ -8,7 +8,7 @@ annotation often is incomplete.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,10 @@ from torch import Tensor
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, ConceptRows, assemble
 from ibreg.runs.data.concept_tables import concept_csv, concept_image_folder, zoo
-from ibreg.runs.data.images import normalized
+from ibreg.runs.data.images import Normalization, unit_range
 from ibreg.runs.data.shapes import SHAPE_CONCEPTS, draw_shapes
-from ibreg.runs.data.split import data_folder
+from ibreg.runs.data.split import load_by_name
 from ibreg.runs.data.tables import standardized
-from ibreg.runs.dispatch import choose, keyword_options
 
 # The digits that have each concept. No two digits have the same ones, so that together they say which digit it is.
 DIGIT_CONCEPTS = {
@@ -36,34 +35,18 @@ DIGIT_CONCEPTS = {
 DIGITS = tuple(range(10))
 
 
-def load(
-    name: str,
-    *,
-    root: str | Path | None = None,
-    download: bool = False,
-    validation: float = 0.2,
-    split_seed: int = 0,
-    limit: int = 0,
-    missing: float = 0.0,
-    **options,
-) -> ConceptData:
-    """Loads or draws a data set by name and cuts it.
+def load(name: str, **options: Any) -> ConceptData:
+    """Loads or generates a data set by name and splits its rows.
 
     Args:
-        name: One of `names()`.
-        root: Folder of the data; without it the environment variable `IBREG_DATA`, then `data`.
-        download: Whether missing files may be fetched, where torchvision can fetch them.
-        validation: Share of the training part that is held out, in [0, 1); 0 for none.
-        split_seed: Seed of every cut, and of the sets that are drawn.
-        limit: Number of training rows to keep, stratified; 0 for all.
-        missing: Share of the concept labels of the training rows that are removed at random, in [0, 1); a categorical
-            group loses all its columns together.
-        options: The set's own options, as they stand in `configs/data/<name>.yaml`.
+        name: one of `names()`.
+        **options: those of all data sets with concepts, see `ConceptRequest`, and its own, as in
+            `configs/data/<name>.yaml`.
 
     Raises:
-        ValueError: For an unknown name or option, a value out of range, a concept without a label in the training
-            part, and data that cannot be used as they are.
-        FileNotFoundError: If the files are not there; the message says what belongs where.
+        ValueError: If a name or option is unknown, a value is out of range, a concept has no label in the training
+            rows, or the data cannot be used as they are.
+        FileNotFoundError: If files are missing; the message says which files belong where.
 
     Example:
         >>> digits = load("digits_concepts")
@@ -73,11 +56,7 @@ def load(
         >>> x.shape, c.shape
         (torch.Size([1, 8, 8]), torch.Size([6]))
     """
-    function = choose(
-        "data set with concepts", name, _SETS, options, beside=f", all sets {list(keyword_options(load))}"
-    )
-    folder = data_folder(root)
-    return function(ConceptRequest(folder, download, validation, split_seed, limit, missing), **options)
+    return load_by_name("data set with concepts", name, _SETS, ConceptRequest, options)
 
 
 def names() -> list[str]:
@@ -146,13 +125,23 @@ def digits_concepts(request: ConceptRequest, *, test: float = 0.2) -> ConceptDat
         request: How the set is cut.
         test: Share of the rows for the test part.
     """
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
     concepts = np.stack([np.isin(labels, digits) for digits in DIGIT_CONCEPTS.values()], axis=1)
-    inputs = normalized(torch.tensor(pixels).view(-1, 1, 8, 8), 16, 0.5, 0.5)
+    inputs = unit_range(torch.tensor(pixels).view(-1, 1, 8, 8), 16)
     class_names = [str(digit) for digit in DIGITS]
     parts = request.stratified_split(labels, class_names, test)
     described = list(DIGIT_CONCEPTS)
-    return assemble("digits_concepts", request, inputs.__getitem__, labels, class_names, concepts, described, parts)
+    return assemble(
+        "digits_concepts",
+        request,
+        inputs.__getitem__,
+        labels,
+        class_names,
+        concepts,
+        described,
+        parts,
+        normalization=Normalization.of(0.5, 0.5, channels=1),
+    )
 
 
 def mnist_addition(
@@ -176,7 +165,17 @@ def mnist_addition(
     concepts = np.hstack([np.eye(10)[digits[:, 0]], np.eye(10)[digits[:, 1]]])
     described = [{"name": name, "values": list(DIGITS)} for name in ("left", "right")]
     inputs = torch.cat([images[:, 0], images[:, 1]], -1).unsqueeze(1)
-    return assemble("mnist_addition", request, inputs.__getitem__, classes, names, concepts, described, parts)
+    return assemble(
+        "mnist_addition",
+        request,
+        inputs.__getitem__,
+        classes,
+        names,
+        concepts,
+        described,
+        parts,
+        normalization=Normalization.of(0.5, 0.5, channels=1),
+    )
 
 
 def mnist_parity(request: ConceptRequest, *, size: int = 10_000, test: float = 0.2) -> ConceptData:
@@ -193,7 +192,17 @@ def mnist_parity(request: ConceptRequest, *, size: int = 10_000, test: float = 0
     parts = _around(request, classes, names, held_out)
     described = [{"name": "digit", "values": list(DIGITS)}]
     concepts = np.eye(10)[digits[:, 0]]
-    return assemble("mnist_parity", request, images.__getitem__, classes, names, concepts, described, parts)
+    return assemble(
+        "mnist_parity",
+        request,
+        images.__getitem__,
+        classes,
+        names,
+        concepts,
+        described,
+        parts,
+        normalization=Normalization.of(0.5, 0.5, channels=1),
+    )
 
 
 def shapes(
@@ -228,15 +237,24 @@ def shapes(
     classes = (concepts[:, :3].sum(1) >= 2).astype(int)
     concepts[:, 4] = np.where(rng.random(size) < spurious, classes, 1 - classes)
     turned = np.column_stack([concepts[:, :4], 1 - concepts[:, 4]])
-    images, shifted = (
-        draw_shapes(those, image_size, noise, request.rng(2)).sub_(0.5).div_(0.5) for those in (concepts, turned)
-    )
+    images, shifted = (draw_shapes(those, image_size, noise, request.rng(2)) for those in (concepts, turned))
     names = ["fewer than two", "two or more"]
     parts = request.stratified_split(classes, names, test)
     rows = parts[2]
     other_ground = ConceptRows(shifted[rows], torch.tensor(classes)[rows], torch.tensor(turned[rows]).float())
     described = list(SHAPE_CONCEPTS)
-    return assemble("shapes", request, images.__getitem__, classes, names, concepts, described, parts, other_ground)
+    return assemble(
+        "shapes",
+        request,
+        images.__getitem__,
+        classes,
+        names,
+        concepts,
+        described,
+        parts,
+        shifted=other_ground,
+        normalization=Normalization.of(0.5, 0.5, channels=3),
+    )
 
 
 def _size(size: int) -> int:

@@ -1,4 +1,4 @@
-"""Parts of a data set: few images of each class, some of the classes, test images that are corrupted."""
+"""Subsets of a data set: few images of each class, some of the classes; and corrupted test images."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch import Tensor
 
 from ibreg.evaluation.corruptions import corrupt
 from ibreg.runs.data.classification import ClassificationData
-from ibreg.runs.data.images import per_channel
 from ibreg.runs.data.rows import Rows
 
 
-class Chosen:
-    """Some rows of inputs, fetched when asked for.
+class Subset:
+    """A subset of the rows of inputs, fetched on access.
 
     Args:
-        inputs: A tensor, or anything that gives a batch for a list of row numbers.
-        rows: Those that are kept, in their order.
+        inputs: a tensor, or an object that returns a batch for a list of row indices.
+        rows: indices of the rows that are kept, in their order.
 
     Example:
-        >>> Chosen(torch.arange(4.0), [3, 1])[[1]]
+        >>> Subset(torch.arange(4.0), [3, 1])[[1]]
         tensor([1.])
     """
 
@@ -36,24 +35,24 @@ class Chosen:
 
 
 def take(rows: Rows, kept: Sequence[int], targets: Tensor | None = None) -> Rows:
-    """Keeps some rows of a part, with its augmentation; `targets` takes the place of theirs."""
-    return Rows(Chosen(rows.inputs, kept), rows.targets[kept] if targets is None else targets, rows.augment)
+    """Keeps some of the rows, with their augmentation; `targets` replaces their targets."""
+    return Rows(Subset(rows.inputs, kept), rows.targets[kept] if targets is None else targets, rows.augment)
 
 
 def few_shot(data: ClassificationData, shots: int, *, validation: float, seed: int) -> ClassificationData:
-    """Keeps so many labeled images of each class, drawn at random, and holds a share of them out to choose by.
+    """Keeps the same number of random labeled images of each class, and holds a fraction of them out for validation.
 
-    Who has few images has no others to choose epochs or beta with, so these are counted too. With one seed, more images
-    include the fewer.
+    Validation images count as labeled images, since in practice few labels leave no others to select epochs or beta by.
+    With the same seed, more shots include the images of fewer.
 
     Args:
         data: a data set without validation rows.
-        shots: images of each class, over training and validation; 0 for all.
-        validation: the share of them that is held out, at least one image of a class; 0 for none.
-        seed: of the draw.
+        shots: images of each class, training and validation together; 0: all.
+        validation: fraction of them that is held out, at least one image of each class; 0: none.
+        seed: seed of the choice.
 
     Raises:
-        ValueError: a class with fewer images, or too few to hold some out.
+        ValueError: If a class has fewer images, or too few to hold some out.
 
     Example:
         >>> from ibreg.runs.data.classification import load
@@ -67,37 +66,30 @@ def few_shot(data: ClassificationData, shots: int, *, validation: float, seed: i
         rows = np.flatnonzero(data.train.targets.numpy() == label)
         kept = shots or len(rows)
         if len(rows) < kept:
-            raise ValueError(
-                f"shots={shots}: class {name!r} has {len(rows)} training images, the most that shots can be"
-            )
-        drawn = np.random.default_rng((seed, label)).permutation(rows)[:kept].tolist()
+            raise ValueError(f"shots must be at most {len(rows)}, the training images of class {name!r}, got {shots}")
+        chosen = np.random.default_rng((seed, label)).permutation(rows)[:kept].tolist()
         held = max(round(validation * kept), 1) if validation else 0
         if held >= kept:
             raise ValueError(
                 f"shots={kept} with data.validation={validation} leaves no training image of class {name!r}: give at "
                 "least 2, or data.validation=0 with selection=last"
             )
-        held_out += drawn[:held]
-        train += drawn[held:]
-    # What is held out is not augmented: `validation` rows never are.
-    validation_rows = take(replace_augment(data.train), held_out) if held_out else None
+        held_out += chosen[:held]
+        train += chosen[held:]
+    # Validation rows are never augmented.
+    validation_rows = take(Rows(data.train.inputs, data.train.targets), held_out) if held_out else None
     return replace(data, train=take(data.train, train), validation=validation_rows)
 
 
-def replace_augment(rows: Rows) -> Rows:
-    """Gives the same rows without augmentation."""
-    return Rows(rows.inputs, rows.targets)
-
-
 def of_classes(data: ClassificationData, labels: Sequence[int]) -> ClassificationData:
-    """Keeps some of the classes and numbers them anew.
+    """Keeps some of the classes and renumbers them from 0.
 
     Args:
         data: any data set.
-        labels: the classes, by their number in the data.
+        labels: indices of the classes.
 
     Raises:
-        ValueError: a class that the data do not have, or fewer than two.
+        ValueError: If the data have no such class, or fewer than two are given.
 
     Example:
         >>> from ibreg.runs.data.classification import load
@@ -105,23 +97,23 @@ def of_classes(data: ClassificationData, labels: Sequence[int]) -> Classificatio
         ('7', '9')
     """
     if len(set(labels)) < max(len(labels), 2) or not set(labels) <= set(range(data.classes)):
-        raise ValueError(f"classes are two or more different ones of 0 ... {data.classes - 1}, got {list(labels)}")
+        raise ValueError(f"classes must be two or more different ones of 0 ... {data.classes - 1}, got {list(labels)}")
     numbers = torch.full((data.classes,), -1)
     numbers[list(labels)] = torch.arange(len(labels))
 
-    def part(rows: Rows | None) -> Rows | None:
+    def kept_of(rows: Rows | None) -> Rows | None:
         if rows is None:
             return None
         kept = (numbers[rows.targets] >= 0).nonzero().flatten().tolist()
         return take(rows, kept, numbers[rows.targets[kept]])
 
     names = tuple(data.class_names[label] for label in labels)
-    parts = {name: part(getattr(data, name)) for name in ("train", "validation", "test")}
-    return replace(data, class_names=names, **parts)
+    splits = {name: kept_of(getattr(data, name)) for name in ("train", "validation", "test")}
+    return replace(data, class_names=names, **splits)
 
 
 def spread(rows: Rows, most: int) -> Rows:
-    """Keeps at most so many rows, evenly spaced: of rows in the order of the classes, equally many of each; 0 for all.
+    """Keeps at most `most` rows, evenly spaced: of rows in the order of the classes, equally many of each; 0 keeps all.
 
     Example:
         >>> spread(Rows(torch.arange(10.0), torch.arange(10)), 3).targets
@@ -129,26 +121,15 @@ def spread(rows: Rows, most: int) -> Rows:
     """
     if not 0 < most < len(rows):
         return rows
-    return take(rows, [place * len(rows) // most for place in range(most)])
+    return take(rows, [index * len(rows) // most for index in range(most)])
 
 
-def corrupted(
-    rows: Rows, kind: str, severity: int, *, mean: float | Sequence[float], std: float | Sequence[float]
-) -> Rows:
-    """Corrupts normalized images, see `ibreg.evaluation.corruptions.corrupt`.
+def corrupted(rows: Rows, kind: str, severity: int) -> Rows:
+    """Corrupts images, see `ibreg.evaluation.corruptions.corrupt`.
 
     Args:
-        rows: their inputs are `(rows, channels, height, width)`.
-        kind: of corruption.
+        rows: their inputs are `(rows, channels, height, width)` in [0, 1].
+        kind: kind of corruption.
         severity: 1 (mild) to 5 (severe).
-        mean: what was subtracted from values in [0, 1].
-        std: what they were divided by then.
     """
-    images = rows.inputs[list(range(len(rows)))]
-    shift, scale = (
-        torch.tensor(per_channel(name, value, images.shape[1])).view(-1, 1, 1)
-        for name, value in (("mean", mean), ("std", std))
-    )
-    # Rounding leaves [0, 1] by 1e-7.
-    changed = corrupt((images * scale + shift).clamp(0, 1), kind, severity)
-    return Rows((changed - shift) / scale, rows.targets)
+    return Rows(corrupt(rows.inputs[list(range(len(rows)))], kind, severity), rows.targets)

@@ -1,47 +1,43 @@
-"""Images as tensors `(rows, channels, height, width)`: decoded, scaled, and changed at random for training."""
+"""Images as tensors `(rows, channels, height, width)` with values in [0, 1]: decoded, scaled, augmented."""
+
+from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of the red, green and blue channel of values in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+VALUE_RANGE = (0.0, 1.0)  # of the images of every data set; the network normalizes them
 
 
 class ImageFiles:
-    """Image files that are indexed like a tensor `(rows, 3, size, size)` and decoded when asked for.
+    """Image files that are indexed like a tensor `(rows, 3, size, size)` and decoded on access.
 
     Args:
-        paths: One file per row.
-        image_size: Side of the square image in pixels: the shorter side is resized to it, the center is kept.
-        mean: Mean of each channel, in [0, 1].
-        std: Standard deviation of each channel.
+        paths: one file per row.
+        image_size: side of the square images in pixels: the shorter side is resized to it and the center is cropped.
     """
 
-    def __init__(self, paths: Sequence[str], image_size: int, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, paths: Sequence[str], image_size: int):
         self.paths = paths
         self.transform = transforms.Compose(
-            [
-                transforms.Resize(image_size),
-                transforms.CenterCrop(image_size),
-                transforms.ToTensor(),
-                transforms.Normalize(mean, std),
-            ]
+            [transforms.Resize(image_size), transforms.CenterCrop(image_size), transforms.ToTensor()]
         )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, indices: list[int]) -> Tensor:
-        return torch.stack([self.transform(read_image(self.paths[index])) for index in indices])
+        return torch.stack([cast(Tensor, self.transform(read_image(self.paths[index]))) for index in indices])
 
 
 def read_image(path: str) -> Image:
@@ -94,22 +90,24 @@ def class_folders(folder: Path, *, skip_broken: bool) -> ImageFolder:
     return found
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Shifts every image by up to an eighth of its size and mirrors half of them, as is usual for CIFAR-10.
-
-    What is shifted in is 0, the mean color of normalized images (He et al. 2016, arXiv 1512.03385, section 4.2).
+def crop_and_flip(images: Tensor, generator: torch.Generator | None = None, *, fill: Sequence[float]) -> Tensor:
+    """Shifts each image by up to an eighth of its size and mirrors half of them (arXiv 1512.03385, section 4.2).
 
     Args:
         images: `(batch, channels, height, width)`.
-        generator: of the random numbers; None for torch's global one.
+        generator: random number generator; None: the global one of torch.
+        fill: color of what is shifted in, one value per channel. The published augmentation pads normalized images
+            with 0, which is their mean color.
 
     Example:
-        >>> crop_and_flip(torch.randn(4, 3, 32, 32)).shape
+        >>> crop_and_flip(torch.rand(4, 3, 32, 32), fill=IMAGENET_MEAN).shape
         torch.Size([4, 3, 32, 32])
     """
     batch, channels, height, width = images.shape
     down, right = height // 8, width // 8
-    padded = F.pad(images, (right, right, down, down))
+    color = images.new_tensor(fill).view(1, -1, 1, 1)
+    padded = color.repeat(batch, 1, height + 2 * down, width + 2 * right)
+    padded[:, :, down : down + height, right : right + width] = images
     rows = torch.randint(2 * down + 1, (batch, 1), generator=generator) + torch.arange(height)
     columns = torch.randint(2 * right + 1, (batch, 1), generator=generator) + torch.arange(width)
     columns = torch.where(torch.rand(batch, 1, generator=generator) < 0.5, columns, columns.flip(1))
@@ -124,38 +122,45 @@ def channels_first(pixels) -> Tensor:
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def normalized(pixels: Tensor, largest: int, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
-    """Scales pixels from 0 ... `largest` to [0, 1], then by mean and standard deviation.
+def unit_range(pixels: Tensor, largest: int) -> Tensor:
+    """Scales pixels from 0 ... `largest` to [0, 1], as float32."""
+    return pixels.to(torch.float32, copy=True).div_(largest)
 
-    Args:
-        pixels: `(rows, channels, height, width)`.
-        largest: What becomes 1.
-        mean: Subtracted from values in [0, 1], one number or one per channel.
-        std: What they are divided by then.
 
-    Raises:
-        ValueError: As in `per_channel`.
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel, by which a network normalizes images with values in [0, 1].
+
+    Attributes:
+        mean: one number per channel.
+        std: one number per channel, above 0.
     """
-    channels = pixels.shape[1]
-    shift = torch.tensor(per_channel("mean", mean, channels)).view(-1, 1, 1)
-    scale = torch.tensor(per_channel("std", std, channels)).view(-1, 1, 1)
-    # One copy and then in place: temporaries of this size cost more time than the arithmetic.
-    return pixels.to(torch.float32, copy=True).div_(largest).sub_(shift).div_(scale)
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, mean: float | Sequence[float], std: float | Sequence[float], channels: int) -> Normalization:
+        """Builds the normalization of images with so many channels.
+
+        Args:
+            mean: one number for all channels, or one per channel.
+            std: the same; above 0.
+            channels: number of channels.
+
+        Raises:
+            ValueError: If a list has another length, an entry is no number, or a deviation is not above 0.
+
+        Example:
+            >>> Normalization.of(0.5, [0.2, 0.3, 0.4], channels=3)
+            Normalization(mean=(0.5, 0.5, 0.5), std=(0.2, 0.3, 0.4))
+        """
+        return cls(_per_channel("mean", mean, channels), _per_channel("std", std, channels))
 
 
-def per_channel(option: str, value: float | Sequence[float], channels: int) -> list[float]:
-    """Gives one positive `std`, or one `mean`, for each channel: the same for all, or those of a list.
-
-    Raises:
-        ValueError: For a list of another length, what is no number, and a deviation that is not above 0.
-
-    Example:
-        >>> per_channel("mean", 0.5, 3)
-        [0.5, 0.5, 0.5]
-    """
+def _per_channel(option: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
     numbers = list(value) if isinstance(value, Sequence) else [value] * channels
     valid = len(numbers) == channels and all(isinstance(number, int | float) for number in numbers)
     if not valid or (option == "std" and min(numbers) <= 0):
         above = " above 0" if option == "std" else ""
-        raise ValueError(f"{option}={value!r} is one number{above}, or a list of {channels}, one per channel")
-    return [float(number) for number in numbers]
+        raise ValueError(f"{option} must be one number{above}, or a list of {channels}, one per channel, got {value!r}")
+    return tuple(float(number) for number in numbers)

@@ -1,75 +1,92 @@
-"""What is asked of every regression data set: where it lies, which rows go into which part, and what noise it gets."""
+"""Options that all regression data sets have: how their rows are split, and which noise is added."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from ibreg.runs.data.split import Request
+from ibreg.runs.data.split import Request, check_test_fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RegressionRequest(Request):
-    """A request with what regression asks further; the arguments are those of `regression_data.load`.
+    """Options that all regression data sets have, beside those of every data set.
+
+    Args:
+        validation: fraction of the training rows that is held out, in [0, 1); 0: none.
+        split_seed: seed of the split and of the noise.
+        limit: number of training rows that are kept; 0: all. A chronological split keeps the latest.
+        split: "random", or "chronological": training rows first, then validation, then test rows, for data sets whose
+            rows are in the order of time.
+        noise_columns: number of columns of standard normal noise that are added to a table.
+        target_noise: standard deviation of the noise that is added to the training targets alone, as a multiple of
+            the standard deviation of the targets.
+
+    Raises:
+        ValueError: If a value is out of range.
 
     Example:
-        >>> from pathlib import Path
-        >>> request = RegressionRequest(Path(), False, 0.25, 0, 0, "chronological", 0, 0.0)
-        >>> [part.tolist() for part in request.split_rows(10, test=0.2)]
+        >>> request = RegressionRequest(validation=0.25, split="chronological")
+        >>> [rows.tolist() for rows in request.split_rows(10, test=0.2)]
         [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9]]
     """
 
-    split: str
-    noise_columns: int
-    target_noise: float
+    validation: float = 0.2
+    split: str = "random"
+    noise_columns: int = 0
+    target_noise: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         if self.split not in ("random", "chronological"):
-            raise ValueError(f"split={self.split!r} is random or chronological")
+            raise ValueError(f"split must be random or chronological, got {self.split!r}")
         if not (isinstance(self.noise_columns, int) and self.noise_columns >= 0):
-            raise ValueError(f"noise_columns={self.noise_columns!r} is a number of columns: 0 or more")
+            raise ValueError(f"noise_columns must be a number of columns, 0 for none, got {self.noise_columns!r}")
         if not (isinstance(self.target_noise, int | float) and 0 <= self.target_noise < math.inf):
             raise ValueError(
-                f"target_noise={self.target_noise!r} is in standard deviations of the target: 0 (none) or more"
+                f"target_noise must be in standard deviations of the target, 0 for none, got {self.target_noise!r}"
             )
 
     def split_rows(self, count: int, test: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cuts rows into training, validation and test rows, at random or in their own order.
+        """Splits rows into training, validation and test rows, at random or in their own order.
 
         Args:
-            count: How many rows there are, in the order of time where that matters.
-            test: Share of the rows for the test part; None for a set that has one of its own.
+            count: number of rows, which a chronological split takes in the order of time.
+            test: fraction of the rows that are test rows; None: the data set has its own.
 
         Raises:
-            ValueError: If a part would be empty.
+            ValueError: If a fraction is out of range, or a split would be empty.
         """
-        if not (test is None or (isinstance(test, int | float) and 0 < test < 1)):
-            raise ValueError(f"test={test!r} is a share: more than 0 and less than 1")
+        if test is not None:
+            check_test_fraction(test)
         order = np.arange(count) if self.split == "chronological" else self._rng(0).permutation(count)
-        train, held_out = _end_off(order, test or 0, "test")
-        train, validation = _end_off(train, self.validation, "validation")
+        train, held_out = _hold_out_last(order, test or 0, "test")
+        train, validation = _hold_out_last(train, self.validation, "validation")
         if self.limit:
-            # A random cut keeps the first, so that a smaller limit is a part of a larger one; time keeps the latest.
+            # A random split keeps the first, so that a smaller limit is a subset of a larger one.
             train = train[-self.limit :] if self.split == "chronological" else train[: self.limit]
         return train, validation, held_out
 
     def input_noise(self, count: int) -> np.ndarray:
-        """Draws the columns that tell nothing: standard normal, `(count, noise_columns)`."""
+        """Samples the columns of noise: standard normal, `(count, noise_columns)`."""
         return self._rng(1).standard_normal((self.noise_columns, count)).T
 
     def added_to_targets(self, count: int) -> np.ndarray:
-        """Draws the noise of the targets, in their standard deviations: `(count,)`."""
+        """Samples the noise of the targets, as a multiple of their standard deviation: `(count,)`."""
         return self.target_noise * self._rng(2).standard_normal(count)
 
     def _rng(self, purpose: int) -> np.random.Generator:
-        # Each use of randomness has a stream of its own, so that none of them changes another.
+        # Each use of randomness has its own stream, so that none of them changes another.
         return np.random.default_rng((self.split_seed, purpose))
 
 
-def _end_off(rows: np.ndarray, share: float, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Takes a share of the rows off their end."""
-    kept = len(rows) - round(share * len(rows))
-    if share and not 0 < kept < len(rows):
-        raise ValueError(f"{part}={share} of {len(rows)} rows leaves one side empty: set data.{part} nearer to 0.5")
+def _hold_out_last(rows: np.ndarray, fraction: float, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Holds out a fraction of the rows, the last ones."""
+    kept = len(rows) - round(fraction * len(rows))
+    if fraction and not 0 < kept < len(rows):
+        raise ValueError(
+            f"{split}={fraction} of {len(rows)} rows leaves one side empty: set data.{split} nearer to 0.5"
+        )
     return rows[:kept], rows[kept:]

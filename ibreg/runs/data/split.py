@@ -1,71 +1,103 @@
 """Where the files of a data set are, and how its rows are split into training, validation and test rows."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from omegaconf import DictConfig
 from sklearn.model_selection import train_test_split
 
+from ibreg.runs.dispatch import choose, keyword_options
+
 Loaded = TypeVar("Loaded")
 
 
 def data_folder(root: str | Path | None) -> Path:
-    """Returns the folder of the data: as given, else that of the environment variable `IBREG_DATA`, else `data`.
+    """Returns the folder of the data: `root`, else the environment variable `IBREG_DATA`, else `data`.
 
     Example:
-        >>> str(data_folder("here"))
-        'here'
+        >>> str(data_folder("pets"))
+        'pets'
     """
     return Path(root or os.environ.get("IBREG_DATA") or "data").expanduser()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked of every set: where it lies and how it is cut; the arguments are those of `load`."""
+    """Options that all data sets have: where their files are and how their rows are split.
 
-    root: Path
-    download: bool
-    validation: float
-    split_seed: int
-    limit: int
+    Args:
+        root: folder of the data; None: the environment variable `IBREG_DATA`, else `data`.
+        download: whether missing files are downloaded, where that is possible.
+        validation: fraction of the training rows that is held out, in [0, 1); 0: none.
+        split_seed: seed of every split, and of data that are generated.
+        limit: number of training rows that are kept, stratified; 0: all.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    root: str | Path | None = None
+    download: bool = False
+    validation: float = 0.1
+    split_seed: int = 0
+    limit: int = 0
 
     def __post_init__(self):
         if not (isinstance(self.validation, int | float) and 0 <= self.validation < 1):
-            raise ValueError(f"validation={self.validation!r} is a share: at least 0 (none) and less than 1")
+            raise ValueError(
+                f"validation must be a fraction of at least 0 (none) and less than 1, got {self.validation!r}"
+            )
         if not (isinstance(self.split_seed, int) and 0 <= self.split_seed < 2**32):
-            raise ValueError(f"split_seed={self.split_seed!r} is an integer from 0 to 2**32 - 1")
+            raise ValueError(f"split_seed must be an integer from 0 to 2**32 - 1, got {self.split_seed!r}")
         if not (isinstance(self.limit, int) and self.limit >= 0):
-            raise ValueError(f"limit={self.limit!r} is a number of training rows: 0 (all) or more")
+            raise ValueError(f"limit must be a number of training rows, 0 for all, got {self.limit!r}")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the data."""
+        return data_folder(self.root)
 
     def find(self, path: str | Path, what: str) -> Path:
-        """Finds a user's own file or folder, under the root or as the path stands."""
-        places = [self.root / Path(path).expanduser(), Path(path).expanduser()]
-        for place in places:
-            if place.exists():
-                return place
-        looked = " nor ".join(str(place.absolute()) for place in dict.fromkeys(places))
+        """Finds a user's own file or folder, under the root or as the path stands.
+
+        Raises:
+            FileNotFoundError: If it is at neither place.
+        """
+        candidates = [self.folder / Path(path).expanduser(), Path(path).expanduser()]
+        for candidate in candidates:
+            if candidate.exists():
+                return candidate
+        tried = " nor ".join(str(candidate.absolute()) for candidate in dict.fromkeys(candidates))
         raise FileNotFoundError(
-            f"no {what} at {looked}: set data.path to it (and data.root or IBREG_DATA to the folder that data.path "
+            f"no {what} at {tried}: set data.path to it (and data.root or IBREG_DATA to the folder that data.path "
             "starts from); it is your own data, which data.download=true cannot fetch"
         )
 
     def stratified_split(
         self, labels: np.ndarray, class_names: Sequence[str], test: float | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cuts rows into training, validation and test rows, each class in the same proportion in all of them.
+        """Splits rows into training, validation and test rows, with each class in the same proportion in all of them.
 
         Args:
             labels: `(rows,)`, classes from 0.
-            class_names: One name per class, for messages.
-            test: Share of the rows for the test part; None for a set that has one of its own.
+            class_names: one name per class, for messages.
+            test: fraction of the rows that are test rows; None: the data set has its own.
+
+        Returns:
+            The indices of the training, validation and test rows.
+
+        Raises:
+            ValueError: If a fraction is out of range, there is one class alone, or a class is too rare for all splits.
         """
-        if not (test is None or (isinstance(test, int | float) and 0 < test < 1)):
-            raise ValueError(f"test={test!r} is a share: more than 0 and less than 1")
+        if test is not None:
+            check_test_fraction(test)
         if len(class_names) < 2:
             raise ValueError(f"the only class is {class_names[0]!r}: classification needs two or more")
         train, held_out = self._hold_out(np.arange(len(labels)), test, "test", labels, class_names)
@@ -74,19 +106,20 @@ class Request:
             train = self._keep(train, labels, class_names)
         return train, validation, held_out
 
-    def _hold_out(self, rows, share, part, labels, class_names) -> tuple[np.ndarray, np.ndarray]:
+    def _hold_out(self, rows, fraction, split, labels, class_names) -> tuple[np.ndarray, np.ndarray]:
         kept, held_out = rows, rows[:0]
-        if not share:
+        if not fraction:
             return kept, held_out
         with suppress(ValueError):  # scikit-learn refuses a class of one row, and a side with fewer rows than classes
-            sides = train_test_split(rows, test_size=share, stratify=labels[rows], random_state=self.split_seed)
+            sides = train_test_split(rows, test_size=fraction, stratify=labels[rows], random_state=self.split_seed)
             kept, held_out = map(np.asarray, sides)
         if any(len(np.unique(labels[side])) < len(class_names) for side in (kept, held_out)):
             counts = np.bincount(labels[rows], minlength=len(class_names))
             raise ValueError(
-                f"{part}={share} of {len(rows)} rows cannot have every class on both sides: class "
-                f"{class_names[counts.argmin()]!r} has {counts.min()} of them. Set data.{part} nearer to 0.5, give the "
-                "class more rows, merge it with another or leave it out; data.validation=0 holds out no validation rows"
+                f"{split}={fraction} of {len(rows)} rows cannot have every class on both sides: class "
+                f"{class_names[counts.argmin()]!r} has {counts.min()} of them. Set data.{split} nearer to 0.5, give "
+                "the class more rows, merge it with another or leave it out; data.validation=0 holds out no validation "
+                "rows"
             )
         return kept, held_out
 
@@ -104,6 +137,41 @@ class Request:
                 f"limit={self.limit} leaves no training row of class {class_names[min(missing)]!r}: raise it"
             )
         return kept
+
+
+def check_test_fraction(test: float) -> None:
+    """Checks the fraction of test rows.
+
+    Raises:
+        ValueError: If it is not between 0 and 1.
+    """
+    if not (isinstance(test, int | float) and 0 < test < 1):
+        raise ValueError(f"test must be a fraction of more than 0 and less than 1, got {test!r}")
+
+
+def load_by_name(
+    kind: str,
+    name: str,
+    sets: Mapping[str, Callable[..., Loaded]],
+    request: type[Request],
+    options: Mapping[str, Any],
+) -> Loaded:
+    """Loads a data set by name; of its options, the fields of the request go into one and the others are its own.
+
+    Args:
+        kind: what the sets are, for messages.
+        name: one of `sets`.
+        sets: functions of a request and keyword-only options.
+        request: class of the request.
+        options: values by name.
+
+    Raises:
+        ValueError: If a name or option is unknown, or a value is out of range.
+    """
+    shared = keyword_options(request)
+    own = {option: value for option, value in options.items() if option not in shared}
+    function = choose(kind, name, sets, own, beside=f", all sets {list(shared)}")
+    return function(request(**{option: value for option, value in options.items() if option in shared}), **own)
 
 
 def load_splits(cfg: DictConfig, load: Callable[..., Loaded]) -> dict[int, Loaded]:

@@ -1,6 +1,6 @@
-"""Classifiers behind one name: `build("mlp", input_shape=(1, 8, 8), classes=10)`.
+"""Classifiers by name: `build("mlp", input_shape=(1, 8, 8), classes=10)`.
 
-Each has a place where a bottleneck belongs, named by `inject_at` in its YAML.
+The YAML of each names the module after which a bottleneck belongs, `inject_at`.
 """
 
 import difflib
@@ -9,31 +9,42 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ibreg.runs.data.images import Normalization
 from ibreg.runs.dispatch import choose
 from ibreg.runs.models.hubs import timm_model, transformers_model
+from ibreg.runs.models.normalization import add_normalization
 from ibreg.runs.models.weights import adopt_weights, read_weights
 
 
 def build(
-    name: str, *, input_shape: Sequence[int], classes: int, code_features: int | None = None, **options
+    name: str,
+    *,
+    input_shape: Sequence[int],
+    classes: int,
+    code_features: int | None = None,
+    normalization: Normalization | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Builds a classifier by name.
 
     Args:
-        name: One of `names()`.
-        input_shape: Shape of one input: `(features,)` or `(channels, height, width)`.
-        classes: Number of outputs.
-        code_features: Width of what the head reads, where a bottleneck behind the trunk changes it; None for the
-            trunk's own width. Only models with a trunk take it.
-        options: The model's own options, as they stand in `configs/model/<name>.yaml`.
+        name: one of `names()`.
+        input_shape: shape of one input: `(features,)` or `(channels, height, width)`.
+        classes: number of outputs.
+        code_features: input features of the head, where a bottleneck after the trunk changes them; None: the features
+            of the trunk. Only models with a trunk take it.
+        normalization: mean and standard deviation by which the model normalizes images with values in [0, 1]; None: it
+            reads inputs as they are.
+        **options: the model's own options, as in `configs/model/<name>.yaml`.
 
     Raises:
-        ValueError: For an unknown name or option, and inputs that the model cannot read.
+        ValueError: If a name or option is unknown, or the model cannot read such inputs.
 
     Example:
         >>> import torch
@@ -41,16 +52,23 @@ def build(
         >>> model(torch.randn(4, 1, 8, 8)).shape
         torch.Size([4, 10])
     """
+    network = _build(name, tuple(input_shape), classes, code_features, options)
+    return network if normalization is None else add_normalization(network, normalization)
+
+
+def _build(
+    name: str, input_shape: tuple[int, ...], classes: int, code_features: int | None, options: dict[str, Any]
+) -> nn.Module:
     function = choose("model", name, _MODELS, options)
     with_trunk = [model for model in names() if "code_features" in inspect.signature(_MODELS[model]).parameters]
     if name in with_trunk:
-        return function(tuple(input_shape), classes, code_features, **options)
+        return function(input_shape, classes, code_features, **options)
     if code_features is not None:
         raise ValueError(
-            f"{name} has no trunk of its own, so its head keeps its width (code_features={code_features}): use a "
-            f"bottleneck that does not change the width, or one of {with_trunk}"
+            f"{name} has no trunk of its own, so its head cannot read code_features={code_features}: use a bottleneck "
+            f"with as many output as input features, or one of {with_trunk}"
         )
-    return function(tuple(input_shape), classes, **options)
+    return function(input_shape, classes, **options)
 
 
 def names() -> list[str]:
@@ -64,14 +82,14 @@ def names() -> list[str]:
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: the trunk makes the code, the head reads it.
+    """A multilayer perceptron of a trunk, which computes the code, and a head.
 
     Args:
-        features: Numbers in one input, whatever its shape.
-        classes: Number of outputs.
-        hidden: Widths of the layers of the trunk.
-        code_features: Width of what the head reads; None for the trunk's own.
-        decoder: Widths of the hidden layers of the head; none for a linear one.
+        features: number of entries of one input.
+        classes: number of outputs.
+        hidden: widths of the layers of the trunk.
+        code_features: input features of the head; None: those of the trunk.
+        decoder: widths of the hidden layers of the head; empty: a linear head.
     """
 
     def __init__(
@@ -85,9 +103,9 @@ class MLP(nn.Module):
         super().__init__()
         widths = [features, *hidden]
         self.trunk = nn.Sequential(nn.Flatten(), *_layers(widths))
-        behind = [widths[-1] if code_features is None else code_features, *decoder]
-        output = nn.Linear(behind[-1], classes)
-        self.head = nn.Sequential(*_layers(behind), output) if decoder else output
+        of_head = [widths[-1] if code_features is None else code_features, *decoder]
+        output = nn.Linear(of_head[-1], classes)
+        self.head = nn.Sequential(*_layers(of_head), output) if decoder else output
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(batch, ...)` to logits `(batch, classes)`."""
@@ -103,14 +121,14 @@ class LeNet(nn.Module):
 
     Args:
         input_shape: `(channels, height, width)`.
-        classes: Number of outputs.
-        code_features: Width of what the head reads; None for the trunk's own, 84.
+        classes: number of outputs.
+        code_features: input features of the head; None: those of the trunk, 84.
     """
 
     def __init__(self, input_shape: tuple[int, int, int], classes: int, code_features: int | None = None):
         super().__init__()
         channels, *size = input_shape
-        small = min(size) < 12  # after the first pooling the kernel of 5 x 5 would not fit without a margin
+        small = min(size) < 12  # after the first pooling a kernel of 5 x 5 would not fit without padding
         self.features = nn.Sequential(
             *(nn.Conv2d(channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(6, 16, 5, padding=2 if small else 0), nn.ReLU(), nn.MaxPool2d(2)),
@@ -130,9 +148,9 @@ class ResNet(nn.Module):
     Names are those of `akamaster/pytorch_resnet_cifar10`, so that its published weights fit.
 
     Args:
-        channels: Channels of the input.
-        classes: Number of outputs.
-        depth: Layers with weights, 6 n + 2: 20, 32, 44, 56, 110.
+        channels: input channels.
+        classes: number of outputs.
+        depth: number of layers with weights, 6 n + 2: 20, 32, 44, 56, 110.
     """
 
     def __init__(self, channels: int, classes: int, depth: int):
@@ -157,12 +175,12 @@ class ResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions beside a shortcut; where the width doubles, the size halves."""
+    """Two convolutions and a shortcut; where the number of channels doubles, the size is halved."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.stride = outputs // inputs
-        self.margin = (outputs - inputs) // 2
+        self.padding = (outputs - inputs) // 2
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=self.stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
@@ -170,7 +188,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.margin, self.margin))
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
         return F.relu(residual + shortcut)
 
 
@@ -186,18 +204,18 @@ def mlp(
     """Builds a multilayer perceptron for inputs of any shape.
 
     Args:
-        input_shape: Shape of one input.
-        classes: Number of outputs.
-        code_features: Width of what the head reads; None for the trunk's own.
-        hidden: Widths of the layers of the trunk.
-        decoder: Widths of the hidden layers of the head; none for a linear one.
-        initialization: "default" as torch has it, or "xavier": uniform weights, zero biases.
+        input_shape: shape of one input.
+        classes: number of outputs.
+        code_features: input features of the head; None: those of the trunk.
+        hidden: widths of the layers of the trunk.
+        decoder: widths of the hidden layers of the head; empty: a linear head.
+        initialization: "default", that of torch, or "xavier": uniform weights, zero biases.
     """
     for option, widths in (("hidden", hidden), ("decoder", decoder)):
         if not isinstance(widths, Sequence) or not all(isinstance(width, int) and width > 0 for width in widths):
-            raise ValueError(f"{option}={widths!r} is a list of widths of 1 or more, such as [256, 128]")
+            raise ValueError(f"{option} must be a list of widths of at least 1, such as [256, 128], got {widths!r}")
     if initialization not in _INITIALIZATIONS:
-        raise ValueError(f"no initialization {initialization!r}: it is one of {sorted(_INITIALIZATIONS)}")
+        raise ValueError(f"initialization must be one of {sorted(_INITIALIZATIONS)}, got {initialization!r}")
     return MLP(prod(input_shape), classes, hidden, code_features, decoder).apply(_INITIALIZATIONS[initialization])
 
 
@@ -215,8 +233,8 @@ def lenet(input_shape: tuple[int, ...], classes: int, code_features: int | None 
 
     Args:
         input_shape: `(channels, height, width)`.
-        classes: Number of outputs.
-        code_features: Width of what the head reads; None for the trunk's own, 84.
+        classes: number of outputs.
+        code_features: input features of the head; None: those of the trunk, 84.
     """
     return LeNet(_image("lenet", input_shape, smallest=8), classes, code_features)
 
@@ -224,61 +242,62 @@ def lenet(input_shape: tuple[int, ...], classes: int, code_features: int | None 
 def resnet20(
     input_shape: tuple[int, ...], classes: int, *, depth: int = 20, weights: str | Path | None = None
 ) -> nn.Module:
-    """Builds a CIFAR residual network, from published weights if wanted.
+    """Builds a CIFAR residual network, optionally with published weights.
 
     Args:
         input_shape: `(channels, height, width)`, at least 8 x 8.
-        classes: Number of outputs.
-        depth: Layers with weights, 6 n + 2.
-        weights: File of weights; a linear layer for another number of classes stays as it is initialized. Gray images
-            are repeated to three channels where the weights read three.
+        classes: number of outputs.
+        depth: number of layers with weights, 6 n + 2.
+        weights: file of weights; a linear layer for another number of classes stays as initialized. Grayscale images
+            are repeated to three channels if the weights are for RGB.
     """
     channels, _, _ = _image("resnet20", input_shape, smallest=8)
     if not (isinstance(depth, int) and depth >= 8 and depth % 6 == 2):
-        raise ValueError(f"depth={depth!r} is 6 n + 2: 20, 32, 44, 56 or 110 in the paper")
+        raise ValueError(f"depth must be 6 n + 2 (20, 32, 44, 56 or 110 in the paper), got {depth!r}")
     state = {} if weights is None else read_weights(weights)
     repeated = channels == 1 and "conv1.weight" in state and state["conv1.weight"].shape[1] == 3
     model = ResNet(3 if repeated else channels, classes, depth)
     if weights is not None:
         adopt_weights(model, state, str(weights))
     if repeated:
-        model.register_forward_pre_hook(_gray_to_color)
+        model.register_forward_pre_hook(_repeat_grayscale)
     return model
 
 
 def torchvision_model(
     input_shape: tuple[int, ...], classes: int, *, architecture: str = "resnet18", weights: str | Path | None = None
 ) -> nn.Module:
-    """Builds one of torchvision's classifiers, from pretrained weights if wanted.
+    """Builds one of torchvision's classifiers, optionally with pretrained weights.
 
-    Gray images are repeated to three channels; the size is the architecture's own business.
+    Grayscale images are repeated to three channels; the valid sizes are those of the architecture.
 
     Args:
         input_shape: `(channels, height, width)` with 1 or 3 channels.
-        classes: Number of outputs.
-        architecture: Name in torchvision, such as "resnet18".
-        weights: Name of weights in torchvision, such as "IMAGENET1K_V1" or "DEFAULT" for its best (downloaded once, to
-            the cache of torch), a file of weights, or None. A classifier for another number of classes stays as it is
+        classes: number of outputs.
+        architecture: name in torchvision, such as "resnet18".
+        weights: name of weights in torchvision, such as "IMAGENET1K_V1" or "DEFAULT" for its best (downloaded once, to
+            the cache of torch), a file of weights, or None. A classifier for another number of classes stays as
             initialized.
     """
     channels, _, _ = _image("torchvision", input_shape, smallest=1)
     if channels not in (1, 3):
-        raise ValueError(f"torchvision's models read 1 or 3 channels, input_shape={input_shape} has {channels}")
+        raise ValueError(f"torchvision's models need 1 or 3 channels, got input_shape={input_shape}")
     if architecture not in (known := _architectures()):
         close = difflib.get_close_matches(str(architecture), known, cutoff=0)
         raise ValueError(f"torchvision has no classifier {architecture!r}; the closest names are {close}")
     model = torchvision.models.get_model(architecture, num_classes=classes)
-    if weights in (named := torchvision.models.get_model_weights(architecture).__members__):
+    named = torchvision.models.get_model_weights(architecture).__members__
+    if isinstance(weights, str) and weights in named:
         adopt_weights(model, named[weights].get_state_dict(check_hash=True), f"torchvision, {weights}")
     elif weights is not None:
         adopt_weights(model, read_weights(weights), str(weights))
     if channels == 1:
-        model.register_forward_pre_hook(_gray_to_color)
+        model.register_forward_pre_hook(_repeat_grayscale)
     return model
 
 
 def _architectures() -> list[str]:
-    """Lists torchvision's classifiers, without the two that return several outputs while training."""
+    """Lists torchvision's classifiers, without the two that return several outputs in training."""
     return [
         name
         for name in torchvision.models.list_models(module=torchvision.models)
@@ -286,17 +305,17 @@ def _architectures() -> list[str]:
     ]
 
 
-def _gray_to_color(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+def _repeat_grayscale(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return inputs[0].expand(-1, 3, -1, -1)
 
 
 def _image(name: str, input_shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
     if len(input_shape) != 3:
         raise ValueError(
-            f"{name} reads images (channels, height, width), but an input has the shape {input_shape}: use model=mlp"
+            f"{name} needs images (channels, height, width), but an input has the shape {input_shape}: use model=mlp"
         )
     if min(input_shape[1:]) < smallest:
-        raise ValueError(f"{name} reads images from {smallest} x {smallest}, but an input has the shape {input_shape}")
+        raise ValueError(f"{name} needs images of at least {smallest} x {smallest}, got the shape {input_shape}")
     return input_shape
 
 

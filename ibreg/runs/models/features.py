@@ -1,4 +1,4 @@
-"""Features of a frozen encoder: computed once for all epochs, seeds and learners, in files named by their content."""
+"""Features of a frozen encoder, computed once and cached in files whose names are hashes of encoder and inputs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.data.images import ImageFiles
 from ibreg.version import __version__
 
-DEVIATION_FLOOR = 0.1  # of the mean deviation of all features
+DEVIATION_FLOOR = 0.1  # as a fraction of the mean deviation of all features
 
 
 def encode(
     encoder: nn.Module, inputs, *, cache: Path, device: torch.device | str = "cpu", batch_size: int = 256
 ) -> Tensor:
-    """Returns the features of inputs, read from the cache where the same encoder had the same inputs before.
+    """Returns the features of inputs, from the cache if the same encoder has encoded the same inputs before.
 
     Args:
-        encoder: In eval mode, maps `(batch, ...)` to `(batch, features)`.
-        inputs: `(rows, ...)`: a tensor, or images in files.
-        cache: Folder of the features. Any change of weights, architecture or inputs makes a file of another name.
-        device: Where to encode.
-        batch_size: Rows at a time.
+        encoder: in evaluation mode, maps `(batch, ...)` to `(batch, features)`.
+        inputs: `(rows, ...)`: a tensor, or image files.
+        cache: folder of the features. Any change of weights, architecture or inputs changes the name of the file.
+        device: device of the encoder.
+        batch_size: rows per batch.
 
     Returns:
         `(rows, features)` on the CPU.
@@ -52,21 +52,21 @@ def encode(
 
     features = cached(cache, "features", digest(encoder, (), inputs), compute)["features"]
     if not features.isfinite().all():
-        raise ValueError("the encoder gives features that are not finite: look at its weights and normalization")
+        raise ValueError("the features of the encoder are not finite: check its weights and normalization")
     return features
 
 
 def standardized(features: Tensor, by: Tensor) -> Tensor:
-    r"""Centers and scales features by the mean and deviation of others, which come from unlabeled inputs.
+    r"""Standardizes features by the mean and deviation of other features, those of unlabeled inputs.
 
     .. math::
         \hat x_d = \frac{x_d - \mu_d}{\max(\sigma_d, \bar\sigma / 10)}
 
-    The floor keeps a feature that hardly varies in the others from dominating here.
+    The floor prevents a feature that hardly varies in the others from dominating.
 
     Args:
         features: `(rows, features)`.
-        by: `(other rows, features)`, two rows or more.
+        by: features that mean and deviation are those of, `(other rows, features)`, at least two rows.
 
     Example:
         >>> standardized(torch.tensor([[3.0, 7.0]]), by=torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
@@ -78,9 +78,9 @@ def standardized(features: Tensor, by: Tensor) -> Tensor:
 
 
 def digest(module: nn.Module, options: Any, *inputs) -> str:
-    """Returns a hash of all that a computation follows from: a module with its weights, options, and its inputs.
+    """Returns a hash of everything that a computation depends on: a module with its weights, options and inputs.
 
-    Images in files are known by path, size and time of change.
+    Image files are identified by path, size and modification time.
 
     Example:
         >>> digest(nn.Flatten(), (), torch.zeros(2)) == digest(nn.Flatten(), (), torch.zeros(2))
@@ -88,36 +88,36 @@ def digest(module: nn.Module, options: Any, *inputs) -> str:
         >>> digest(nn.Flatten(), (), torch.zeros(2)) == digest(nn.Flatten(), (), torch.ones(2))
         False
     """
-    found = hashlib.sha256(f"{__version__} {module} {options}".encode())
+    hashed = hashlib.sha256(f"{__version__} {module} {options}".encode())
     for name, tensor in module.state_dict().items():
-        found.update(f"{name} {tensor.dtype}".encode())
-        _update(found, tensor)
+        hashed.update(f"{name} {tensor.dtype}".encode())
+        _update(hashed, tensor)
     for part in inputs:
-        _update(found, part)
-    return found.hexdigest()
+        _update(hashed, part)
+    return hashed.hexdigest()
 
 
-def _update(found, part) -> None:
+def _update(hashed, part) -> None:
     if isinstance(part, ImageFiles):
         stamps = [(str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in part.paths]
-        found.update(f"{part.transform} {stamps}".encode())
+        hashed.update(f"{part.transform} {stamps}".encode())
         return
-    found.update(f"{tuple(part.shape)}".encode())
-    found.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    hashed.update(f"{tuple(part.shape)}".encode())
+    hashed.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def cached(cache: Path, stem: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns what a computation gives, read from a file where it was done before, even by another process just now.
+    """Returns the result of a computation, read from a file if it was computed before, even by a concurrent process.
 
     Args:
-        cache: Folder of the file.
-        stem: Beginning of its name.
-        key: A hash of all that the computation follows from, the rest of its name.
-        compute: Returns tensors by name. It also runs where the file is damaged.
+        cache: folder of the file.
+        stem: beginning of the file name.
+        key: hash of everything that the computation depends on, the rest of the file name.
+        compute: returns tensors by name; also called if the file is damaged.
     """
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{stem}-{key[:20]}.pt"
-    # One computes, the others wait and read.
+    # One process computes, the others wait and read.
     with FileLock(f"{path}.lock"):
         try:
             state = load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Classifiers of images from timm and transformers, which are extras: `pip install ibreg[timm,transformers]`."""
+"""Image classifiers of timm and transformers, which are extras: `pip install ibreg[timm,transformers]`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _MODELS_BY_TYPE = "transformers.models.auto.modeling_auto"
 def timm_model(
     input_shape: tuple[int, ...], classes: int, *, architecture: str = "resnet18", weights: str | Path | None = None
 ) -> nn.Module:
-    """Builds one of timm's classifiers, from pretrained weights if wanted.
+    """Builds one of timm's classifiers, optionally with pretrained weights.
 
     Args:
-        input_shape: `(channels, height, width)`; the size is the architecture's own business.
-        classes: Number of outputs.
-        architecture: Name in timm, with the tag of its weights where wanted, such as "resnet18.a1_in1k".
+        input_shape: `(channels, height, width)`; the valid sizes are those of the architecture.
+        classes: number of outputs.
+        architecture: name in timm, optionally with the tag of its weights, such as "resnet18.a1_in1k".
         weights: "DEFAULT" for those of the tag (downloaded once), a file of weights, or None. A classifier for another
-            number of classes stays as it is initialized.
+            number of classes stays as initialized.
 
     Raises:
         ImportError: If timm is not installed.
-        ValueError: For an unknown architecture, and weights of another.
+        ValueError: If the architecture is unknown, or the weights do not fit it.
     """
     timm = _extra("timm")
     plain = str(architecture).partition(".")[0]
@@ -53,33 +53,33 @@ def transformers_model(
     architecture: str = "vit",
     configuration: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Builds an image classifier of transformers, whose forward returns logits alone.
+    """Builds an image classifier of transformers whose forward returns the logits.
 
     Args:
         input_shape: `(channels, height, width)`.
-        classes: Number of outputs.
-        weights: A folder that `save_pretrained` wrote, or a name on the hub, which brings its own architecture and
-            configuration; None for a new model. A classifier for another number of classes stays as it is initialized.
-        architecture: Model type of a new model, such as "vit".
-        configuration: Settings of a new model's configuration; `image_size` and `num_channels` are those of the data.
+        classes: number of outputs.
+        weights: a folder that `save_pretrained` wrote, or a name on the hub, with its own architecture and
+            configuration; None: a new model. A classifier for another number of classes stays as initialized.
+        architecture: model type of a new model, such as "vit".
+        configuration: settings of a new model; `image_size` and `num_channels` are those of the data.
 
     Raises:
         ImportError: If transformers is not installed.
-        ValueError: For an unknown architecture, settings beside weights, and weights that are not there or fit no image
-            classifier.
+        ValueError: If the architecture is unknown, settings are given beside weights, or weights are missing or fit no
+            image classifier.
     """
     transformers = _extra("transformers")
     if weights is not None:
         if configuration:
-            raise ValueError("weights bring their own configuration: leave model.configuration empty")
+            raise ValueError("weights have their own configuration: leave model.configuration empty")
         try:
             model = transformers.AutoModelForImageClassification.from_pretrained(
                 str(weights), num_labels=classes, ignore_mismatched_sizes=True
             )
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"transformers finds no image classifier at {weights}: model.weights is a folder that save_pretrained "
-                "wrote, a name on the hub, or null"
+                f"transformers finds no image classifier at {weights}: model.weights must be a folder that "
+                "save_pretrained wrote, a name on the hub, or null"
             ) from error
     else:
         known = importlib.import_module(_MODELS_BY_TYPE).MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES

@@ -1,4 +1,4 @@
-"""A backbone that is trained here, on classes that the fine-tuning does not have: for trying things without a file."""
+"""Pretraining of a backbone on classes that are not fine-tuned, for experiments without a file of weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def pretrain(model: nn.Module, rows: Rows, *, epochs: int, batch_size: int, lr: 
     """Trains a classifier and returns the weights of its backbone.
 
     Args:
-        model: freshly initialized; it is changed.
-        rows: to train on.
-        epochs: passes over them.
+        model: freshly initialized; changed in place.
+        rows: training rows.
+        epochs: passes over the rows.
         batch_size: rows per step.
-        lr: AdamW's.
-        seed: of their order.
+        lr: learning rate of AdamW.
+        seed: seed of the order of the rows.
 
     Returns:
-        weights by name, without those of the head.
+        Weights by name, without those of the head.
     """
     seed_all(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)

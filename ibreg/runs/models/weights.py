@@ -1,4 +1,4 @@
-"""Weights from a file into a network: what does not fit is named before anything is changed."""
+"""Loading of weights from a file: a message names what does not fit, before anything is changed."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads weights from a file, without the prefix that `DataParallel` leaves.
+    """Reads weights from a file, without the prefix that `DataParallel` adds.
 
     Args:
-        path: of a state dict, or of a checkpoint that has one under `state_dict`, `model` or `weights`.
+        path: file of a state dict, or of a checkpoint that has one under `state_dict`, `model` or `weights`.
 
     Raises:
-        FileNotFoundError: there is no file.
-        ValueError: the file is damaged, or holds no weights.
+        FileNotFoundError: If there is no file.
+        ValueError: If the file is damaged, or holds no weights.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(
-            f"no weights at {file.absolute()}: model.weights is the path of a file, DEFAULT (torchvision) or null"
+            f"no weights at {file.absolute()}: model.weights must be the path of a file, DEFAULT (torchvision) or null"
         )
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises four unrelated types for what it cannot read
+    except Exception as error:  # torch raises four unrelated types for files it cannot read
         raise ValueError(
-            f"{file} cannot be read: it is cut short, no checkpoint, or holds more than tensors: save "
+            f"{file} cannot be read: it is truncated, no checkpoint, or holds more than tensors: save "
             "model.state_dict()"
         ) from error
     for key in ("state_dict", "model", "weights"):
@@ -48,15 +48,15 @@ def _described(state: Any) -> str:
 
 
 def adopt_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads weights into a model; a classifier (its last layer) for another number of classes stays as it is.
+    """Loads weights into a model; a last layer for another number of classes stays as initialized.
 
     Args:
-        model: to load into.
+        model: changed in place.
         state: weights by name.
-        source: where they come from, for the message.
+        source: origin of the weights, for the message.
 
     Raises:
-        ValueError: the weights are those of another network; the message says what differs.
+        ValueError: If the weights are those of another network; the message names the differences.
     """
     own = model.state_dict()
     classifier = list(own)[-1].rpartition(".")[0]
@@ -70,6 +70,6 @@ def adopt_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         "of another shape": sorted(other - skipped),
     }
     if any(faults.values()):
-        listed = "; ".join(f"{fault}: {', '.join(found[:5])}" for fault, found in faults.items() if found)
-        raise ValueError(f"the weights of {source} do not fit the {type(model).__name__} that is to be built: {listed}")
+        listed = "; ".join(f"{fault}: {', '.join(names[:5])}" for fault, names in faults.items() if names)
+        raise ValueError(f"the weights of {source} do not fit the {type(model).__name__}: {listed}")
     model.load_state_dict({name: value for name, value in state.items() if name not in skipped}, strict=False)

@@ -93,7 +93,13 @@ def backbone_of(cfg: DictConfig, data: ClassificationData, source: Rows | None) 
         options["weights"] = str(under) if under.exists() else options["weights"]
 
     def new(classes: int, code_features: int | None) -> nn.Module:
-        return models.build(**options, input_shape=data.input_shape, classes=classes, code_features=code_features)
+        return models.build(
+            **options,
+            input_shape=data.input_shape,
+            classes=classes,
+            code_features=code_features,
+            normalization=data.normalization,
+        )
 
     @cache
     def pretrained() -> dict[str, Tensor]:
@@ -134,9 +140,7 @@ def sets_to_test(cfg: DictConfig, data: ClassificationData) -> dict[str, list[Ro
     sets = {"clean": [test]}
     for name in ("corrupted", "shifted"):
         rows = spread(test, cfg[name].rows)
-        made = [
-            corrupted(rows, kind, cfg[name].severity, mean=cfg.data.mean, std=cfg.data.std) for kind in cfg[name].kinds
-        ]
+        made = [corrupted(rows, kind, cfg[name].severity) for kind in cfg[name].kinds]
         sets |= {name: made} if made else {}
     if cfg.other_data is not None:
         other = datasets.load(**{**cfg.data, "validation": 0, **cfg.other_data})

@@ -107,17 +107,17 @@ def test_nothing_is_left_behind():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attacks": ["pgd"]}, "attacks are some of apgd_ce"),
-        ({"attacks": []}, "attacks are some of"),
-        ({"eps": -1.0}, "eps is a finite number"),
-        ({"queries": 0}, "queries is an integer"),
-        ({"clamp": (0.0, 0.5)}, "outside of clamp"),
+        ({"attacks": ["pgd"]}, "attacks must be some of apgd_ce"),
+        ({"attacks": []}, "attacks must be some of"),
+        ({"eps": -1.0}, "eps must be a finite number"),
+        ({"queries": 0}, "queries must be an integer"),
+        ({"clamp": (0.0, 0.5)}, "must be within clamp"),
         ({"clamp": None}, "need bounds"),
-        ({"target": torch.zeros(4)}, "need classes"),
-        ({"target": torch.full((4,), 7)}, "there are 3 classes"),
+        ({"target": torch.zeros(4)}, "must be classes"),
+        ({"target": torch.full((4,), 7)}, "must be classes below 3"),
         ({"x": torch.ones(4, 36)}, "square needs images"),
         ({"x": torch.ones(4, 1, 4, 9), "norm": "2"}, "square of pyautoattack does not run on images of 4 x 9"),
-        ({}, "apgd_targeted needs four classes, there are 3"),
+        ({}, "apgd_targeted needs at least four classes, got 3"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, message):

@@ -100,9 +100,9 @@ def test_outcomes_are_printed():
         ({"eps": []}, "the checks need some eps"),
         ({"steps": []}, "the checks need some eps, steps"),
         ({"x": torch.zeros(0, 4), "target": torch.zeros(0, dtype=torch.long)}, "and 0"),
-        ({"target": torch.zeros(5)}, "the checks are for classes"),
-        ({"target": torch.zeros(4, dtype=torch.long)}, "the checks are for classes"),
-        ({"eps": [-1.0]}, "eps is a finite number"),
+        ({"target": torch.zeros(5)}, "target must be classes"),
+        ({"target": torch.zeros(4, dtype=torch.long)}, "target must be classes"),
+        ({"eps": [-1.0]}, "eps must be a finite number"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, message):

@@ -19,8 +19,10 @@ from ibreg.runs.data import concepts as concept_data
 from ibreg.runs.data import regression as regression_data
 from ibreg.runs.data import streams as continual_data
 from ibreg.runs.data.classification import load, names
-from ibreg.runs.data.images import crop_and_flip
+from ibreg.runs.data.images import IMAGENET_MEAN, Normalization, crop_and_flip
 from ibreg.runs.data.rows import Rows, loader
+from ibreg.runs.data.split import Request
+from ibreg.runs.dispatch import keyword_options
 from ibreg.runs.seeding import seed_all
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "data"
@@ -68,10 +70,10 @@ def small_cifar(tmp_path, monkeypatch):
     return tmp_path
 
 
-# --- the cut
+# --- the split
 
 
-def test_the_cut_depends_on_its_seed_alone():
+def test_the_split_depends_on_its_seed_alone():
     torch.manual_seed(1)
     first = load("digits", split_seed=3)
     torch.manual_seed(2)
@@ -82,7 +84,7 @@ def test_the_cut_depends_on_its_seed_alone():
     assert not torch.equal(first.train.inputs, other.train.inputs)
 
 
-def test_validation_and_limit_leave_the_test_part_alone():
+def test_validation_and_limit_leave_the_test_rows_alone():
     plain, other = load("digits", validation=0), load("digits", validation=0.3, limit=100)
     assert plain.validation is None
     assert torch.equal(plain.test.inputs, other.test.inputs)
@@ -97,21 +99,21 @@ def test_a_limit_above_the_number_of_rows_takes_all():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"validation": 1.0}, "validation=1.0 is a share"),
-        ({"validation": -0.1}, "validation=-0.1 is a share"),
-        ({"validation": float("nan")}, "validation=nan is a share"),
-        ({"validation": "0.1"}, "validation='0.1' is a share"),
-        ({"test": 0}, "test=0 is a share: more than 0"),
-        ({"test": 1.5}, "test=1.5 is a share"),
-        ({"limit": -1}, "limit=-1 is a number of training rows"),
-        ({"limit": 0.5}, "limit=0.5 is a number of training rows"),
+        ({"validation": 1.0}, "validation must be a fraction .* got 1.0"),
+        ({"validation": -0.1}, "validation must be a fraction .* got -0.1"),
+        ({"validation": float("nan")}, "validation must be a fraction .* got nan"),
+        ({"validation": "0.1"}, "validation must be a fraction .* got '0.1'"),
+        ({"test": 0}, "test must be a fraction of more than 0 .* got 0"),
+        ({"test": 1.5}, "test must be a fraction .* got 1.5"),
+        ({"limit": -1}, "limit must be a number of training rows.* got -1"),
+        ({"limit": 0.5}, "limit must be a number of training rows.* got 0.5"),
         ({"limit": 9}, "limit=9 cannot be stratified: .* from 10"),
-        ({"split_seed": -1}, "split_seed=-1 is an integer"),
+        ({"split_seed": -1}, "split_seed must be an integer .* got -1"),
         ({"validation": 0.001}, "validation=0.001 of 1437 rows cannot have every class on both sides"),
         ({"test": 0.999}, "test=0.999 of 1797 rows cannot have every class"),
-        ({"mean": [0.5, 0.5]}, r"mean=\[0.5, 0.5\] is one number, or a list of 1"),
-        ({"std": 0}, "std=0 is one number above 0"),
-        ({"std": "wide"}, "std='wide' is one number above 0"),
+        ({"mean": [0.5, 0.5]}, r"mean must be one number, or a list of 1, .* got \[0.5, 0.5\]"),
+        ({"std": 0}, "std must be one number above 0.* got 0"),
+        ({"std": "wide"}, "std must be one number above 0.* got 'wide'"),
     ],
 )
 def test_settings_out_of_range_say_what_is_valid(settings, message):
@@ -142,7 +144,7 @@ def test_a_missing_option_is_named():
 @pytest.mark.parametrize("name", names())
 def test_the_yaml_has_every_option_with_its_default_and_no_other(name):
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    common = {p.name: p.default for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    common = keyword_options(Request)
     own = {p.name: p.default for p in list(inspect.signature(data._SETS[name]).parameters.values())[1:]}
     expected = {"name": name, **common, **own}
     plain = {
@@ -166,10 +168,9 @@ def test_every_yaml_belongs_to_a_set():
 
 def test_digits_are_those_of_scikit_learn():
     found = load("digits", mean=0.25, std=2.0)
+    assert found.normalization == Normalization((0.25,), (2.0,))
     pixels, labels = load_digits(return_X_y=True)
-    expected = {
-        (((row / 16 - 0.25) / 2).astype(np.float32).tobytes(), label) for row, label in zip(pixels, labels, strict=True)
-    }
+    expected = {((row / 16).astype(np.float32).tobytes(), label) for row, label in zip(pixels, labels, strict=True)}
     got = set()
     for part in (found.train, found.validation, found.test):
         got |= {(row.numpy().tobytes(), int(label)) for row, label in zip(part.inputs, part.targets, strict=True)}
@@ -180,15 +181,15 @@ def test_digits_are_those_of_scikit_learn():
 
 
 @needs_mnist
-def test_mnist_is_scaled_to_minus_one_to_one():
+def test_mnist_has_values_from_0_to_1():
     found = load("mnist", root=DATA)
     assert (len(found.train), len(found.validation), len(found.test)) == (54_000, 6_000, 10_000)
     assert found.input_shape == (1, 28, 28)
     assert found.train.inputs.dtype == torch.float32
-    assert (found.train.inputs.min(), found.train.inputs.max()) == (-1, 1)
+    assert (found.train.inputs.min(), found.train.inputs.max()) == found.value_range == (0, 1)
     assert torch.bincount(found.test.targets).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     raw = (DATA / "MNIST" / "raw" / "t10k-images-idx3-ubyte").read_bytes()[16:]
-    first = torch.tensor(list(raw[:784]), dtype=torch.float32).view(1, 28, 28) / 255 * 2 - 1
+    first = torch.tensor(list(raw[:784]), dtype=torch.float32).view(1, 28, 28) / 255
     torch.testing.assert_close(found.test[0][0], first)
 
 
@@ -200,7 +201,7 @@ def test_fashion_mnist_names_its_classes():
 
 
 def test_cifar10_is_read_into_memory_channels_first(small_cifar):
-    found = load("cifar10", root=small_cifar, mean=[0, 0, 0], std=1, validation=0.2)
+    found = load("cifar10", root=small_cifar, validation=0.2)
     assert (len(found.train), len(found.validation), len(found.test)) == (120, 30, 30)
     assert found.input_shape == (3, 32, 32)
     raw = pickle.loads((small_cifar / "cifar-10-batches-py" / "test_batch").read_bytes())["data"]
@@ -225,7 +226,7 @@ def test_augmentation_follows_its_own_seed_and_leaves_the_global_generator_alone
         assert not torch.equal(images(*other), first)
     # Not the numbers of torch's generator under the same key, of which the noise of a bottleneck is made.
     seed_all(0, 0, 3, 0)
-    assert not torch.equal(crop_and_flip(rows.inputs), first)
+    assert not torch.equal(crop_and_flip(rows.inputs, fill=IMAGENET_MEAN), first)
 
 
 def test_augmentation_is_for_training_rows_alone(small_cifar):
@@ -238,10 +239,8 @@ def test_augmentation_is_for_training_rows_alone(small_cifar):
 def test_options_may_come_from_a_hydra_configuration(small_cifar):
     cfg = OmegaConf.create({"name": "cifar10", "root": str(small_cifar), "mean": [0.1, 0.2, 0.3], "std": [1, 1, 2]})
     found, plain = load(**cfg), load("cifar10", root=small_cifar, mean=0, std=1)
-    shift = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
-    torch.testing.assert_close(
-        found.train.inputs, (plain.train.inputs - shift) / torch.tensor([1.0, 1, 2]).view(3, 1, 1)
-    )
+    assert found.normalization == Normalization((0.1, 0.2, 0.3), (1.0, 1.0, 2.0))
+    assert torch.equal(found.train.inputs, plain.train.inputs)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
@@ -272,7 +271,7 @@ def test_the_environment_variable_stands_in_for_the_root(small_cifar, monkeypatc
 
 def test_image_folder_reads_both_parts(tmp_path):
     write_images(tmp_path / "pets", {"cat": 10, "dog": 20}, {"cat": 2, "dog": 3})
-    found = load("image_folder", root=tmp_path, path="pets", image_size=8, mean=0, std=1, validation=0.2)
+    found = load("image_folder", root=tmp_path, path="pets", image_size=8, validation=0.2)
     assert found.class_names == ("cat", "dog")
     assert found.input_shape == (3, 8, 8)
     assert (len(found.train), len(found.validation), len(found.test)) == (24, 6, 5)
@@ -288,7 +287,8 @@ def test_image_folder_reads_both_parts(tmp_path):
 def test_image_folder_augments_training_images_alone(tmp_path):
     write_images(tmp_path, {"cat": 4, "dog": 4}, {"cat": 1, "dog": 1})
     found = load("image_folder", path=tmp_path, image_size=8, validation=0.25, augment=True)
-    assert found.train.augment is crop_and_flip
+    assert found.train.augment.func is crop_and_flip
+    assert found.train.augment.keywords == {"fill": IMAGENET_MEAN}
     assert found.validation.augment is None
     assert found.test.augment is None
 
@@ -296,7 +296,7 @@ def test_image_folder_augments_training_images_alone(tmp_path):
 @pytest.mark.parametrize(
     ("train", "test", "error", "message"),
     [
-        ({"cat": 3, "dog": 3}, {"cat": 1, "emu": 1}, ValueError, r"stand in one only: \['dog', 'emu'\]"),
+        ({"cat": 3, "dog": 3}, {"cat": 1, "emu": 1}, ValueError, r"only one of them has \['dog', 'emu'\]"),
         ({"cat": 3, "dog": 0}, {"cat": 1, "dog": 1}, ValueError, r"no image in .*train for the classes \['dog'\]"),
         ({"cat": 9, "dog": 1}, {"cat": 1, "dog": 1}, ValueError, "class 'dog' has 1 of them"),
         ({"cat": 9}, {"cat": 1}, ValueError, "the only class is 'cat'"),
@@ -320,7 +320,7 @@ def test_an_image_folder_that_is_not_there_names_both_places(tmp_path):
 
 
 def test_an_image_size_below_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="image_size=0 is a number of pixels"):
+    with pytest.raises(ValueError, match=r"image_size must be a number of pixels.* got 0"):
         load("image_folder", path=tmp_path, image_size=0)
 
 

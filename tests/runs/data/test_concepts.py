@@ -16,6 +16,7 @@ from ibreg.runs.data import concepts as concept_data
 from ibreg.runs.data.concepts import DIGIT_CONCEPTS, load, names
 from ibreg.runs.data.rows import loader
 from ibreg.runs.data.shapes import SHAPE_CONCEPTS, draw_shapes
+from ibreg.runs.dispatch import keyword_options
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "data"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")
@@ -66,7 +67,7 @@ def test_xor_is_the_exclusive_or_of_two_halves():
 
 def test_trigonometry_can_be_undone():
     """x_i - x_{i+3} = sin h - cos h and |h|^2 = x_7: inputs, concepts and classes belong to one hidden h."""
-    request = concept_data.ConceptRequest(Path(), False, 0.2, 0, 0, 0.0)
+    request = concept_data.ConceptRequest()
     hidden = 2 * request.rng(0).standard_normal((3000, 3))
     expected = np.hstack([np.sin(hidden) + hidden, np.cos(hidden) + hidden, (hidden**2).sum(1, keepdims=True)])
     parts = request.stratified_split((hidden.sum(1) > 1).astype(int), ["no", "yes"], 0.2)
@@ -79,7 +80,7 @@ def test_trigonometry_can_be_undone():
 
 
 def test_dot_is_seen_through_sum_and_difference():
-    request = concept_data.ConceptRequest(Path(), False, 0.2, 4, 0, 0.0)
+    request = concept_data.ConceptRequest(split_seed=4)
     first, third = 2 * request.rng(0).standard_normal((2, 500, 2))
     expected = np.hstack([first + third, first - third])
     classes = (first * third).sum(1) > 0
@@ -213,7 +214,7 @@ def test_concepts_of_a_table_may_be_described_in_a_file(table, tmp_path):
         ({"concepts": [{"name": "hue", "values": ["red", "blue"]}]}, "line 3: green is not one of"),
         ({"concepts": ["height"], "drop": ["name", "striped", "hue"]}, r"labels of concept 'height' are in \[0, 1\]"),
         ({"concepts": [{"name": "striped", "knd": "binary"}]}, "has no field 'knd'"),
-        ({"missing": 1.0}, "missing=1.0 is a share of labels"),
+        ({"missing": 1.0}, "missing must be a fraction"),
         ({"target": "kin"}, "has no column 'kin'; the closest is 'kind'"),
     ],
 )
@@ -250,7 +251,7 @@ def folder(tmp_path):
 
 def test_images_get_the_concepts_of_their_row(folder):
     found = load(
-        "concept_image_folder", path=folder, concepts=["red"], image_size=8, mean=0.0, std=1.0, validation=0.25
+        "concept_image_folder", path=folder, concepts=["red"], image_size=8, validation=0.25
     )
     assert [len(part) for part in parts_of(found)] == [12, 4, 6]
     for part in parts_of(found):
@@ -305,7 +306,7 @@ def test_a_batch_has_inputs_classes_and_concepts():
         ("digit", {}, r"no data set with concepts 'digit': it is one of \['concept_csv'"),
         ("xor", {"rows": 5}, r"xor has no option \['rows'\]: it has \['size', 'test'\], all sets \['root'"),
         ("xor", {"size": 0}, "size=0 is a number of samples"),
-        ("xor", {"test": 0}, "test=0 is a share"),
+        ("xor", {"test": 0}, "test must be a fraction"),
         ("shapes", {"image_size": 4}, "image_size=4 is a number of pixels: 8 or more"),
         ("shapes", {"spurious": 1.5}, "spurious=1.5 is a number of at least 0, at most 1"),
         ("shapes", {"noise": -1}, "noise=-1 is a number of at least 0"),
@@ -331,7 +332,7 @@ def test_missing_files_say_what_belongs_where(tmp_path):
 @pytest.mark.parametrize("name", names())
 def test_the_yaml_has_the_options_with_their_defaults_and_no_other(name):
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    common = {p.name: p.default for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    common = keyword_options(concept_data.ConceptRequest)
     own = {p.name: p.default for p in list(inspect.signature(concept_data._SETS[name]).parameters.values())[1:]}
     own = {
         option: "???"

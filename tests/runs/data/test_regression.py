@@ -19,7 +19,9 @@ from sklearn.linear_model import LinearRegression
 from ibreg.runs.data import classification as data
 from ibreg.runs.data import regression as regression_data
 from ibreg.runs.data.regression import load, names
+from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.rows import loader
+from ibreg.runs.dispatch import keyword_options
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "data"
 DATA = Path(os.environ.get("IBREG_DATA") or "data")
@@ -90,19 +92,19 @@ def test_targets_are_columns_that_a_head_of_one_unit_fits():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"validation": 1.0}, "validation=1.0 is a share"),
-        ({"test": 0}, "test=0 is a share: more than 0"),
+        ({"validation": 1.0}, "validation must be a fraction"),
+        ({"test": 0}, "test must be a fraction of more than 0"),
         ({"test": 0.999}, "test=0.999 of 442 rows leaves one side empty: set data.test"),
         ({"validation": 0.001}, "validation=0.001 of 354 rows leaves one side empty"),
-        ({"limit": -1}, "limit=-1 is a number of training rows"),
+        ({"limit": -1}, "limit must be a number of training rows"),
         ({"limit": 1}, "is .* in all 1 training rows: nothing to learn"),
-        ({"split_seed": -1}, "split_seed=-1 is an integer"),
-        ({"split": "time"}, "split='time' is random or chronological"),
+        ({"split_seed": -1}, "split_seed must be an integer"),
+        ({"split": "time"}, "split must be random or chronological, got 'time'"),
         ({"split": "chronological"}, r"rows of diabetes have no order of time: split=random; \['appliances_energy'"),
-        ({"noise_columns": -1}, "noise_columns=-1 is a number of columns"),
-        ({"noise_columns": 0.5}, "noise_columns=0.5 is a number of columns"),
-        ({"target_noise": -0.1}, "target_noise=-0.1 is in standard deviations"),
-        ({"target_noise": float("nan")}, "target_noise=nan is in standard deviations"),
+        ({"noise_columns": -1}, "noise_columns must be a number of columns.* got -1"),
+        ({"noise_columns": 0.5}, "noise_columns must be a number of columns.* got 0.5"),
+        ({"target_noise": -0.1}, "target_noise must be in standard deviations"),
+        ({"target_noise": float("nan")}, "target_noise must be in standard deviations"),
         ({"columns": 3}, r"diabetes has no option \['columns'\]: it has \['test'\], all sets \['root'"),
     ],
 )
@@ -122,7 +124,7 @@ def test_an_unknown_name_lists_the_sets():
 @pytest.mark.parametrize("name", [name for name in names() if name != "csv"])
 def test_the_yaml_has_the_options_with_their_defaults_and_no_other(name):
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    common = {p.name: p.default for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    common = keyword_options(RegressionRequest)
     # Those that only regression asks stand in the recipe's own YAML, once for all sets.
     common = {option: default for option, default in common.items() if option not in OF_REGRESSION}
     own = {p.name: p.default for p in list(inspect.signature(regression_data._SETS[name]).parameters.values())[1:]}
@@ -138,7 +140,7 @@ def test_tables_of_classification_and_regression_are_asked_for_alike():
         for function in (data.csv_file, regression_data.csv_file)
     ]
     assert signatures[0] == signatures[1]
-    common = [p.name for p in inspect.signature(load).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    common = list(keyword_options(RegressionRequest))
     assert set(written) == {"name", *common, *signatures[1]} - set(OF_REGRESSION)
     assert {option: written[option] for option in ("drop", "test")} == {"drop": [], "test": 0.2}
 
@@ -270,7 +272,7 @@ def test_digits_are_turned_by_their_angle():
     angles = found.in_units(targets).squeeze(1)
     assert -45 <= angles.min() < -40
     assert 40 < angles.max() <= 45
-    assert (inputs.min(), inputs.max()) == (-1, 1)
+    assert (inputs.min(), inputs.max()) == found.value_range == (0, 1)
     again = load("rotated_mnist", root=DATA, size=500, split_seed=1)
     assert {row.numpy().tobytes() for row in inputs} == {row.numpy().tobytes() for row in whole(again)[0]}
     assert torch.equal(again.test.inputs, found.test.inputs)
@@ -281,8 +283,8 @@ def test_digits_are_turned_by_their_angle():
 @needs(DATA / "MNIST" / "raw")
 def test_an_angle_is_counterclockwise_and_a_digit_one_stands_at_it():
     """The long axis of the ones, from the second moments of their ink, turns with the angle."""
-    found = load("rotated_mnist", root=DATA, size=2000, mean=0, std=1, test=0.5, largest_angle=40)
-    originals = data.load("mnist", root=DATA, validation=0, mean=0, std=1)
+    found = load("rotated_mnist", root=DATA, size=2000, test=0.5, largest_angle=40)
+    originals = data.load("mnist", root=DATA, validation=0)
     rng = np.random.default_rng(0)
     rng.permutation(60_000)
     labels = originals.test.targets[rng.permutation(10_000)[:1000]]
@@ -303,12 +305,12 @@ def test_an_angle_is_counterclockwise_and_a_digit_one_stands_at_it():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 60_000}, "ask for 12000 images of a part of MNIST that has 10000"),
-        ({"size": 1}, "size=1 and test=0.2 ask for 0 images"),
-        ({"size": 0}, "size=0 is a number of images"),
-        ({"largest_angle": 0}, "largest_angle=0 is in degrees"),
-        ({"rotation_seed": -1}, "rotation_seed=-1 is an integer"),
-        ({"test": 1.0}, "test=1.0 is a share"),
+        ({"size": 60_000}, "ask for 12000 of the 10000 images"),
+        ({"size": 1}, "size=1 and test=0.2 ask for 0 of the"),
+        ({"size": 0}, "size must be a number of images.* got 0"),
+        ({"largest_angle": 0}, "largest_angle must be in degrees"),
+        ({"rotation_seed": -1}, "rotation_seed must be an integer"),
+        ({"test": 1.0}, "test must be a fraction"),
         ({"noise_columns": 3}, "noise_columns=3 are for tables"),
         ({"split": "chronological"}, "no order of time"),
     ],

@@ -1,6 +1,4 @@
-"""Which rows go into which part of a regression set, and the noise that it gets."""
-
-from pathlib import Path
+"""The splits of a regression data set, and the noise that is added."""
 
 import numpy as np
 import pytest
@@ -36,12 +34,12 @@ def prices(part, found):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("split", ["random", "chronological"])
 def test_parts_share_no_row_and_leave_none_out(seed, split):
-    parts = RegressionRequest(Path(), False, 0.2, seed, 0, split, 0, 0.0).split_rows(19_648, test=0.2)
+    parts = RegressionRequest(split_seed=seed, split=split).split_rows(19_648, test=0.2)
     assert [len(part) for part in parts] == [12_574, 3_144, 3_930]
     assert sorted(np.concatenate(parts)) == list(range(19_648))
 
 
-def test_a_cut_in_the_order_of_time_keeps_it(table):
+def test_a_chronological_split_keeps_the_order_of_time(table):
     found = load(**table, split="chronological", validation=0.25, test=0.2)
     assert prices(found.train, found) == [100 + 3 * row for row in range(60)]
     assert prices(found.validation, found) == [100 + 3 * row for row in range(60, 80)]
@@ -57,7 +55,7 @@ def test_a_cut_in_the_order_of_time_keeps_it(table):
     assert prices(latest.test, latest) == prices(found.test, found)
 
 
-def test_a_random_cut_depends_on_its_seed_alone(table):
+def test_a_random_split_depends_on_its_seed_alone(table):
     torch.manual_seed(1)
     np.random.seed(1)
     first = load(**table, split_seed=3)
@@ -71,7 +69,7 @@ def test_a_random_cut_depends_on_its_seed_alone(table):
     ]
 
 
-def test_less_data_is_a_part_of_more_and_the_rest_stays(table):
+def test_a_smaller_limit_is_a_subset_and_other_splits_stay(table):
     plain, none = load(**table), load(**table, validation=0)
     assert none.validation is None
     assert len(none.train) == 80

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from ibreg.runs.data.rows import Rows
+from ibreg.runs.data.split import Request
 from ibreg.runs.data.streams import (
-    TOY_REACH,
+    TOY_EXTENT,
     class_order,
     class_splits,
     load,
@@ -43,12 +44,12 @@ def test_the_toy_depends_on_its_seed_alone_and_its_parts_are_disjoint():
     parts = [first.train.inputs, first.validation.inputs, first.test.inputs]
     assert len(torch.cat(parts).unique(dim=0)) == sum(map(len, parts)) == 2400
     points = unlabeled_inputs(first)
-    assert points.abs().max() <= TOY_REACH
+    assert points.abs().max() <= TOY_EXTENT
     assert torch.equal(points, unlabeled_inputs(other))
     assert not torch.equal(points, unlabeled_inputs(first, seed=1))
 
 
-def test_images_have_values_from_0_to_1_whatever_mean_is_asked_for():
+def test_images_have_values_from_0_to_1_whatever_the_mean():
     data = load("digits", mean=0.5, std=0.5)
     assert (data.train.inputs.min(), data.train.inputs.max()) == (0, 1)
     assert torch.equal(unlabeled_inputs(data), data.train.inputs)
@@ -63,7 +64,7 @@ def test_splits_hold_every_class_once(classes, seed, per_split):
     order = class_order(classes, seed)
     assert order == class_order(classes, seed)
     if classes % per_split:
-        with pytest.raises(ValueError, match="equal splits"):
+        with pytest.raises(ValueError, match="classes_per_split must be one of"):
             class_splits(order, per_split)
         return
     splits = class_splits(order, per_split)
@@ -85,7 +86,7 @@ def test_rows_of_a_split_are_those_of_its_classes():
 
 def test_the_yaml_of_the_toy_has_every_option_with_its_default(pytestconfig):
     options = OmegaConf.to_container(OmegaConf.load(pytestconfig.rootpath / "configs" / "data" / "toy_gaussians.yaml"))
-    expected = {"name": "toy_gaussians"} | keyword_options(load) | keyword_options(toy_gaussians)
+    expected = {"name": "toy_gaussians"} | keyword_options(Request) | keyword_options(toy_gaussians)
     assert options == expected
 
 
@@ -94,10 +95,10 @@ def test_the_yaml_of_the_toy_has_every_option_with_its_default(pytestconfig):
     [
         ({"name": "toy"}, r"no data set 'toy': it is one of .*'toy_gaussians'"),
         ({"name": "toy_gaussians", "size": 3}, r"toy_gaussians has no option \['size'\]"),
-        ({"name": "toy_gaussians", "rows": 100}, "rows=100 is a positive multiple of the 8 classes"),
-        ({"name": "toy_gaussians", "rows": 0}, "rows=0 is a positive multiple"),
-        ({"name": "toy_gaussians", "deviation": 0}, "deviation=0 is a number above 0"),
-        ({"name": "toy_gaussians", "test": 1.0}, "test=1.0 is a share"),
+        ({"name": "toy_gaussians", "rows": 100}, "rows must be a positive multiple of the 8 classes, got 100"),
+        ({"name": "toy_gaussians", "rows": 0}, "rows must be a positive multiple.* got 0"),
+        ({"name": "toy_gaussians", "deviation": 0}, "deviation must be a number above 0.* got 0"),
+        ({"name": "toy_gaussians", "test": 1.0}, "test must be a fraction"),
         ({"name": "cifar10", "augment": True}, "encoded once"),
     ],
 )

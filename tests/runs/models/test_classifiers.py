@@ -74,7 +74,7 @@ def test_models_without_a_trunk_refuse_another_code_width(name):
 
 @pytest.mark.parametrize("name", ["lenet", "resnet20", "torchvision"])
 def test_flat_inputs_are_refused_by_models_of_images(name):
-    with pytest.raises(ValueError, match=rf"{name} reads images .*\(16,\): use model=mlp"):
+    with pytest.raises(ValueError, match=rf"{name} needs images .*\(16,\): use model=mlp"):
         build(name, input_shape=(16,), classes=7)
 
 
@@ -142,24 +142,24 @@ def test_a_decoder_follows_the_code():
 
 
 def test_decoder_widths_that_are_none_are_refused():
-    with pytest.raises(ValueError, match=r"decoder=\[0\] is a list of widths"):
+    with pytest.raises(ValueError, match=r"decoder must be a list of widths .* got \[0\]"):
         build("mlp", input_shape=(8,), classes=1, decoder=[0])
 
 
 @pytest.mark.parametrize("hidden", [[0], [2.5], "256", 256])
 def test_widths_that_are_none_are_refused(hidden):
-    with pytest.raises(ValueError, match="is a list of widths"):
+    with pytest.raises(ValueError, match="must be a list of widths"):
         build("mlp", input_shape=(4,), classes=2, hidden=hidden)
 
 
 def test_an_unknown_initialization_lists_the_valid_ones():
-    with pytest.raises(ValueError, match=r"no initialization 'he': it is one of \['default', 'xavier'\]"):
+    with pytest.raises(ValueError, match=r"initialization must be one of \['default', 'xavier'\], got 'he'"):
         build("mlp", input_shape=(4,), classes=2, initialization="he")
 
 
 @pytest.mark.parametrize("depth", [2, 18, 20.0, "20"])
 def test_depths_that_no_residual_network_has_are_refused(depth):
-    with pytest.raises(ValueError, match=r"is 6 n \+ 2"):
+    with pytest.raises(ValueError, match=r"depth must be 6 n \+ 2"):
         build("resnet20", input_shape=(3, 32, 32), classes=10, depth=depth)
 
 
@@ -227,7 +227,7 @@ def test_a_classifier_for_other_classes_stays_as_initialized(saved):
 
 
 def test_weights_that_are_not_there_name_the_path(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no weights at .*none.th: model.weights is the path"):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*none.th: model.weights must be the path"):
         build("resnet20", input_shape=(3, 32, 32), classes=10, weights=tmp_path / "none.th")
 
 

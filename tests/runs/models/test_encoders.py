@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ibreg.runs.data import streams as continual_data
+from ibreg.runs.data.images import Normalization
 from ibreg.runs.dispatch import keyword_options
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.models.encoders import Encoder, build, names, pretrained, trained
@@ -69,7 +70,7 @@ def test_tokens_are_averaged_and_vectors_stay():
             return self.vector(self.tokens(x).transpose(1, 2))
 
     x = torch.rand(4, 3, 4, 4)
-    encoder = Encoder(Tokens(), ["tokens", "vector"], pool=1, image_size=None, mean=[0.0] * 3, std=[1.0] * 3)
+    encoder = Encoder(Tokens(), ["tokens", "vector"], pool=1, image_size=None, normalization=Normalization.of(0, 1, 3))
     tokens = x.flatten(2)
     expected = torch.cat([tokens.mean(1), tokens.transpose(1, 2).flatten(1)], dim=1)
     torch.testing.assert_close(encoder(x), expected)
@@ -116,8 +117,8 @@ def test_every_yaml_has_every_option_of_its_encoder():
         ("pretrained", {"model": {"name": "resnet20"}}, r"needs the option \['places'\]"),
         ("pretrained", {"model": {"name": "resnet20"}, "places": ["layer3"]}, "needs encoder.model.weights"),
         ("trained", small(places=["trunc"]), r"places=\['trunc'\] names .* modules of the encoder, of .*'trunk'"),
-        ("trained", small(places=[]), r"places=\[\] names one or more"),
-        ("trained", small(pool=0), "pool=0 is a side of 1 or more"),
+        ("trained", small(places=[]), r"places must name one or more"),
+        ("trained", small(pool=0), "pool must be a side of at least 1"),
         ("trained", small(epochs=0), "encoder.epochs=0 is an integer"),
         ("trained", small(model={"name": "lenett"}), "no model 'lenett'"),
     ],
@@ -143,7 +144,7 @@ def test_features_of_other_places_are_no_features_of_these(tmp_path):
     x = torch.rand(4, 1, 8, 8)
 
     def features(*places):
-        encoder = Encoder(network, places, pool=1, image_size=None, mean=[0.0], std=[1.0])
+        encoder = Encoder(network, places, pool=1, image_size=None, normalization=Normalization.of(0, 1, 1))
         return encode(encoder, x, cache=tmp_path)
 
     first, second = features("0"), features("2")

@@ -56,7 +56,7 @@ def test_a_transformers_model_returns_logits_and_takes_a_bottleneck(tmp_path):
     [
         ({"architecture": "vitt"}, r"no image classifier 'vitt'; the closest names are \['vit"),
         ({"weights": "/nowhere/vit"}, "finds no image classifier at /nowhere/vit"),
-        ({"weights": "vit", "configuration": {"hidden_size": 8}}, "weights bring their own configuration"),
+        ({"weights": "vit", "configuration": {"hidden_size": 8}}, "weights have their own configuration"),
     ],
 )
 def test_transformers_models_that_cannot_be_built_say_why(options, message, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -92,13 +92,13 @@ def trained_as(model: Regularized, training: str) -> Regularized:
 class IndependentlyTrained(Regularized):
     """A `Regularized` whose head reads the true concepts in training, as far as they are known."""
 
-    def forward(self, x: Tensor, *, target: Tensor | None = None, concepts: Tensor | None = None) -> RegularizedOutput:
+    def forward(self, x: Tensor, *, concepts: Tensor | None = None, **further: Any) -> RegularizedOutput:
         """Run the model; in training with an intervention on every labeled concept."""
         if not self.training or concepts is None:
-            return super().forward(x, target=target, concepts=concepts)
+            return super().forward(x, concepts=concepts, **further)
         truth = ConceptIntervention(~concepts.isnan(), torch.nan_to_num(concepts))
         with intervening({concept_layer(self.model): truth}):
-            return super().forward(x, target=target, concepts=concepts)
+            return super().forward(x, concepts=concepts, **further)
 
 
 def _sequential(model: Regularized) -> Regularized:

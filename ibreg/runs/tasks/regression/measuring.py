@@ -20,6 +20,7 @@ from ibreg.regularized import unwrap
 from ibreg.runs.data.regression import RegressionData
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.methods import is_stochastic
+from ibreg.runs.models.normalization import network_inputs
 from ibreg.runs.tasks.evaluation import evaluate
 from ibreg.runs.tasks.regression import task_losses
 from ibreg.runs.trials import SECOND, methods
@@ -108,7 +109,10 @@ def code_information(model: nn.Module, inputs: Tensor, *, module: str, batch_siz
     with captured(unwrap(model).get_submodule(module), "output") as codes, evaluating(model):
         for batch in batches:
             model(batch)
-    values = [cs_qmi(batch.flatten(1), code.flatten(1).float()) for batch, code in zip(batches, codes, strict=True)]
+    values = [
+        cs_qmi(network_inputs(model, batch).flatten(1), code.flatten(1).float())
+        for batch, code in zip(batches, codes, strict=True)
+    ]
     return float(torch.stack(values).double().mean())
 
 
@@ -118,11 +122,11 @@ def errors_under_attack(
     """Measures the RMSE of the first test rows, in the unit of the target, without attack and under FGSM and PGD.
 
     A stochastic model is attacked twice, by the gradient of the mean code and by that of the expectation over sampled
-    codes; each row keeps the larger of the two errors. Images stay within the range of their pixels.
+    codes; each row keeps the larger of the two errors.
 
     Args:
         model: wrapped in `Regularized` or not.
-        data: of standardized inputs, in whose unit `eps` is (L-inf norm).
+        data: its test rows are attacked: `eps` is the largest change of a pixel in [0, 1], or of a standardized value.
         options: `eps`, `steps`, `rows` and `draws`, the number of sampled codes of the expectation.
         device: of the model.
         draws: number of sampled codes at prediction; 0: the mean code.
@@ -132,7 +136,6 @@ def errors_under_attack(
     """
     rows = list(range(min(options.rows, len(data.test))))
     x, y = (part.to(device) for part in data.test.__getitems__(rows))
-    clamp = (float(x.min()), float(x.max())) if x.dim() > 2 else None
     stochastic = is_stochastic(model)
     attacks = {"fgsm": fgsm, "pgd": lambda *args, **kwargs: pgd(*args, steps=options.steps, **kwargs)}
 
@@ -146,7 +149,7 @@ def errors_under_attack(
             errors = squared_errors(x)
             if eps > 0:
                 reached = [
-                    squared_errors(attack(model, x, y, eps=eps, expectation=expectation, clamp=clamp))
+                    squared_errors(attack(model, x, y, eps=eps, expectation=expectation, clamp=data.value_range))
                     for expectation in ((0, options.draws) if stochastic else (0,))
                 ]
                 errors = torch.stack(reached).amax(0)

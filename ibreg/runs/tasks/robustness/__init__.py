@@ -1,1 +1,1 @@
-"""What a robustness run adds: adversarial training, distillation, models of other runs, and what it measures."""
+"""Robustness runs: adversarial training, distillation, adopted models, and measures under attack and corruption."""

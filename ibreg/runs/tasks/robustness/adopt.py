@@ -1,4 +1,4 @@
-"""Training runs of a finished run instead of new ones: a robustness run measures models that exist already."""
+"""Adopts the models of a finished run, which a robustness run then measures instead of training new ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,14 +16,14 @@ from ibreg.runs.folder import CHECKPOINTS, CONFIG, SUMMARY
 from ibreg.runs.training import Task
 from ibreg.runs.trials import plan
 
-# They say what is measured and shown of trained models; all else that both runs have made the models what they are.
+# Keys that concern measuring and showing trained models; all other keys that both runs have determine the models.
 NOT_OF_THE_TRAINING = (
     "recipe",
-    "bottlenecks",  # each method is trained by itself
+    "bottlenecks",  # each method is trained separately
     "checkpoint",
     "attack",
     "corruption",
-    "outliers",
+    "ood",
     "sanity",
     "prediction_draws",
     "sweep",
@@ -31,35 +31,35 @@ NOT_OF_THE_TRAINING = (
 
 
 def check_adoptable(cfg: DictConfig, task: Task) -> None:
-    """Checks that the run `checkpoint` is finished, was configured alike, and holds weights of these models.
+    """Checks that the run `checkpoint` is finished, has the same configuration, and holds weights of these models.
 
     Args:
         cfg: the recipe's configuration.
         task: builds the models.
 
     Raises:
-        FileNotFoundError: there is no finished run, or weights of it are missing.
-        ValueError: the run's own folder; another configuration, with the overrides that make it the same; weights of
-            another architecture.
+        FileNotFoundError: If there is no finished run, or weights of it are missing.
+        ValueError: If the folder is that of this run, the architecture differs, or the configuration does; the message
+            then lists the overrides that make it the same.
     """
     folder = Path(str(cfg.checkpoint))
     if folder.resolve() == Path(cfg.output_dir).resolve():
-        raise ValueError(f"checkpoint={folder} is where this run writes as well: give another output_dir")
+        raise ValueError(f"checkpoint={folder} is where this run writes as well: set another output_dir")
     if not all((folder / name).is_file() for name in (CONFIG, SUMMARY)):
         raise FileNotFoundError(
-            f"checkpoint={folder} is no finished run: give the folder of a run that has {CONFIG} and {SUMMARY}"
+            f"checkpoint={folder} is no finished run: set it to the folder of a run that has {CONFIG} and {SUMMARY}"
         )
-    other = OmegaConf.load(folder / CONFIG)
+    other = cast(DictConfig, OmegaConf.load(folder / CONFIG))
     if other.recipe not in ("classification", "robustness"):
         raise ValueError(f"checkpoint={folder} is a run of {other.recipe}: it has no classifiers")
     if "adversarial" not in other and cfg.adversarial.name != "none":
-        raise ValueError(f"checkpoint={folder} was trained on clean inputs: give adversarial.name=none")
+        raise ValueError(f"checkpoint={folder} was trained on clean inputs: set adversarial.name=none")
     wanted, own = _of_the_training(other, cfg), _of_the_training(cfg, other)
     different = [key for key in {**wanted, **own} if (key in wanted, wanted.get(key)) != (key in own, own.get(key))]
     if different:
         overrides = [f"{key}={_written(wanted[key])}" if key in wanted else f"no {key}" for key in different]
         raise ValueError(
-            f"the models of checkpoint={folder} were built and trained otherwise, give as well: {' '.join(overrides)}"
+            f"the models of checkpoint={folder} were configured otherwise, add these overrides: {' '.join(overrides)}"
         )
     trained = {trial.name for trial in plan(other)[0]}
     for trial in plan(cfg)[0]:
@@ -68,19 +68,19 @@ def check_adoptable(cfg: DictConfig, task: Task) -> None:
         if state is None:
             if trial.name in trained:
                 raise FileNotFoundError(
-                    f"the run of checkpoint={folder} has lost {path}: resume=true there makes it anew"
+                    f"the run of checkpoint={folder} has lost {path}: resume=true there trains it again"
                 )
             continue  # a method that the run did not have is trained
         try:
             task.model(trial).load_state_dict(state["weights"])
         except RuntimeError as error:
             raise ValueError(
-                f"the weights of {trial.name} in checkpoint={folder} are those of another architecture: {error}"
+                f"the weights of {trial.name} in checkpoint={folder} have another architecture: {error}"
             ) from error
 
 
 def adopt(checkpoint: Path, folder: Path) -> None:
-    """Copies the training runs of a run into the folder of another; existing ones stay."""
+    """Copies the checkpoints of a run into the folder of another; existing files stay."""
     for path in sorted((checkpoint / CHECKPOINTS).glob("*.pt")):
         copy = folder / CHECKPOINTS / path.name
         if not copy.exists():
@@ -89,11 +89,11 @@ def adopt(checkpoint: Path, folder: Path) -> None:
 
 
 def _of_the_training(cfg: DictConfig, other: DictConfig) -> dict[str, Any]:
-    """Flattens what made the models; of the bottlenecks only the methods of the run."""
-    found = {key: value for key, value in identity_of(cfg).items() if key not in NOT_OF_THE_TRAINING and key in other}
+    """Flattens the keys that determine the models; of the bottlenecks only the methods of both runs."""
+    section = {key: value for key, value in identity_of(cfg).items() if key not in NOT_OF_THE_TRAINING and key in other}
     used = {*cfg.bottlenecks} & {*other.bottlenecks}
-    found["bottleneck"] = {method: found["bottleneck"][method] for method in sorted(used)}
-    return _flat(found)
+    section["bottleneck"] = {method: section["bottleneck"][method] for method in sorted(used)}
+    return _flat(section)
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -104,5 +104,5 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _written(value: Any) -> str:
-    """Writes a value as an override has it."""
+    """Writes a value as in an override."""
     return json.dumps(value, separators=(",", ":")).replace('"', "")

@@ -1,4 +1,4 @@
-r"""Adversarial training: the loss of a batch is taken on inputs that PGD has made worse.
+r"""Adversarial training: the loss of a batch is that of inputs attacked by PGD.
 
 .. math::
     \text{pgd:}\quad \ell(f(x'), y) + \text{penalty}(x), \qquad
@@ -9,8 +9,8 @@ r"""Adversarial training: the loss of a batch is taken on inputs that PGD has ma
     x' = \operatorname{argmax}_{\|x' - x\| \le \epsilon} \mathrm{KL}(p_{f(x)} \| p_{f(x')})
 
 PGD: Madry et al. 2018 (arXiv 1706.06083). TRADES: Zhang et al. 2019 (arXiv 1901.08573). Penalties of bottlenecks are
-those of the clean inputs, as in HBaR (Wang et al. 2021, arXiv 2106.02734). The search runs in evaluation mode, so by
-the mean code of a stochastic bottleneck; its random starts come from the training's own generator.
+those of the clean inputs, as in HBaR (Wang et al. 2021, arXiv 2106.02734). PGD runs in evaluation mode, so it attacks
+the mean code of a stochastic bottleneck; its random starts are seeded by torch's global generator.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from ibreg.evaluation.attacks.gradient import pgd
 from ibreg.evaluation.attacks.objective import Loss
 from ibreg.prediction import predict
-from ibreg.regularized import Penalized, RegularizedOutput
-from ibreg.runs.data.pixels import Pixels
+from ibreg.regularized import Penalized, RegularizedOutput, unwrap
+from ibreg.runs.models.normalization import network_inputs
 
 # (model, criterion, output of the clean inputs, inputs, targets) -> the loss to call `backward` on
 Adversary = Callable[[nn.Module, Penalized, Any, Tensor, Tensor], Tensor]
@@ -36,42 +36,41 @@ Adversary = Callable[[nn.Module, Penalized, Any, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Search:
-    """Searches the worst inputs of a training batch.
+    """An L-inf PGD attack on a training batch.
 
     Attributes:
-        pixels: the unit of eps.
-        eps: radius of the ball around each input, its largest change of an entry.
-        steps: of PGD.
+        clamp: smallest and largest value of an input; None: no limits.
+        eps: radius of the ball around each input, in units of the input.
+        steps: number of PGD steps.
         step_size: length of a step; None: 2.5 eps / steps.
     """
 
-    pixels: Pixels
+    clamp: tuple[float, float] | None
     eps: float
     steps: int
     step_size: float | None = None
 
     def __call__(self, model: nn.Module, x: Tensor, target: Tensor, loss: Loss | None = None) -> Tensor:
-        """Returns the worst inputs, normalized as `x` is; arguments as those of `pgd`."""
-        found = pgd(
-            self.pixels.reader(model),
-            self.pixels.of(x),
+        """Returns the attacked inputs; arguments as those of `pgd`."""
+        return pgd(
+            unwrap(model),
+            x,
             target,
             eps=self.eps,
             steps=self.steps,
             step_size=self.step_size,
             loss=loss,
-            clamp=self.pixels.clamp,
+            clamp=self.clamp,
             seed=int(torch.randint(2**62, ())),
         )
-        return self.pixels.normalized(found)
 
 
 @dataclass(frozen=True)
 class PGDTraining:
-    """The task loss of the worst inputs, and the penalty of the clean ones.
+    """The task loss of attacked inputs plus the penalty of the clean ones.
 
     Attributes:
-        search: finds them.
+        search: attacks the inputs.
     """
 
     search: Search
@@ -82,16 +81,16 @@ class PGDTraining:
         output = _output(model, attacked, y, clean)
         if isinstance(clean, RegularizedOutput):
             output = output._replace(penalty=clean.penalty)
-        return criterion(output, y, inputs=attacked)
+        return criterion(output, y, inputs=network_inputs(model, attacked))
 
 
 @dataclass(frozen=True)
 class TRADES:
-    """The loss of the clean inputs, and how far the prediction can be moved from there.
+    """The loss of the clean inputs plus the divergence of the predictions for attacked inputs from theirs.
 
     Attributes:
-        search: finds the inputs that move it most.
-        weight: of the divergence.
+        search: attacks the inputs, so that the divergence is largest.
+        weight: weight of the divergence.
     """
 
     search: Search
@@ -101,12 +100,12 @@ class TRADES:
         """Returns the loss of a batch, see `Adversary`."""
         attacked = self.search(model, x, predict(model, x).softmax(1), loss=divergence)
         output = _output(model, attacked, y, clean)
-        moved = divergence(_logits(output), _logits(clean).softmax(-1)).mean()
-        return criterion(clean, y, inputs=x) + self.weight * moved
+        robustness = divergence(_logits(output), _logits(clean).softmax(-1)).mean()
+        return criterion(clean, y, inputs=network_inputs(model, x)) + self.weight * robustness
 
 
 def divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
-    r"""Returns the divergence of predicted probabilities from given ones, in nats for each sample.
+    r"""Returns the divergence of predicted probabilities from given ones, in nats per sample.
 
     .. math:: \mathrm{KL}(p \| q) = \sum_c p_c (\log p_c - \log q_c), \qquad q = \operatorname{softmax} z
 
@@ -121,35 +120,35 @@ def divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1), probabilities, reduction="none").sum(-1)
 
 
-def build_adversary(options: DictConfig, pixels: Pixels, epoch: int) -> Adversary | None:
-    """Builds what trains on attacked inputs in an epoch, None where nothing does.
+def build_adversary(options: DictConfig, clamp: tuple[float, float] | None, epoch: int) -> Adversary | None:
+    """Builds the adversarial training of an epoch, None for training on clean inputs.
 
     Args:
-        options: `name` (none, pgd or trades), `eps`, `warmup` (epochs in which it grows in equal steps), `steps`,
+        options: `name` (none, pgd or trades), `eps`, `warmup` (epochs over which `eps` grows linearly), `steps`,
             `step_size` and `weight` (of trades).
-        pixels: the unit of eps.
-        epoch: from 0 on.
+        clamp: smallest and largest value of an input; None: no limits.
+        epoch: index of the epoch, from 0.
 
     Raises:
-        ValueError: an unknown name, or a number out of range.
+        ValueError: If the name is unknown, or a number is out of range.
     """
     if options.name not in ADVERSARIES:
-        raise ValueError(f"adversarial.name is one of {', '.join(ADVERSARIES)}, got {options.name}")
+        raise ValueError(f"adversarial.name must be one of {', '.join(ADVERSARIES)}, got {options.name}")
     for key in ("eps", "weight", "step_size"):
         value = options[key]
         if not (type(value) in (int, float) and 0 < value < float("inf")) and not (
             key == "step_size" and value is None
         ):
-            raise ValueError(f"adversarial.{key} is a finite number greater than 0, got {value}")
+            raise ValueError(f"adversarial.{key} must be a finite number greater than 0, got {value}")
     if type(options.warmup) is not int or options.warmup < 0:
-        raise ValueError(f"adversarial.warmup is a number of epochs, 0 for none, got {options.warmup}")
+        raise ValueError(f"adversarial.warmup must be a number of epochs, 0 for none, got {options.warmup}")
     eps = options.eps * min(1.0, (epoch + 1) / (options.warmup + 1))
-    search = Search(pixels, eps, options.steps, options.step_size)
+    search = Search(clamp, eps, options.steps, options.step_size)
     return ADVERSARIES[options.name](search, options)
 
 
 def _output(model: nn.Module, x: Tensor, y: Tensor, clean: Any) -> Any:
-    """Calls the model as it was called for the clean inputs."""
+    """Calls the model in the same way as for the clean inputs."""
     return model(x, target=y) if isinstance(clean, RegularizedOutput) else model(x)
 
 

@@ -23,10 +23,10 @@ def finished_run(folder, cfg):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seeds=[0]", "lr=0.1"], r"give as well: seeds=\[0,1,2\] lr=0.001$"),
-        (["model.initialization=xavier", "tune=true"], "give as well: model.initialization=default tune=false$"),
-        (["bottleneck.variational.prior=learned"], "give as well: bottleneck.variational.prior=standard$"),
-        (["+grid.betas.variational=[1]"], "give as well: no grid.betas.variational$"),
+        (["seeds=[0]", "lr=0.1"], r"add these overrides: seeds=\[0,1,2\] lr=0.001$"),
+        (["model.initialization=xavier", "tune=true"], "add these overrides: model.initialization=default tune=false$"),
+        (["bottleneck.variational.prior=learned"], "add these overrides: bottleneck.variational.prior=standard$"),
+        (["+grid.betas.variational=[1]"], "add these overrides: no grid.betas.variational$"),
     ],
 )
 def test_another_configuration_is_refused_with_the_overrides_that_make_it_the_same(

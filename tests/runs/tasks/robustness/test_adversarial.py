@@ -11,10 +11,9 @@ import ibreg
 from ibreg.evaluation.attacks.gradient import pgd
 from ibreg.regularized import RegularizedOutput
 from ibreg.runs.data import classification as datasets
-from ibreg.runs.data.pixels import Pixels
+from ibreg.runs.data.images import Normalization
+from ibreg.runs.models import classifiers as models
 from ibreg.runs.tasks.robustness.adversarial import TRADES, PGDTraining, Search, build_adversary, divergence
-
-TABLE = Pixels((4,))
 
 
 def linear(classes=2):
@@ -25,7 +24,7 @@ def test_the_pgd_loss_of_a_linear_model_is_the_closed_form():
     """Two classes: the margin falls by eps times the L1 norm of the difference of the weights."""
     model, x = linear(), torch.randn(6, 4, dtype=torch.double)
     y = torch.tensor([0, 1, 0, 1, 1, 0])
-    loss = PGDTraining(Search(TABLE, eps=0.3, steps=5))(model, ibreg.Penalized(nn.CrossEntropyLoss()), model(x), x, y)
+    loss = PGDTraining(Search(None, eps=0.3, steps=5))(model, ibreg.Penalized(nn.CrossEntropyLoss()), model(x), x, y)
     weight, bias = (part.detach().numpy() for part in (model.weight, model.bias))
     sign = np.where(y.numpy() == 1, 1, -1)
     margin = (
@@ -53,7 +52,7 @@ def test_trades_ends_at_the_worst_corner_of_one_side():
     """The divergence of a linear model is convex in the input: each side of the clean point has its worst corner."""
     model, x = linear(), torch.randn(20, 4, dtype=torch.double)
     probabilities = model(x).softmax(1).detach()
-    found = divergence(model(Search(TABLE, eps=0.2, steps=20)(model, x, probabilities, loss=divergence)), probabilities)
+    found = divergence(model(Search(None, eps=0.2, steps=20)(model, x, probabilities, loss=divergence)), probabilities)
     corner = 0.2 * (model.weight[1] - model.weight[0]).sign()
     sides = torch.stack([divergence(model(x + side * corner), probabilities) for side in (1, -1)])
     torch.testing.assert_close((found - sides).abs().amin(0), torch.zeros_like(found), rtol=0, atol=1e-9)
@@ -62,7 +61,7 @@ def test_trades_ends_at_the_worst_corner_of_one_side():
 @pytest.mark.parametrize("name", ["pgd", "trades"])
 def test_the_penalty_is_that_of_the_clean_inputs(name):
     options = {"name": name, "eps": 0.5, "warmup": 0, "steps": 2, "step_size": None, "weight": 1.0}
-    adversary = build_adversary(OmegaConf.create(options), TABLE, epoch=0)
+    adversary = build_adversary(OmegaConf.create(options), None, epoch=0)
     torch.manual_seed(0)
     net = ibreg.inject(nn.Sequential(nn.Linear(4, 3)), {"0": ibreg.HSICBottleneck()}).train()
     model, criterion = ibreg.Regularized(net), ibreg.Penalized(nn.CrossEntropyLoss())
@@ -80,29 +79,26 @@ def test_the_penalty_is_that_of_the_clean_inputs(name):
 
 
 def test_attacked_inputs_stay_images_whatever_the_normalization():
-    pixels = Pixels((1, 4, 4), mean=0.3, std=0.2)
-    model, x = (
-        nn.Sequential(nn.Flatten(), nn.Linear(16, 3)),
-        pixels.normalized(torch.rand(7, 1, 4, 4).round(decimals=1)),
+    model = models.build(
+        "mlp", input_shape=(1, 4, 4), classes=3, hidden=[8], normalization=Normalization((0.3,), (0.2,))
     )
-    attacked = Search(pixels, eps=0.25, steps=3)(model, x, torch.zeros(7, dtype=torch.long))
-    change = (attacked - x).abs() * 0.2
-    assert 0.2 < change.max() <= 0.25 + 1e-6
-    raw = attacked * 0.2 + 0.3
-    assert raw.min() >= -1e-6
-    assert raw.max() <= 1 + 1e-6
+    x = torch.rand(7, 1, 4, 4).round(decimals=1)
+    attacked = Search((0.0, 1.0), eps=0.25, steps=3)(model, x, torch.zeros(7, dtype=torch.long))
+    assert 0.2 < (attacked - x).abs().max() <= 0.25 + 1e-6
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
 
 
 def test_training_on_attacked_digits_raises_the_accuracy_under_pgd():
     """The same small network, steps and seed; 0.1 is far above two standard errors of 360 rows."""
-    data, pixels = datasets.load("digits"), Pixels((1, 8, 8), mean=0.5, std=0.5)
+    data = datasets.load("digits")
     x, y = data.train.inputs, data.train.targets
     accuracies = {}
     for name in ("none", "pgd", "trades"):
         options = {"name": name, "eps": 0.15, "warmup": 0, "steps": 3, "step_size": None, "weight": 6.0}
-        adversary = build_adversary(OmegaConf.create(options), pixels, epoch=0)
+        adversary = build_adversary(OmegaConf.create(options), data.value_range, epoch=0)
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        model = models.build("mlp", input_shape=(1, 8, 8), classes=10, hidden=[64], normalization=data.normalization)
         criterion, optimizer = ibreg.Penalized(nn.CrossEntropyLoss()), torch.optim.Adam(model.parameters(), lr=5e-3)
         for step in range(100):
             rows = torch.randint(len(x), (128,), generator=torch.Generator().manual_seed(step))
@@ -113,9 +109,8 @@ def test_training_on_attacked_digits_raises_the_accuracy_under_pgd():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        reader, test = pixels.reader(model), pixels.of(data.test.inputs)
-        attacked = pgd(reader, test, data.test.targets, eps=0.15, steps=10, clamp=(0, 1), early_stop=True)
-        accuracies[name] = float((reader(attacked).argmax(1) == data.test.targets).float().mean())
+        attacked = pgd(model, data.test.inputs, data.test.targets, eps=0.15, steps=10, clamp=(0, 1), early_stop=True)
+        accuracies[name] = float((model(attacked).argmax(1) == data.test.targets).float().mean())
     assert accuracies["pgd"] > accuracies["none"] + 0.1
     assert accuracies["trades"] > accuracies["none"] + 0.1
 
@@ -123,27 +118,22 @@ def test_training_on_attacked_digits_raises_the_accuracy_under_pgd():
 @pytest.mark.parametrize(("warmup", "radii"), [(0, [0.3, 0.3, 0.3, 0.3]), (2, [0.1, 0.2, 0.3, 0.3])])
 def test_eps_grows_over_the_first_epochs(warmup, radii):
     options = {"name": "pgd", "eps": 0.3, "warmup": warmup, "steps": 2, "step_size": None, "weight": 6.0}
-    built = [build_adversary(OmegaConf.create(options), TABLE, epoch) for epoch in range(4)]
+    built = [build_adversary(OmegaConf.create(options), None, epoch) for epoch in range(4)]
     assert [adversary.search.eps for adversary in built] == pytest.approx(radii)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "pdg"}, "adversarial.name is one of none, pgd, trades, got pdg"),
-        ({"eps": -0.1}, "adversarial.eps is a finite number greater than 0, got -0.1"),
-        ({"weight": "much"}, "adversarial.weight is a finite number greater than 0"),
-        ({"step_size": 0}, "adversarial.step_size is a finite number greater than 0"),
-        ({"warmup": -1}, "adversarial.warmup is a number of epochs, 0 for none, got -1"),
-        ({"warmup": 0.5}, "adversarial.warmup is a number of epochs"),
+        ({"name": "pdg"}, "adversarial.name must be one of none, pgd, trades, got pdg"),
+        ({"eps": -0.1}, "adversarial.eps must be a finite number greater than 0, got -0.1"),
+        ({"weight": "much"}, "adversarial.weight must be a finite number greater than 0"),
+        ({"step_size": 0}, "adversarial.step_size must be a finite number greater than 0"),
+        ({"warmup": -1}, "adversarial.warmup must be a number of epochs, 0 for none, got -1"),
+        ({"warmup": 0.5}, "adversarial.warmup must be a number of epochs"),
     ],
 )
 def test_wrong_options_are_refused(changes, message):
     options = {"name": "pgd", "eps": 0.1, "warmup": 0, "steps": 2, "step_size": None, "weight": 6.0} | changes
     with pytest.raises(ValueError, match=message):
-        build_adversary(OmegaConf.create(options), TABLE, epoch=0)
-
-
-def test_images_need_a_scale():
-    with pytest.raises(ValueError, match=r"needs data.mean and data.std"):
-        Pixels((1, 8, 8))
+        build_adversary(OmegaConf.create(options), None, epoch=0)

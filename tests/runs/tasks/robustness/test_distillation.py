@@ -69,11 +69,11 @@ def test_the_teacher_is_the_control_of_the_same_seed(tmp_path):
     save_checkpoint(tmp_path / "checkpoints" / "none-decay0-seed3.pt", {"weights": taught.state_dict()})
     save_checkpoint(tmp_path / "checkpoints" / "none-decay0-seed4.pt", {"weights": {}, "optimizer": {}})
     assert torch.equal(load_teacher(nn.Linear(2, 3), tmp_path, "hsic", 3).weight, taught.weight)
-    with pytest.raises(ValueError, match="has not ended"):
+    with pytest.raises(ValueError, match="unfinished training run"):
         load_teacher(nn.Linear(2, 3), tmp_path, "hsic", 4)
-    with pytest.raises(ValueError, match="of another architecture"):
+    with pytest.raises(ValueError, match="another architecture"):
         load_teacher(nn.Linear(2, 4), tmp_path, "hsic", 3)
-    # The second control has a start of its own here as everywhere, or it would say nothing of luck.
+    # The second control has its own initialization here too; it measures the noise between initializations.
     with pytest.raises(FileNotFoundError, match="0 controls 'null' of seed 3"):
         load_teacher(nn.Linear(2, 3), tmp_path, "null", 3)
     second = nn.Linear(2, 3)
