@@ -135,7 +135,7 @@ class _Search:
 
     Args:
         ball: the points that may be reached.
-        objective: what is raised.
+        objective: value that is maximized.
         momentum: weight of the previous direction.
         early_stop: whether samples leave the search once the classifier is fooled.
         seed: seed of starts and Monte Carlo samples.

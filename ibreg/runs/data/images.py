@@ -48,7 +48,7 @@ def read_image(path: str) -> Image:
     """
     try:
         return default_loader(path)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of them for broken files
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them for broken files
         raise ValueError(
             f"{path} is broken ({error}): remove or replace it, or leave broken files out with data.broken=skip"
         ) from error
@@ -67,27 +67,27 @@ def class_folders(folder: Path, *, skip_broken: bool) -> ImageFolder:
     """Lists the images in `folder/<class>/`.
 
     Args:
-        folder: the folder.
+        folder: folder with one folder per class.
         skip_broken: whether files that cannot be decoded are left out, with a warning that names them.
 
     Raises:
         FileNotFoundError: If there are no folders in it.
         ValueError: If a class has no image.
     """
-    if not folder.is_dir() or not any(place.is_dir() for place in folder.iterdir()):
+    if not folder.is_dir() or not any(path.is_dir() for path in folder.iterdir()):
         raise FileNotFoundError(
             f"no class folders in {folder.absolute()}: images are expected in train/<class>/ and test/<class>/ under "
             f"{folder.parent.absolute()}; they are your own data, which data.download=true cannot fetch"
         )
-    found = ImageFolder(folder, allow_empty=True)
-    if skip_broken and (broken := {path for path, _ in found.samples if is_broken(path)}):
+    images = ImageFolder(folder, allow_empty=True)
+    if skip_broken and (broken := {path for path, _ in images.samples if is_broken(path)}):
         warnings.warn(f"{len(broken)} broken files are left out: {', '.join(sorted(broken)[:5])}", stacklevel=5)
-        found.samples = [(path, label) for path, label in found.samples if path not in broken]
-        found.targets = [label for _, label in found.samples]
-    seen = set(found.targets)
-    if empty := [name for name, label in found.class_to_idx.items() if label not in seen]:
+        images.samples = [(path, label) for path, label in images.samples if path not in broken]
+        images.targets = [label for _, label in images.samples]
+    present = set(images.targets)
+    if empty := [name for name, label in images.class_to_idx.items() if label not in present]:
         raise ValueError(f"no image in {folder} for the classes {empty}: add some or remove these folders")
-    return found
+    return images
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator | None = None, *, fill: Sequence[float]) -> Tensor:
@@ -117,7 +117,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator | None = None, *, f
 
 
 def channels_first(pixels) -> Tensor:
-    """Gives `(rows, channels, height, width)` for `(rows, height, width)` and `(rows, height, width, channels)`."""
+    """Returns `(rows, channels, height, width)` for `(rows, height, width)` or `(rows, height, width, channels)`."""
     pixels = torch.as_tensor(pixels)
     return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 

@@ -64,11 +64,15 @@ class Request:
         """The folder of the data."""
         return data_folder(self.root)
 
-    def find(self, path: str | Path, what: str) -> Path:
-        """Finds a user's own file or folder, under the root or as the path stands.
+    def find(self, path: str | Path, kind: str) -> Path:
+        """Finds a user's own file or folder, relative to the folder of the data or as the path stands.
+
+        Args:
+            path: path of the file or folder.
+            kind: kind of file, for the message.
 
         Raises:
-            FileNotFoundError: If it is at neither place.
+            FileNotFoundError: If it does not exist.
         """
         candidates = [self.folder / Path(path).expanduser(), Path(path).expanduser()]
         for candidate in candidates:
@@ -76,7 +80,7 @@ class Request:
                 return candidate
         tried = " nor ".join(str(candidate.absolute()) for candidate in dict.fromkeys(candidates))
         raise FileNotFoundError(
-            f"no {what} at {tried}: set data.path to it (and data.root or IBREG_DATA to the folder that data.path "
+            f"no {kind} at {tried}: set data.path to it (and data.root or IBREG_DATA to the folder that data.path "
             "starts from); it is your own data, which data.download=true cannot fetch"
         )
 
@@ -159,7 +163,7 @@ def load_by_name(
     """Loads a data set by name; of its options, the fields of the request go into one and the others are its own.
 
     Args:
-        kind: what the sets are, for messages.
+        kind: kind of the sets, for messages.
         name: one of `sets`.
         sets: functions of a request and keyword-only options.
         request: class of the request.

@@ -1,1 +1,1 @@
-"""Networks behind one name, pretrained or not, and what of them is trained."""
+"""Networks by name, pretrained or not, with their normalization and their features."""

@@ -92,18 +92,18 @@ def digest(module: nn.Module, options: Any, *inputs) -> str:
     for name, tensor in module.state_dict().items():
         hashed.update(f"{name} {tensor.dtype}".encode())
         _update(hashed, tensor)
-    for part in inputs:
-        _update(hashed, part)
+    for values in inputs:
+        _update(hashed, values)
     return hashed.hexdigest()
 
 
-def _update(hashed, part) -> None:
-    if isinstance(part, ImageFiles):
-        stamps = [(str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in part.paths]
-        hashed.update(f"{part.transform} {stamps}".encode())
+def _update(hashed, inputs) -> None:
+    if isinstance(inputs, ImageFiles):
+        stamps = [(str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in inputs.paths]
+        hashed.update(f"{inputs.transform} {stamps}".encode())
         return
-    hashed.update(f"{tuple(part.shape)}".encode())
-    hashed.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    hashed.update(f"{tuple(inputs.shape)}".encode())
+    hashed.update(inputs.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def cached(cache: Path, stem: str, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
