@@ -212,7 +212,7 @@ def test_concepts_of_a_table_may_be_described_in_a_file(table, tmp_path):
         ({"concepts": []}, "is a list of columns such as"),
         ({"concepts": ["hue"]}, "column 'hue', line 2: red is not a number"),
         ({"concepts": [{"name": "hue", "values": ["red", "blue"]}]}, "line 3: green is not one of"),
-        ({"concepts": ["height"], "drop": ["name", "striped", "hue"]}, r"labels of concept 'height' are in \[0, 1\]"),
+        ({"concepts": ["height"], "drop": ["name", "striped", "hue"]}, r"labels of concept 'height' must be in \[0, 1\]"),
         ({"concepts": [{"name": "striped", "knd": "binary"}]}, "has no field 'knd'"),
         ({"missing": 1.0}, "missing must be a fraction"),
         ({"target": "kin"}, "has no column 'kin'; the closest is 'kind'"),
