@@ -240,7 +240,7 @@ def test_elastic_moves_pixels_by_its_share_of_the_side():
         ({"images": torch.full((4, 1, 28, 28), 2.0)}, r"must be within clamp=\(0.0, 1.0\), got values from 2 to 2"),
         ({"clamp": (1.0, 0.0)}, "clamp must be"),
         ({"images": torch.zeros(4, 1, 7, 28)}, "pixelate needs images of at least 8 x 8 pixels, got 7 x 28"),
-        ({"images": torch.zeros(4, 2, 9, 9), "kind": "jpeg"}, "jpeg has images of 1 or 3 channels, these have 2"),
+        ({"images": torch.zeros(4, 2, 9, 9), "kind": "jpeg"}, "jpeg needs images of 1 or 3 channels, got 2"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, message):
@@ -254,7 +254,7 @@ def test_small_images_are_corrupted_or_refused(kind):
     images = torch.rand(2, 1, 5, 5)
     smallest = CORRUPTIONS[kind].smallest
     if smallest > 5:
-        with pytest.raises(ValueError, match=f"{kind} needs images of {smallest} x {smallest}"):
+        with pytest.raises(ValueError, match=f"{kind} needs images of at least {smallest} x {smallest}"):
             corrupt(images, kind, 1)
     else:
         assert not torch.equal(corrupt(images, kind, 5), images)

@@ -71,5 +71,5 @@ def adopt_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     }
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {', '.join(names[:5])}" for fault, names in faults.items() if names)
-        raise ValueError(f"the weights of {source} do not fit the {type(model).__name__}: {listed}")
+        raise ValueError(f"the weights of {source} do not fit the {type(model).__name__} to be built: {listed}")
     model.load_state_dict({name: value for name, value in state.items() if name not in skipped}, strict=False)

@@ -310,7 +310,7 @@ def test_modes_parameters_gradients_and_inputs_come_back_as_they_were():
         uniform_noise(x, eps=0.1),
     ):
         assert not attacked.requires_grad
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="one target per input"):
         pgd(model, x, y[:4], eps=0.1, steps=2)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

@@ -103,7 +103,7 @@ def test_a_bottleneck_in_a_residual_branch_is_attacked_draw_by_draw():
 @pytest.mark.parametrize("attack", [fgsm, pgd])
 def test_a_single_draw_is_warned_of(attack):
     model, x, y = stochastic(), torch.randn(7, 5).double(), torch.randn(7, 1).double()
-    with pytest.warns(UserWarning, match="expectation=1 follows the gradient of a single draw") as caught:
+    with pytest.warns(UserWarning, match="expectation=1 uses the gradient of a single Monte Carlo sample") as caught:
         attack(model, x, y, eps=0.1, expectation=1)
     assert caught[0].filename == __file__
 

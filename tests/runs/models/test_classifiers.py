@@ -80,7 +80,7 @@ def test_flat_inputs_are_refused_by_models_of_images(name):
 
 @pytest.mark.parametrize("name", ["lenet", "resnet20"])
 def test_images_that_are_too_small_are_refused(name):
-    with pytest.raises(ValueError, match="images from 8 x 8"):
+    with pytest.raises(ValueError, match="images of at least 8 x 8"):
         build(name, input_shape=(1, 8, 7), classes=7)
 
 
@@ -178,7 +178,8 @@ def test_shortcuts_take_every_second_pixel_between_channels_of_zeros():
 @needs_images
 def test_published_weights_reach_their_accuracy():
     images = data.load("image_folder", root=DATA, path="cifar10_jpeg_mini", image_size=32, limit=100)
-    model = build("resnet20", input_shape=(3, 32, 32), classes=10, weights=PUBLISHED).eval()
+    options = {"input_shape": (3, 32, 32), "classes": 10, "normalization": images.normalization}
+    model = build("resnet20", **options, weights=PUBLISHED).eval()
     rows = range(0, 2000, 4)  # 50 of each class: the files are in the order of the classes
     with torch.no_grad():
         correct = sum(

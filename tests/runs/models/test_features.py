@@ -74,7 +74,7 @@ def test_images_in_files_are_known_by_their_change(encoder, tmp_path):
     paths = [str(tmp_path / f"{number}.png") for number in range(3)]
 
     def files(size):
-        return ImageFiles(paths, size, [0.0] * 3, [1.0] * 3)
+        return ImageFiles(paths, size)
 
     first = digest(encoder, (), files(4))
     assert digest(encoder, (), files(4)) == first

@@ -89,7 +89,7 @@ def test_kernels_compare_with_the_normalized_inputs_that_are_handed_over():
     penalties = []
     x, y = torch.rand(32, *SHAPE), torch.arange(32) % 4
     for model, read in ((network, x), (plain, by_hand(x))):
-        layer = ibreg.HSICBottleneck(lambda_y=0.0, bandwidth_x=2.0)
+        layer = ibreg.HSICBottleneck(lambda_y=0.0, bandwidth_x=30.0)
         model = ibreg.Regularized(ibreg.inject(model, {"trunk": layer})).train()
         penalties.append(model(read, target=y, inputs=network_inputs(model, read)).penalty)
     assert torch.equal(*penalties)
