@@ -1,4 +1,4 @@
-"""A data set with concept labels, and what is asked of one: its rows, its parts, labels that are removed."""
+"""Data sets with concept labels: rows, splits, and concept labels that are removed at random."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibreg.layers.concept.specification import Concepts, Description
+from ibreg.layers.concept.specification import Concepts
 from ibreg.runs.data.images import VALUE_RANGE, Normalization
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import Request
 
 
 class ConceptRows(Rows):
-    """Inputs, targets and concept labels that are fetched a whole batch at a time.
+    """A data set of inputs, targets and concept labels that is fetched a whole batch at a time.
 
     Args:
-        inputs: `(rows, ...)`: a tensor, or anything that gives a batch for a list of row numbers.
+        inputs: `(rows, ...)`: a tensor, or an object that returns a batch for a list of row indices.
         targets: `(rows,)`, integer classes.
         concepts: `(rows, concepts)`, NaN where a label is missing.
 
@@ -43,17 +43,17 @@ class ConceptRows(Rows):
 
 @dataclass(frozen=True)
 class ConceptData:
-    """A data set with concept labels, cut into parts, with what a model must know of it.
+    """A data set with concept labels, split into training, validation and test rows.
 
     Args:
-        name: Name in the registry.
-        train: Training rows, `(input, class, concepts)`.
-        validation: Rows held out of the training part, or None.
-        test: Test rows.
-        shifted: The test rows with a flipped spurious concept, or None where there is none.
-        input_shape: Shape of one input.
-        class_names: One name per class, in the order of the targets.
-        concepts: What the columns of the concept labels are.
+        name: name in the registry.
+        train: training rows, `(input, class, concepts)`.
+        validation: rows held out of the training rows, or None.
+        test: test rows.
+        shifted: test rows for which the correlation of a spurious concept is flipped, or None.
+        input_shape: shape of one input.
+        class_names: one name per class, in the order of the targets.
+        concepts: specification of the concept labels.
         value_range: smallest and largest value of an input; None: no limits, as for tables.
         normalization: how a network normalizes the inputs; None: it reads them as they are.
     """
@@ -97,51 +97,49 @@ class ConceptRequest(Request):
             raise ValueError(f"missing must be a fraction of at least 0 (none) and less than 1, got {self.missing!r}")
 
     def rng(self, purpose: int) -> np.random.Generator:
-        """Returns a generator for one use of randomness: 0 inputs, 1 labels that are removed, 2 shifted inputs."""
+        """Return a generator for one use of randomness: 0 inputs, 1 labels that are removed, 2 shifted inputs."""
         return np.random.default_rng((self.split_seed, purpose))
 
 
 def assemble(
     name: str,
     request: ConceptRequest,
+    concepts: Concepts,
+    *,
     inputs: Callable[[np.ndarray], Any],
-    labels: np.ndarray,
+    classes: np.ndarray,
     class_names: Sequence[str],
-    concepts: np.ndarray,
-    described: Description,
-    parts: Sequence[np.ndarray],
+    labels: np.ndarray,
+    splits: Sequence[np.ndarray],
     shifted: ConceptRows | None = None,
     normalization: Normalization | None = None,
 ) -> ConceptData:
-    """Makes a data set of its parts, and removes the labels that are to be missing.
+    """Assemble a data set from its rows, and remove concept labels of training rows as requested.
 
     Args:
-        name: Name in the registry.
-        request: How much is removed.
-        inputs: Gives the inputs of some rows.
-        labels: `(rows,)`, classes from 0.
-        class_names: One name per class.
-        concepts: `(rows, concepts)`, NaN where a label is missing.
-        described: What the columns are, as `Concepts.of` takes it.
-        parts: Training, validation and test rows.
-        shifted: The test rows with a flipped spurious concept.
+        name: name in the registry.
+        request: the fraction of labels that is removed.
+        concepts: specification of the concept labels.
+        inputs: returns the inputs of some rows.
+        classes: `(rows,)`, classes from 0.
+        class_names: one name per class.
+        labels: `(rows, concepts)`, NaN where a label is missing.
+        splits: indices of the training, validation and test rows.
+        shifted: test rows for which the correlation of a spurious concept is flipped.
         normalization: how a network normalizes images with values in [0, 1]; None for tables.
 
     Raises:
-        ValueError: If labels do not fit their description, or a concept has none in the training part.
+        ValueError: If labels do not fit their specification, or a concept has none in the training rows.
     """
-    specification = Concepts.of(described)
-    values = specification.validate(torch.tensor(concepts, dtype=torch.float32))
-    training = torch.from_numpy(np.asarray(parts[0]))
-    removed = request.rng(1).random((len(training), len(specification.members))) < request.missing
-    for place, columns in enumerate(specification.members.values()):
-        rows = training[torch.from_numpy(removed[:, place])]
+    values = concepts.validate(torch.tensor(labels, dtype=torch.float32))
+    training = torch.from_numpy(np.asarray(splits[0]))
+    removed = request.rng(1).random((len(training), len(concepts.members))) < request.missing
+    for group, columns in enumerate(concepts.members.values()):
+        rows = training[torch.from_numpy(removed[:, group])]
         values[rows[:, None], torch.tensor(columns)] = torch.nan
-    specification.validate(values[training])
-    train, validation, test = (
-        ConceptRows(inputs(rows), torch.from_numpy(np.asarray(labels, dtype=np.int64)[rows]), values[rows])
-        for rows in parts
-    )
+    concepts.validate(values[training])
+    targets = torch.from_numpy(np.asarray(classes, dtype=np.int64))
+    train, validation, test = (ConceptRows(inputs(rows), targets[rows], values[rows]) for rows in splits)
     return ConceptData(
         name,
         train,
@@ -150,7 +148,7 @@ def assemble(
         shifted,
         tuple(test[0][0].shape),
         tuple(class_names),
-        specification,
+        concepts,
         value_range=None if normalization is None else VALUE_RANGE,
         normalization=normalization,
     )
