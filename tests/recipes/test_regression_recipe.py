@@ -50,7 +50,7 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
     assert not list(folder.rglob("*.partial"))
 
 
-def test_the_learnt_weights_are_those_that_were_tested_each_on_the_split_of_its_seed(launch):
+def test_the_learned_weights_are_those_that_were_tested_each_on_the_split_of_its_seed(launch):
     """Independent of the recipe's own evaluation: the error from the checkpoint with a bare forward."""
     folder = launch("bottlenecks=[]", "seeds=[0,3]", "epochs=2", "model.hidden=[16]", "attack.eps=[]")
     results = summary_of(folder)["results"]["none"]
