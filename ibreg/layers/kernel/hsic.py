@@ -205,7 +205,7 @@ class HSICBottleneck(KernelBottleneck):
         if floating:
             assert_finite(target, f"bottleneck {scope.name_of(self)} got NaN or infinite values in its target")
         if kernel == "delta" and can_assert(target):
-            torch.ops.aten._assert_async.msg(
+            torch._assert_async(
                 (target >= 0).all(),
                 f"bottleneck {scope.name_of(self)} takes class indices of at least 0: HSIC ignores no sample",
             )
