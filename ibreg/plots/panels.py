@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +92,29 @@ def draw_curves(
         bounds: maps the values at one x to mean, low and high.
         label: names a method in the legend.
     """
+    import seaborn  # slow to import, and needed only when a run is over
+
     for method, style in styles.items():
-        if method not in curves:
-            continue
-        x = sorted(curves[method])
-        mean, low, high = np.array([bounds(curves[method][value]) for value in x]).T
-        panel.plot(x, mean, **{"linewidth": 1.2, "markersize": 4} | dict(style), label=label(method))
-        panel.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+        for number, segment in enumerate(_finite_segments(curves.get(method, {}))):
+            x, y = np.array([(x, value) for x, values in segment for value in values], dtype=float).T
+            seaborn.lineplot(
+                x=x,
+                y=y,
+                errorbar=lambda values: bounds(values)[1:],
+                err_kws={"alpha": 0.2, "linewidth": 0},
+                label=None if number else label(method),
+                legend=False,
+                ax=panel,
+                **{"linewidth": 1.2, "markersize": 4} | dict(style),
+            )
     panel.grid(alpha=0.3)
+
+
+def _finite_segments(curve: Mapping[Any, Sequence[float]]) -> Iterator[list[tuple[Any, Sequence[float]]]]:
+    """Yields the parts of a curve between the gaps; a plot by seaborn would drop a value that is not finite."""
+    for finite, points in groupby(sorted(curve.items()), key=lambda point: bool(np.isfinite(point[1]).all())):
+        if finite:
+            yield list(points)
 
 
 def draw_bars(

@@ -80,9 +80,7 @@ def test_the_selected_epoch_is_the_best_on_validation(finished):
 
 
 @pytest.mark.slow
-def test_a_running_run_is_left_alone_and_a_killed_one_resumes_bit_identically(
-    run, command, finished, tmp_path
-):
+def test_a_running_run_is_left_alone_and_a_killed_one_resumes_bit_identically(run, command, finished, tmp_path):
     whole, _ = finished
     overrides = [*QUICK, "output_dir=run", "resume=true"]
     first = subprocess.Popen(command(*overrides), cwd=tmp_path, stdout=subprocess.PIPE, text=True)

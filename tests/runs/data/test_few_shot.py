@@ -56,7 +56,10 @@ def test_zero_takes_all_and_holds_a_share_of_each_class_out(digits):
 
 @pytest.mark.parametrize(
     ("shots", "message"),
-    [(1, "shots=1 .* leaves no training image of class '0'"), (1000, r"shots must be at most \d+, the training images of class '0', got 1000")],
+    [
+        (1, "shots=1 .* leaves no training image of class '0'"),
+        (1000, r"shots must be at most \d+, the training images of class '0', got 1000"),
+    ],
 )
 def test_too_few_images_are_refused(digits, shots, message):
     with pytest.raises(ValueError, match=message):

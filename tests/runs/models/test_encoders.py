@@ -116,7 +116,11 @@ def test_every_yaml_has_every_option_of_its_encoder():
         ("identity", {"pool": 2}, r"identity has no option \['pool'\]"),
         ("pretrained", {"model": {"name": "resnet20"}}, r"needs the option \['places'\]"),
         ("pretrained", {"model": {"name": "resnet20"}, "places": ["layer3"]}, "needs encoder.model.weights"),
-        ("trained", small(places=["trunc"]), r"places must name .* modules of the encoder, of .*'trunk'.* got \['trunc'\]"),
+        (
+            "trained",
+            small(places=["trunc"]),
+            r"places must name .* modules of the encoder, of .*'trunk'.* got \['trunc'\]",
+        ),
         ("trained", small(places=[]), r"places must name one or more"),
         ("trained", small(pool=0), "pool must be a side of at least 1"),
         ("trained", small(epochs=0), r"encoder.epochs must be an integer.* got 0"),
