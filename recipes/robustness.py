@@ -72,9 +72,7 @@ def main(cfg: DictConfig) -> None:
         data=dict.fromkeys(cfg.seeds, data),
         model=lambda trial: build_model(cfg, data, trial),
         loss=lambda trial: build_loss(cfg, data, trial),
-        measure=lambda model, data: classify(
-            model, data.validation, accelerator, draws=cfg.prediction_draws
-        ).metrics(),
+        measure=lambda model, data: classify(model, data.validation, accelerator, draws=cfg.prediction_draws).metrics(),
         quality=lambda validation: (validation["accuracy"], -validation["nll"]),
         adversary=lambda epoch: build_adversary(cfg.adversarial, data.value_range, epoch),
     )
