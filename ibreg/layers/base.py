@@ -166,8 +166,8 @@ class Bottleneck(nn.Module):
             return _laid_out_as(x, self.transform(x)[0])
         if self.training and scope.grad_enabled and not torch.is_grad_enabled():
             raise RuntimeError(
-                f"bottleneck {scope.name_of(self)} runs without gradients inside a forward pass that has them. If the model "
-                "uses torch.utils.checkpoint, pass use_reentrant=False; if this part is frozen, put it in eval()"
+                f"bottleneck {scope.name_of(self)} runs without gradients inside a forward pass that has them. If the "
+                "model uses torch.utils.checkpoint, pass use_reentrant=False; if this part is frozen, put it in eval()"
             )
         if self.reads_scope and self.training and inside_checkpoint():
             raise RuntimeError(
