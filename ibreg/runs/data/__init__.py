@@ -1,1 +1,1 @@
-"""Data sets behind one name, and what they are cut and made of."""
+"""Data sets by name, their splits, and the subsets and streams made of them."""
