@@ -110,7 +110,7 @@ def test_a_failed_check_marks_the_figures_under_attack(launch, capsys, monkeypat
     folder = launch(*ONE, "bottlenecks=[hsic]", "corruption.rows=0", "ood.data=null")
     printed = capsys.readouterr().out
     assert printed.count(f"FAILED: {CHECKS[2]}") == 3
-    assert "(!) not to be trusted" in printed
+    assert "(!) not reliable" in printed
     results = summary_of(folder)["results"]["hsic"]
     assert results["test/attacked/pgd/linf/0.1"]["doubtful"] is True
     assert "doubtful" not in results["test/accuracy"]
