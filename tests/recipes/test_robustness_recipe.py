@@ -255,7 +255,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["attack.step_size=0"], "attack.step_size must be a number greater than 0"),
         (["attack.restarts=0"], "attack.restarts must be an integer of at least 1"),
         (["attack.eps=[0.1,0.1000001]"], "radii must differ in their first six digits"),
-        (["attack.ensemble=[apgd]"], "attack.ensemble: attacks are some of apgd_ce, .*'apgd'"),
+        (["attack.ensemble=[apgd]"], "attack.ensemble: attacks must be some of apgd_ce, .*'apgd'"),
         (["corruption.kinds=[fog]"], "the corruption must be one of brightness, .*got 'fog'"),
         (["corruption.severities=[6]"], "severity must be 1, 2, 3, 4 or 5"),
         (["corruption.severities=[1.0]"], "severity must be 1, 2, 3, 4 or 5, got 1.0"),
