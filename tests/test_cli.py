@@ -95,11 +95,10 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, capsys)
 
 def test_the_wheel_has_the_folders_that_the_command_line_needs():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert build["only-include"] == ["ibreg", "recipes", "configs"]
-    assert build["sources"].keys() == {"recipes", "configs"}
-    for folder, target in build["sources"].items():
-        assert installed_folder(folder) == ROOT / folder
-        assert Path(target) == Path("ibreg") / folder
+    scripts = {f"recipes/{path.name}": f"ibreg/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py")}
+    assert build["packages"] == ["ibreg"]
+    assert build["force-include"] == {"configs": "ibreg/configs"} | scripts
+    assert {installed_folder(folder) for folder in ("configs", "recipes")} == {ROOT / "configs", ROOT / "recipes"}
     # Recipes find their configurations relative to themselves, in the wheel as in a checkout.
     texts = [script.read_text() for script in recipes().values()]
     configured = [text for text in texts if "@hydra.main" in text]
