@@ -61,7 +61,9 @@ def test_the_learned_weights_are_those_that_were_tested(finished, recipe):
     data = datasets.load("digits")
     summary = summary_of(folder)
     for position, seed in enumerate((0, 1)):
-        network = models.build("mlp", input_shape=data.input_shape, classes=10, hidden=[32])
+        network = models.build(
+            "mlp", input_shape=data.input_shape, classes=10, normalization=data.normalization, hidden=[32]
+        )
         network.load_state_dict(load_checkpoint(folder / CHECKPOINTS / f"none-decay0-seed{seed}.pt")["weights"])
         right = network.eval()(data.test.inputs).argmax(1) == data.test.targets
         reported = summary["results"]["none"]["test/accuracy"]["values"][position]
@@ -237,7 +239,7 @@ def test_a_damaged_checkpoint_is_named_and_the_rest_stays(launch, tmp_path):
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content[: len(content) // 2])
     others = {path.name: path.read_bytes() for path in (folder / CHECKPOINTS).iterdir()}
-    with pytest.raises(ValueError, match=f"{checkpoint.name} cannot be read.*delete it"):
+    with pytest.raises(ValueError, match=f"{checkpoint.name} cannot be read.*Delete it"):
         launch(*options, "resume=true")
     assert {path.name: path.read_bytes() for path in (folder / CHECKPOINTS).iterdir()} == others
     checkpoint.unlink()
@@ -317,8 +319,8 @@ def test_control_and_bottleneck_see_the_same_augmented_images(launch, augmented,
     seen = []
     crop_and_flip = ibreg.runs.data.classification.crop_and_flip
 
-    def remembered(images, generator):
-        seen.append(crop_and_flip(images, generator))
+    def remembered(images, generator, **options):
+        seen.append(crop_and_flip(images, generator, **options))
         return seen[-1]
 
     monkeypatch.setattr(ibreg.runs.data.classification, "crop_and_flip", remembered)

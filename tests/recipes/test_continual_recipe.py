@@ -227,7 +227,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["unlearning.classes=[8]"], "must be some of the 8 classes"),
         (["unlearning.classes=[1,1]"], "unlearning.classes must be different indices of classes"),
         (["unlearning.by=random"], "unlearning.by must be one of activations, examples"),
-        (["classes_per_split=3"], r"choose of \[1, 2, 4, 8\]"),
+        (["classes_per_split=3"], r"must be one of \[1, 2, 4, 8\]"),
         (["settings.none=[{lr:1}]"], "equally many settings, .*, got 1 of none, 3 of mlp"),
         (["settings.none=[]"], "settings.none must be a list of settings with lr"),
         (["settings.none=[{lr:1},{lr:1},{lr:2}]"], "two settings are the same"),

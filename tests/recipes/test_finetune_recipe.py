@@ -105,7 +105,7 @@ def test_the_learned_weights_are_those_that_were_tested(finished):
     for images in ("2_per_class", "5_per_class"):
         decay = summary["selected"][images]["none"]["weight_decay"]
         for position, seed in enumerate((0, 1)):
-            network = models.build("lenet", input_shape=data.input_shape, classes=5)
+            network = models.build("lenet", input_shape=data.input_shape, classes=5, normalization=data.normalization)
             file = folder / CHECKPOINTS / images / CHECKPOINTS / f"none-decay{decay:g}-seed{seed}.pt"
             network.load_state_dict(load_checkpoint(file)["weights"])
             right = network.eval()(data.test.inputs[list(range(len(data.test)))]).argmax(1) == data.test.targets
@@ -238,7 +238,7 @@ def test_torchvision_weights_by_name(launch, monkeypatch, images):
         (["shots=[]"], "shots must be one or more"),
         (["shots=[5,5]"], "shots must be one or more"),
         (["shots=[1]"], "leaves no training image"),
-        (["shots=[500]"], r"shots=500: class '5' has \d+ training images"),
+        (["shots=[500]"], r"shots must be at most \d+, the training images of class '5', got 500"),
         (["new_head=maybe"], "new_head must be true or false"),
         (["mode=half"], "mode must be one of frozen, head, last_stage, full"),
         (["mode=last_stage", "last_stage=trunk.8"], r"no module 'trunk.8'; closest: trunk"),

@@ -618,7 +618,7 @@ REFUSALS = {
         {"relu": VariationalBottleneck(), "stem": VariationalBottleneck(out_features=5, start="identity")},
         X,
         ValueError,
-        "start='identity' keeps the features",
+        "must be in_features=8 with start='identity'",
     ),
     "attribute bottleneck": (
         lambda: nn.Sequential(TakenByName()),
