@@ -30,6 +30,7 @@ def test_all_forms_of_a_quantity_are_equal(recipe):
             torch.testing.assert_close(ours(x, code), other(x, code), rtol=1e-5, atol=1e-12, msg=name)
 
 
+@pytest.mark.slow
 def test_networks_with_every_bottleneck_take_a_step(recipe):
     after_resnet = list(itertools.takewhile(lambda case: "ResNet" in case[0], recipe.overhead_cases()))
     assert len(after_resnet) == len(ibreg.names())

@@ -91,6 +91,7 @@ def test_a_killed_run_resumes_bit_identically(launch, kill, finished):
         assert (whole / name).read_text() == (resumed / name).read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_metrics_of_one(launch, two_processes):
     options = [
         "data=xor", "data.size=400", "bottlenecks=[concept]", "seeds=[0]", "epochs=2", "model.hidden=[16]",

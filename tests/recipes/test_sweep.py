@@ -23,7 +23,8 @@ def test_every_recipe_can_be_swept_and_tracked(recipe):
     assert cfg.tracker == "none"
 
 
-@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_sweep_has_a_run_for_each_value_and_a_table_of_all(command, tmp_path, launcher):
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install hydra-joblib-launcher")

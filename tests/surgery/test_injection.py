@@ -1093,6 +1093,7 @@ def test_training_resnet18_eagerly():
     assert type(outputs(net, BATCH)) is torch.Tensor
 
 
+@pytest.mark.slow
 def test_training_resnet18_compiled():
     eager, compiled = resnet(), resnet()
     expected = train_step(eager, ibreg.Regularized(eager), steps=2)

@@ -119,7 +119,13 @@ def test_debiased_in_float32(wide):
     check_accuracy("debiased", 300, 64, wide)
 
 
-@pytest.mark.parametrize(("quantity", "features", "wide"), [("unbiased", 784, 1), ("normalized information", 64, 50)])
+@pytest.mark.parametrize(
+    ("quantity", "features", "wide"),
+    [
+        ("unbiased", 784, 1),
+        pytest.param("normalized information", 64, 50, marks=pytest.mark.slow),
+    ],
+)
 def test_float32_of_4096_samples(quantity, features, wide):
     check_accuracy(quantity, 4096, features, wide)
 

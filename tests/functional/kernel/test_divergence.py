@@ -268,9 +268,9 @@ def noisy_sine():
     ("mode", "bandwidth_x", "bandwidth_y", "reaches"),
     [
         ("symmetric", ("rms", 0.1), 1.0, True),
-        ("symmetric", 1.5, 2.0, True),
-        ("symmetric", ("rms", 1.0), 1.0, False),
-        ("symmetric", ("rms", 0.1), 0.1, False),
+        pytest.param("symmetric", 1.5, 2.0, True, marks=pytest.mark.slow),
+        pytest.param("symmetric", ("rms", 1.0), 1.0, False, marks=pytest.mark.slow),
+        pytest.param("symmetric", ("rms", 0.1), 0.1, False, marks=pytest.mark.slow),
         ("symmetric_root", 1.5, 1.0, True),
     ],
 )
