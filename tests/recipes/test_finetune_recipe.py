@@ -198,6 +198,7 @@ def test_frozen_trains_the_bottleneck_alone_and_leaves_the_control_as_it_was_loa
             assert torch.equal(value, stored[name.removeprefix("model.")]), name
 
 
+@pytest.mark.slow
 def test_several_bottlenecks_in_one_network_and_another_test_set(launch, small_resnet, images, tmp_path):
     folder = launch(
         *SHORT, *small_resnet, *images, "shots=[0]", "inject_at=[layer2,avgpool]", "bottlenecks=[variational,hsic]",

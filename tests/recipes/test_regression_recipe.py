@@ -94,6 +94,7 @@ def test_a_worse_method_is_compared_under_attack_with_a_control_of_equal_error(l
     assert "test/rmse_pgd_0.2_beyond_control" not in results["none"]
 
 
+@pytest.mark.slow
 def test_all_seeds_may_share_one_split(launch, recipe, monkeypatch):
     seeds = []
     load = regression_data.load

@@ -167,6 +167,7 @@ def test_a_finished_run_is_neither_overwritten_by_itself_nor_measured_in_part(fi
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_models_of_a_classification_run_are_measured(launch, tmp_path):
     common = ["bottlenecks=[variational]", "model.hidden=[16]", "seeds=[0]", "epochs=1", "lr=1e-2", "device=cpu"]
     trained = tmp_path / "trained"
@@ -214,6 +215,7 @@ def test_a_table_is_attacked_in_its_own_units(launch, tmp_path):
     assert not (folder / "attacked_images.png").exists()
 
 
+@pytest.mark.slow
 def test_painted_digits_are_measured_by_group(launch, data_root, tmp_path):
     overrides = [*ONE, "data=colored_mnist", f"data.root={data_root}", "data.limit=2000", "bottlenecks=[variational]"]
     folder = launch(*overrides, "corruption.rows=0", "ood.data=null", f"output_dir={tmp_path / 'painted'}")

@@ -51,6 +51,7 @@ def test_values_that_are_none(launch, override, message):
         launch(*SHORT, override)
 
 
+@pytest.mark.slow
 def test_mixup_and_label_smoothing_train_bottlenecks_that_read_the_target_too(launch):
     mixed = ["mixup=0.4", "label_smoothing=0.1", "bottlenecks=[variational,hsic]", "epochs=4"]
     first = summary_of(launch(*SHORT, *mixed, "control=true"))

@@ -119,11 +119,12 @@ def test_debiased_in_float32(wide):
     check_accuracy("debiased", 300, 64, wide)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantity", "features", "wide"),
     [
         ("unbiased", 784, 1),
-        pytest.param("normalized information", 64, 50, marks=pytest.mark.slow),
+        ("normalized information", 64, 50),
     ],
 )
 def test_float32_of_4096_samples(quantity, features, wide):
