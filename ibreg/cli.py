@@ -1,4 +1,4 @@
-"""Command line: `ibreg RECIPE key=value ...` runs a recipe, `ibreg list` lists what can be chosen."""
+"""Command line: `ibreg RECIPE key=value ...` runs a recipe, `ibreg list` lists the choices."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def predict_samples(model: nn.Module, x: Tensor, *, draws: int, seed: int | None
             passes = (run(network, Scope(inputs=x, names=layers), x) for _ in range(draws))
             outputs = torch.stack(list(passes))
     if not any(record.layer.stochastic for record in scope.records):
-        raise ValueError(f"draws={draws} needs a stochastic bottleneck that the model calls, it called none")
+        raise ValueError(f"draws={draws} needs a stochastic bottleneck that the model calls, got none")
     return outputs
 
 
@@ -138,5 +138,5 @@ def uncertainty(model: nn.Module, x: Tensor) -> UncertainOutput:
             if isinstance(layer, DistanceAwareBottleneck)
         ]
     if not scores:
-        raise ValueError("uncertainty needs a DistanceAwareBottleneck that the model calls, it called none")
+        raise ValueError("uncertainty needs a DistanceAwareBottleneck that the model calls, got none")
     return UncertainOutput(output, torch.stack(scores).sum(0))

@@ -74,7 +74,7 @@ class Regularized(nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
         if any(isinstance(module, Regularized) for module in model.modules()):
             raise ValueError(
-                "the model is, or holds, a Regularized already: one around the whole model collects all penalties"
+                "the model is, or contains, a Regularized already: one around the whole model collects all penalties"
             )
         layers = named_bottlenecks(model)
         if not layers:
@@ -152,7 +152,7 @@ class Regularized(nn.Module):
 
 
 class Penalized(nn.Module):
-    """Task loss plus penalty, for the output of `Regularized`; a bare tensor gets the task loss alone.
+    """Task loss plus penalty, for the output of `Regularized`; the task loss alone for a plain tensor.
 
     Args:
         task_loss: `task_loss(output, target) -> Tensor`; averaged over several samples of the output. Where its
@@ -236,8 +236,8 @@ def network_to_run(model: nn.Module) -> nn.Module:
     # The forward of a LightningModule that defines none only raises an error.
     if outside is not network and forward is not nn.Module.forward and not forward.__module__.startswith(LIGHTNING):
         raise ValueError(
-            f"{type(outside).__name__} holds a Regularized and has a forward of its own, which would be left out: give "
-            "what it holds, or wrap the whole, Regularized(nn.Sequential(normalize, net))"
+            f"{type(outside).__name__} contains a Regularized and has a forward of its own, which would be skipped: "
+            "pass the Regularized, or wrap the whole model, Regularized(nn.Sequential(normalize, net))"
         )
     return network
 

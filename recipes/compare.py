@@ -1,4 +1,4 @@
-"""Compares runs in one table and one plot: the results of each method, and paired differences of runs with equal seeds.
+"""Comparison of runs in one table and one plot: results of each method, paired differences over equal seeds.
 
     python recipes/compare.py outputs/classification                          # every finished run below
     python recipes/compare.py outputs/a outputs/b --metric test/nll           # the first run is the reference

@@ -1,13 +1,13 @@
-"""Train concept bottlenecks and the same model without one: concepts, interventions and leakage in one table.
+"""Concept bottlenecks and the same model without one: concepts, interventions and leakage in one table.
 
     python recipes/concepts.py                                            # digits, about a minute, offline
-    python recipes/concepts.py data=shapes model=lenet edit=[bright]      # without a spurious concept in the head
+    python recipes/concepts.py data=shapes model=lenet edit=[bright]      # no spurious concept in the head
     python recipes/concepts.py bottlenecks=[concept] training=independent
     python recipes/concepts.py experiment=cem_synthetic                   # a paper's data, all models
     accelerate launch --num_processes 2 recipes/concepts.py ...           # the same on several GPUs
 
 `main` checks the configuration before anything is written; `run` trains and selects, tests, examines and plots. The
-training loop is the one engine of all recipes, `ibreg/runs/training.py`. A training run is a function of configuration
+training loop of all recipes is `ibreg/runs/training.py`. A training run is a function of configuration
 and seed: `resume=true` continues a killed run at its last epoch, bit-identically on a CPU. The test split is used once,
 at the end; the percentiles and means that interventions need are those of training rows.
 """

@@ -1,4 +1,4 @@
-"""Classes one after another: a key-value bottleneck, the linear probe and other learners behind one frozen encoder.
+"""Class-incremental learning: a key-value bottleneck, the linear probe and other learners after a frozen encoder.
 
     python recipes/continual.py                                           # eight Gaussians, under a minute, offline
     python recipes/continual.py experiment=dkvb_fashion_mnist             # features of a pretrained network
@@ -191,7 +191,7 @@ def draw_plane(
 
 
 def columns(cfg: DictConfig, tested: Mapping[str, Sequence[Tested]]) -> list[tuple[str, str, int, int]]:
-    """Returns the columns of the table, for the metrics that some method has."""
+    """Returns the columns of the table: the metrics that at least one method has."""
     shown = {
         "accuracy": "accuracy, all classes (%)",
         "forgetting": "forgetting (%)",

@@ -57,7 +57,7 @@ register_with_hydra()
 
 @dataclass(frozen=True)
 class Part:
-    """The training with one number of labeled images per class.
+    """The task for one number of labeled images per class.
 
     Attributes:
         name: as in "5_per_class".

@@ -134,7 +134,7 @@ def evaluate(cfg: DictConfig, model: nn.Module, data: RegressionData, accelerato
 def beyond_control(
     attacked: Sequence[Mapping[str, float]], controls: Sequence[Mapping[str, float]]
 ) -> list[dict[str, float]]:
-    """Returns the errors under attack minus those of controls that were stopped at an equal clean error."""
+    """Returns the errors under attack minus those of controls stopped at an equal clean error."""
     return [
         {f"{key}_beyond_control": own[key] - of_control[key] for key in own}
         for own, of_control in zip(attacked, controls, strict=True)

@@ -7,7 +7,7 @@
     accelerate launch --num_processes 2 recipes/robustness.py ...         # trains on several GPUs
 
 Measures clean, corrupted and adversarial accuracy, calibration, and the detection of out-of-distribution (OOD) inputs.
-Four sanity checks show for every model whether its gradients may be masked; where one fails, the figures under attack
+Four sanity checks show for every model whether its gradients may be masked; where one fails, the metrics under attack
 are marked. `main` checks before anything is written; `run` trains, measures and reports. With `resume=true` a killed
 run resumes at its last epoch or at the model that it was measuring.
 """
@@ -126,7 +126,7 @@ def measure(
     device: torch.device,
     folder: Path,
 ) -> dict[str, Any]:
-    """Measures a model, or reads its measures if the run was killed after them."""
+    """Measures a model, or reads its metrics if a killed run has measured it."""
     path = folder / CHECKPOINTS / "measured" / f"{trial.name}.pt"
     measured = load_checkpoint(path)
     if measured is None:
@@ -140,7 +140,7 @@ def measure(
 
 
 def metrics_of(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Flattens the measures of a model into metrics by name, as the summary has them."""
+    """Flattens the metrics of a model into a dict by name, as in the summary."""
     return (
         measured["metrics"]
         | {attack_metric(row["attack"], row["norm"], row["eps"]): row["accuracy"] for row in measured["attacked"]}

@@ -414,7 +414,7 @@ def test_no_bottleneck():
 
 def test_nesting():
     for model in (Regularized(mlp()), nn.Sequential(Regularized(mlp()))):
-        with pytest.raises(ValueError, match="is, or holds, a Regularized already"):
+        with pytest.raises(ValueError, match="is, or contains, a Regularized already"):
             Regularized(model)
 
 

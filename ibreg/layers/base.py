@@ -1,4 +1,4 @@
-"""Base class of the bottlenecks, and how a penalty leaves a layer.
+"""Base class of the bottlenecks, and the result of one call: code, penalty and logs.
 
 A layer cannot return its penalty (it could not stand in an `nn.Sequential`) nor store it (wrong under checkpointing,
 copies and several calls). It therefore records itself and the state that the penalty reads in the `Scope` that
@@ -105,18 +105,18 @@ class Bottleneck(nn.Module):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the penalty cannot do without in training, of `inputs`, `target` and `concepts`."""
+        """Side inputs that the penalty requires in training: some of `inputs`, `target` and `concepts`."""
         return ()
 
     @property
     def rate_bounds(self) -> str | None:
-        """What the logged `rate` bounds from above; None where none is logged."""
+        """Information that the logged `rate` bounds from above; None if no rate is logged."""
         return None
 
     def sample_rate(self, state: Any) -> Tensor | None:
         """Returns the rate of each sample in nats, `(batch,)`, without labels: a score of out-of-distribution inputs.
 
-        None where a sample has no rate by itself, as where the rate compares the samples of a batch.
+        None if the rate is not defined for a single sample, because it compares the samples of a batch.
 
         Args:
             state: of `transform`.
@@ -124,7 +124,7 @@ class Bottleneck(nn.Module):
         return None
 
     def materialize(self, in_features: int | None, *, device=None, dtype=None) -> None:
-        """Creates and initializes the parameters for a feature size; does nothing where it is None.
+        """Creates and initializes the parameters for a feature size; does nothing if it is None.
 
         A subclass calls it at the end of its `__init__`; `inject` calls it for layers built without `in_features`.
         """
@@ -166,8 +166,8 @@ class Bottleneck(nn.Module):
             return _laid_out_as(x, self.transform(x)[0])
         if self.training and scope.grad_enabled and not torch.is_grad_enabled():
             raise RuntimeError(
-                f"bottleneck {scope.name_of(self)} runs without gradients inside a forward pass that has them. If the "
-                "model uses torch.utils.checkpoint, pass use_reentrant=False; if this part is frozen, put it in eval()"
+                f"bottleneck {scope.name_of(self)} runs without gradients inside a forward pass with gradients. If the "
+                "model uses torch.utils.checkpoint, pass use_reentrant=False; if this part is frozen, call eval() on it"
             )
         if self.reads_scope and self.training and inside_checkpoint():
             raise RuntimeError(
@@ -314,5 +314,5 @@ class Bottleneck(nn.Module):
 
 
 def _laid_out_as(x: Tensor, z: Tensor) -> Tensor:
-    """Returns a code that is contiguous where the input was, as a `view` after the layer may rely on it."""
+    """Returns the code, contiguous if the input is: a `view` after the layer may rely on it."""
     return z.contiguous() if x.is_contiguous() else z

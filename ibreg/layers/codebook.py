@@ -1,4 +1,4 @@
-"""Codebook features: a layer's activations are replaced by a few codes, on which one can intervene.
+"""Codebook features: the sum of a few codes replaces the activations; interventions force or ban codes.
 
 Tamkin et al. 2023 (arXiv 2310.17230).
 """
@@ -121,7 +121,7 @@ class CodebookBottleneck(Bottleneck):
         self.codebook = nn.Parameter(torch.empty(self.codes, self.in_features, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Initializes random codes, the sum of `top_k` of which has the variance of standardized features, and beta."""
+        """Initializes beta and random codes; the sum of `top_k` codes has the variance of standardized features."""
         super().reset_parameters()
         nn.init.normal_(self.codebook, std=self.top_k**-0.5)
 
@@ -158,7 +158,7 @@ class CodebookBottleneck(Bottleneck):
             return [], None
         if self.training and inside_checkpoint():
             raise RuntimeError(
-                "an intervention on a codebook does not apply where an activation checkpoint recomputes the layer: "
+                "an intervention on a codebook does not apply when an activation checkpoint recomputes the layer: "
                 "leave the layer out of the checkpointed part"
             )
         if not isinstance(intervention, CodeIntervention) or isinstance(intervention.forced, int):

@@ -1,9 +1,9 @@
-"""Constraints of options: a class declares what each of its options can be, and one place checks it.
+"""Constraints on the options of a layer: a class declares the valid values, and `Bottleneck.keep` checks them.
 
     constraints = {"lambda_x": AtLeast(0), "estimator": OneOf(ESTIMATORS), "stop_gradient": Bool()}
 
-The same table tells the documentation and the configuration files what is valid. Configurations hand over strings where
-numbers belong, and `True` is a number to Python: neither gets through.
+Documentation and configuration files are checked against the same table. A string in place of a number is refused, and
+so is `True`, which Python takes as a number.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 
 class Constraint:
-    """What an option can be; `str(constraint)` completes the sentence "<option> must be ..."."""
+    """The valid values of an option; `str(constraint)` completes the sentence "<option> must be ..."."""
 
     def allows(self, value: Any) -> bool:
         """Whether a value is valid."""
         raise NotImplementedError
 
     def check(self, option: str, value: Any) -> Any:
-        """Returns a valid value, a number of numpy or torch as Python's own, so that it can be written to a file.
+        """Returns a valid value, with NumPy and torch numbers as Python numbers, which can be written to a file.
 
         Raises:
             ValueError: `<option> must be <valid>, got <value>`.
@@ -49,7 +49,7 @@ class Number(Constraint):
         self.least, self.above, self.most = least, above, most
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is a finite number within the limits; a boolean is none."""
+        """Whether a value is a finite number within the limits; a boolean is not a number."""
         if not isinstance(value, Real) or isinstance(value, bool):
             return False
         number = float(value)
@@ -99,7 +99,7 @@ class Count(Constraint):
         self.what, self.least = what, least
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is an integer that is large enough; a boolean is none."""
+        """Whether a value is an integer that is large enough; a boolean is not an integer."""
         return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= self.least
 
     def plain(self, value: Any) -> int:
@@ -146,7 +146,7 @@ class Bool(Constraint):
 
 
 class Optional(Constraint):
-    """None, or what another constraint allows.
+    """None, or a value that another constraint allows.
 
     Example:
         >>> Optional(Above(0)).check("bandwidth", -1)

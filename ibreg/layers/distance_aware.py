@@ -40,7 +40,7 @@ class Code(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Quantities of the codes that their divergences from the codebook are computed from.
+    """Statistics of the codes from which their divergences from the codebook are computed.
 
     Attributes:
         variance: of the codes, `(batch, *positions, out_features)`.
@@ -190,7 +190,7 @@ class DistanceAwareBottleneck(WideBuffers, Bottleneck):
         return uncertainty, {"uncertainty": uncertainty, "gaussians_used": used}
 
     def moments(self, state: Code) -> Moments:
-        """Returns the quantities that divergences are computed from, at least in float32."""
+        """Returns the statistics from which divergences are computed, at least in float32."""
         mean, raw_scale, centroids = (part.to(self.variances.dtype) for part in state)
         scale = noise_scale(raw_scale)
         origin = centroids.detach().mean(0)

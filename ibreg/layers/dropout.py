@@ -14,7 +14,7 @@ from ibreg.registry import register
 
 @register("dropout")
 class DropoutBottleneck(Bottleneck):
-    r"""Sets entries of the code to 0 at random in training; the control that other bottlenecks are compared with.
+    r"""Randomly sets entries of the code to 0 in training; a control for the other bottlenecks.
 
     .. math:: z = \frac{m \odot x}{1 - p}, \qquad m \sim \text{Bernoulli}(1 - p)
 

@@ -25,7 +25,7 @@ LEAST_SCALE = 1e-30
 def build_encoder(
     in_features: int, out_features: int, start: str, *, noise: bool, device=None, dtype=None
 ) -> nn.Linear:
-    """Returns a linear layer from features to the mean of a code, followed with `noise` by its raw scale.
+    """Builds a linear layer from features to the mean of the code and, with `noise`, its raw scale.
 
     Raises:
         ValueError: If the sizes differ with an identity start.
@@ -82,7 +82,7 @@ def sample(layer: Bottleneck, mean: Tensor, scale: Tensor, scope: Scope | None) 
 
 
 def noise_scale(raw_scale: Tensor) -> Tensor:
-    r"""Returns the standard deviation of an encoder's raw scale rho, at least in float32.
+    r"""Converts the raw scale rho of an encoder to a standard deviation, at least in float32.
 
     .. math:: \sigma = \log(1 + e^\rho) + 10^{-30}
     """

@@ -20,7 +20,7 @@ from ibreg.registry import register
 
 
 class Code(NamedTuple):
-    """What the penalty reads: the features without noise, features last, and the noise's standard deviation."""
+    """State that the penalty reads: features without noise, last axis, and standard deviation of the noise."""
 
     features: Tensor
     scale: Tensor
@@ -98,12 +98,12 @@ class GaussianChannelBottleneck(Bottleneck):
         return "I(X;Z)"
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
-        """Registers the noise levels, where they are learned."""
+        """Registers the noise levels, if they are learned."""
         if self.learned:
             self.log_noise = nn.Parameter(torch.empty(self.in_features, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Sets the noise to its start, beta to its first value."""
+        """Resets the noise levels and beta to their initial values."""
         super().reset_parameters()
         if self.log_noise is not None:
             nn.init.constant_(self.log_noise, math.log(self.noise))
@@ -124,7 +124,7 @@ class GaussianChannelBottleneck(Bottleneck):
 
 
 def _moments(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the variance over the samples, `(*positions, features)`, and the fraction of them, `(*positions,)`."""
+    """Returns the variance over the samples, `(*positions, features)`, and the fraction kept, `(*positions,)`."""
     if mask is None:
         return (features - features.mean(0)).square().mean(0), features.new_ones(())
     check_mask(mask, features.shape[:-1])

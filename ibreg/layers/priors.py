@@ -28,7 +28,7 @@ class Density(Protocol):
         ...
 
     def log_ratio(self, log_code: Tensor, z: Tensor) -> Tensor:
-        """Returns the Monte Carlo estimate of that divergence, the mean over samples of log p(z|x) - log r(z).
+        """Returns the Monte Carlo estimate of the divergence, the mean over samples of log p(z|x) - log r(z).
 
         Args:
             log_code: `(draws, batch, *positions)`, log p(z|x).
@@ -57,7 +57,7 @@ class Prior(Protocol):
         ...
 
     def density(self, target: Tensor | None, positions: Sequence[int]) -> tuple[Density, Tensor | None]:
-        """Returns the density that the codes of a batch are compared with, and where their targets are valid.
+        """Returns the density that the codes of a batch are compared with, and a mask of valid targets.
 
         Args:
             target: of the batch; read by a conditional prior alone.
@@ -130,7 +130,7 @@ class LearnedPrior(NamedTuple):
         return {"mean": (features,), "log_variance": (features,)}
 
     def reset(self) -> None:
-        """Starts at N(0, I)."""
+        """Initializes to N(0, I)."""
         nn.init.zeros_(self.mean)
         nn.init.zeros_(self.log_variance)
 
@@ -163,12 +163,12 @@ class ConditionalPrior(NamedTuple):
         return {"mean": shape, "log_variance": shape}
 
     def reset(self) -> None:
-        """Starts at N(0, I) for every class."""
+        """Initializes every class to N(0, I)."""
         nn.init.zeros_(self.mean)
         nn.init.zeros_(self.log_variance)
 
     def density(self, target: Tensor | None, positions: Sequence[int]) -> tuple[Density, Tensor | None]:
-        """Returns the Gaussian of each sample's class, and where class indices are not ignored.
+        """Returns the Gaussian of each sample's class, and a mask of the class indices that are not ignored.
 
         Raises:
             ValueError: If the shape of the targets does not fit.
@@ -194,7 +194,7 @@ class ConditionalPrior(NamedTuple):
         return (divergence.sum(positions) if positions else divergence).amin(-1)
 
     def _probabilities(self, target: Tensor, positions: Sequence[int]) -> Tensor:
-        """Returns class probabilities of the codes' dtype, after a check."""
+        """Checks class probabilities and converts them to the dtype of the codes."""
         classes, expected = len(self.mean), (positions[0], len(self.mean))
         if target.shape not in (expected, (*positions, classes)):
             raise ValueError(f"soft targets must be class probabilities of shape {expected}, got {tuple(target.shape)}")
@@ -207,7 +207,7 @@ class ConditionalPrior(NamedTuple):
         return weights
 
     def _indices(self, target: Tensor, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Returns class indices, 0 where they are ignored, and where they are not, after a check."""
+        """Checks class indices; returns them, 0 where they are ignored, and a mask of those that are not."""
         if target.shape not in ((positions[0],), tuple(positions)):
             raise ValueError(f"targets must be class indices of shape {(positions[0],)}, got {tuple(target.shape)}")
         target = target.long()

@@ -51,11 +51,11 @@ class Scope:
         self.grad_enabled = torch.is_grad_enabled()
 
     def name_of(self, layer: nn.Module) -> str:
-        """Returns the layer's dotted name in the model, or its class where it stands alone."""
+        """Returns the layer's dotted name in the model, or its class name if it is not part of a model."""
         return self.names.get(layer) or type(layer).__name__
 
     def mask_for(self, features: Tensor) -> Tensor | None:
-        """Returns the mask where features `(batch, *positions, features)` have positions to leave out."""
+        """Returns the mask for features `(batch, *positions, features)`; None if they have no positions."""
         return self.mask if features.dim() > 2 else None
 
     def claim_draws(self, layer: nn.Module) -> int:
@@ -72,7 +72,7 @@ class Scope:
         return self.draws
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Returns the result of `make`, computed once a pass: kernels of the inputs, for example, for several layers.
+        """Returns the result of `make`, computed once per pass, such as a Gram matrix that several layers share.
 
         Args:
             key: identifies the result, with everything it depends on other than this scope.
@@ -105,7 +105,7 @@ class Scope:
 
 @contextmanager
 def opened(scope: Scope) -> Iterator[Scope]:
-    """Opens a scope for the bottlenecks of this thread, and closes it whatever happens."""
+    """Opens a scope for the bottlenecks of this thread, and closes it even after an exception."""
     if not hasattr(_open, "scopes"):
         _open.scopes = []
     _open.scopes.append(scope)
@@ -131,13 +131,13 @@ def run(model: nn.Module, scope: Scope, *args, **kwargs) -> Any:
         except RuntimeError as error:
             error.add_note(
                 f"The first stochastic bottleneck makes the batch {scope.draws} times as long (draws={scope.draws}): "
-                "it must be on the main path, not in a residual branch, and what follows must take any batch size"
+                "it must be on the main path, not in a residual branch, and later modules must accept any batch size"
             )
             raise
 
 
 def unfold(output: Any, draws: int, batch: int) -> Any:
-    """Gives tensors that grew with the batch a leading axis of samples; others (states, losses) stay as they are."""
+    """Gives tensors that grew with the batch a leading axis of samples; others (states, losses) are unchanged."""
 
     def unfolded(tensor: Tensor) -> Tensor:
         grown = tensor.dim() > 0 and tensor.shape[0] == draws * batch

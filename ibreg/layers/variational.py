@@ -1,4 +1,4 @@
-"""Variational information bottleneck and its relatives: a sampled code with its rate as the penalty.
+"""Variational information bottleneck and its variants: a sampled code with its rate as the penalty.
 
 Alemi et al. 2017 (arXiv 1612.00410); conditional prior: Fischer 2020 (arXiv 2002.05379); between the information
 bottleneck and the deterministic one: Strouse and Schwab 2017 (arXiv 1604.00268).
@@ -141,7 +141,7 @@ class VariationalBottleneck(Bottleneck):
         )  # fmt: skip
         if lagrangian == "power" and alpha != 1:
             raise ValueError(
-                f"alpha must be 1 with lagrangian='power', got {alpha}: with less the penalty can be negative, and has "
+                f"alpha must be 1 with lagrangian='power', got {alpha}: otherwise the penalty can be negative, and has "
                 "no power; use lagrangian='exponential'"
             )
         if PRIORS[prior].conditional != (classes is not None):
@@ -154,12 +154,12 @@ class VariationalBottleneck(Bottleneck):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The target, where the prior is conditional on it."""
+        """The target, if the prior is conditional on it."""
         return ("target",) if PRIORS[self.prior].conditional else ()
 
     @property
     def rate_bounds(self) -> str:
-        """The information about the input; with a conditional prior, that beyond the label."""
+        """The information about the input; with a conditional prior, the information beyond the label."""
         return "I(X;Z|Y)" if PRIORS[self.prior].conditional else "I(X;Z)"
 
     def create_parameters(self, *, device=None, dtype=None) -> None:
@@ -203,7 +203,7 @@ class VariationalBottleneck(Bottleneck):
         return LAGRANGIANS[self.lagrangian](penalized, self.power), logs
 
     def sample_rate(self, state: Code) -> Tensor:
-        """Returns the rate of each sample in nats, `(batch,)`; of conditional priors that of the nearest class."""
+        """Returns the rate of each sample in nats, `(batch,)`; with a conditional prior, that of the nearest class."""
         with full_precision(state.mean):
             mean, scale, _, prior = tree_at_least_float32(state)
             return prior.sample_rate(mean, scale)
@@ -214,7 +214,7 @@ class VariationalBottleneck(Bottleneck):
 
 
 def _active_units(mean: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the number of code units whose mean varies over samples and positions, padding left out."""
+    """Returns the number of code units whose mean varies over samples and positions, without padding."""
     rows = mean.flatten(0, -2)
     if mask is None or mean.dim() == 2:
         variance = (rows - rows.mean(0)).square().mean(0)  # a quarter of the time of var

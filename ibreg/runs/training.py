@@ -49,9 +49,9 @@ METRICS_EVERY = 10.0  # seconds between two writings of metrics.csv, whose time 
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe trains, and how models are compared on validation data.
+    """Data, models and losses of a recipe, and the criterion that ranks models on validation data.
 
-    The attributes are what recipes differ in. The methods are overridden where classes come one after another, see
+    Recipes differ in the attributes. Class-incremental learning also overrides the methods, see
     `tasks.continual.stream`.
 
     Attributes:
@@ -98,9 +98,9 @@ class Task:
         self, model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, concepts: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """Returns the loss of a batch and the output of the model."""
-        plain = getattr(model, "module", model)  # DDP does not say what it wraps; FSDP keeps the class
+        plain = getattr(model, "module", model)  # DDP hides the class of the model; FSDP keeps it
         # Only `Regularized` takes targets and concepts.
-        inputs = network_inputs(plain, x)  # kernels compare the code with what the network reads
+        inputs = network_inputs(plain, x)  # kernels compare the code with the network's input
         regularized = isinstance(plain, Regularized)
         output = model(x, target=y, concepts=concepts, inputs=inputs) if regularized else model(x)
         return criterion(output, y, inputs=inputs), output
@@ -139,7 +139,7 @@ class Task:
 
 @dataclass
 class Run:
-    """What the training runs of a recipe share.
+    """Configuration, task, devices and folder that the training runs of a recipe share.
 
     Attributes:
         cfg: the recipe's configuration.
@@ -228,7 +228,7 @@ def train_epoch(trial: Trial, run: Run, parts: Parts, epoch: int) -> dict[str, f
 
 
 def train_batch(run: Run, parts: Parts, batch: Sequence[Tensor], adversary: Adversary | None) -> dict[str, Tensor]:
-    """Takes the step of a batch, or accumulates its gradient, and returns its loss, penalty and rate."""
+    """Takes an optimizer step on a batch, or accumulates its gradient, and returns its loss, penalty and rate."""
     task, accelerator, clip = run.task, run.accelerator, run.cfg.get("clip")
     if task.mix is not None:
         batch = task.mix(*batch)
@@ -254,7 +254,7 @@ def train_batch(run: Run, parts: Parts, batch: Sequence[Tensor], adversary: Adve
 def judge(
     trial: Trial, run: Run, parts: Parts, state: Mapping[str, Any], epoch: int, losses: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Measures a model after an epoch and returns the next state: epoch, rows, and what is kept of the model."""
+    """Measures a model after an epoch and returns the next state: epoch, rows and kept model."""
     task, epochs = run.task, epochs_of(run.cfg, trial)
     stage, epoch_of_stage = divmod(epoch, epochs)
     ends_stage = epoch_of_stage + 1 == epochs
@@ -306,13 +306,13 @@ class Parts:
         return self.whole if self.ema is None else self.ema.module
 
     def gather(self) -> None:
-        """Brings `whole` up to date; every rank has to call it."""
+        """Updates `whole`; every rank must call it."""
         if self.whole is not self.plain:
             broadcast(list(self.plain.buffers()))  # all ranks take those of the main process, as with DDP
             self.whole.load_state_dict(model_state(self.plain))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what training resumes from; every rank has to call it."""
+        """Returns the state that training resumes from; every rank must call it."""
         parts = {name: part.state_dict() for name, part in self._stateful().items()}
         return {"model": self.whole.state_dict(), "optimizer": optimizer_state(self.plain, self.optimizer), **parts}
 
@@ -350,7 +350,7 @@ def build_parts(trial: Trial, run: Run, state: Mapping[str, Any] | None) -> Part
 
 
 def batches_of(trial: Trial, cfg: DictConfig, rows: Rows) -> DataLoader:
-    """Returns the training batches of a trial, in an order that follows from its key and the epoch."""
+    """Returns the training batches of a trial, in an order determined by its key and the epoch."""
     sampler = EpochSampler(len(rows), seed=trial.key[0] + 1_000_003 * trial.key[1])
     return loader(rows, cfg.batch_size, sampler=sampler, drop_last=True)
 

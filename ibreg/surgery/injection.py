@@ -218,7 +218,7 @@ def _check_hosts(modules: dict[str, nn.Module], chosen: dict[str, Bottleneck]) -
         if refusal is not None:
             raise ValueError(refusal)
         if id(host) in names:
-            raise ValueError(f"{names[id(host)]!r} and {name!r} are one module: give one of the names")
+            raise ValueError(f"{names[id(host)]!r} and {name!r} are one module: pass only one of the names")
         names[id(host)] = name
 
 
@@ -262,7 +262,7 @@ def _size_of(name: str, host: nn.Module, layer: Bottleneck, calls: list[Any] | N
 
 
 def _check_weights(network: nn.Module, name: str, layer: Bottleneck, size: int | None) -> None:
-    """Checks that a layer can get its parameters, and that they can be moved to the device of the host."""
+    """Checks that the parameters of a layer can be created, and moved to the device of the host."""
     if size is not None:
         copy.deepcopy(layer).materialize(size, device="meta")  # raises the layer's own errors before any change
     weightless = any(tensor.is_meta for tensor in layer.state_dict().values())
@@ -282,4 +282,6 @@ def _refuse_wrapped(model: nn.Module) -> None:
         if module._compiled_call_impl is not None:
             raise ValueError("inject first, then compile: a compiled model would not see the bottleneck")
         if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError("the model is a TorchScript program, which takes no new modules: inject into its source")
+            raise ValueError(
+                "the model is a TorchScript program, which cannot take new modules: inject into its source"
+            )

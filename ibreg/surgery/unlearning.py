@@ -40,7 +40,7 @@ class Unlearned(NamedTuple):
         return sum(int(masked.sum()) for masked in self.masked.values())
 
     def undo(self) -> None:
-        """Removes these masks and no others: the outputs of the model are again those from before, bit by bit."""
+        """Removes these masks and no others, which restores the outputs of the model bit by bit."""
         for layer, masked in self.masked.items():
             layer.masked.logical_and_(~masked.to(layer.masked.device))
 

@@ -1,4 +1,4 @@
-"""Base of all concept bottlenecks: concepts of a sample, their loss, interventions on them, and the head.
+"""Base class of the concept bottlenecks: concepts of a sample, their loss, interventions, and the head.
 
 A concept belongs to a sample. Tokens and maps are therefore averaged over their positions before concepts are predicted
 from them, and the output of the head is repeated at every position.
@@ -56,7 +56,7 @@ class ConceptState(NamedTuple):
 
 
 class ConceptLayer(Bottleneck):
-    r"""Base of all concept bottlenecks: features -> concepts -> code -> head.
+    r"""Base class of the concept bottlenecks: features -> concepts -> code -> head.
 
     .. math:: \text{penalty} = \frac{1}{n} \sum_{i=1}^n \sum_c w_c \, \ell_c(x_i, c_i)
 
@@ -239,7 +239,7 @@ class ConceptLayer(Bottleneck):
         if mask.dtype != torch.bool:
             raise ValueError(
                 "the mask of an intervention must be a bool tensor (batch, concepts), True where a concept is set, got "
-                f"{mask.dtype}: turn indices into a mask"
+                f"{mask.dtype}: convert indices to a mask"
             )
         if scope is not None and scope.repeats > 1:  # after the samples of this layer or another
             mask, values = (tensor.repeat(scope.repeats, 1) for tensor in (mask, values))
@@ -324,7 +324,7 @@ class ConceptLayer(Bottleneck):
         return {name: _mean_of_known(parts) for name, parts in scores.items()}
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor arguments that build this layer again; concepts as the entries that describe them."""
+        """Return the constructor arguments that rebuild this layer, with the concepts as a list of entries."""
         config = super().config()
         return config | {"concepts": None if self.concepts is None else self.concepts.entries()}
 

@@ -1,4 +1,4 @@
-"""Concept bottleneck: a code of named concepts, which people can read and intervene on.
+"""Concept bottleneck: a code of named concepts, which users can inspect and intervene on.
 
 Koh et al. 2020 (arXiv 2007.04612).
 """

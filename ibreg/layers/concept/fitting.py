@@ -102,7 +102,9 @@ def fit_concept_vectors(
             continue
         target = target > 0.5
         if target.all() or not target.any():
-            raise ValueError(f"all labels of concept {name!r} are {int(target[0])}: a direction needs samples of both")
+            raise ValueError(
+                f"all labels of concept {name!r} are {int(target[0])}: a concept vector requires samples of both labels"
+            )
         if method == "svm":
             normal, threshold = _support_vectors(rows, target, regularization, seed)
         else:
@@ -137,7 +139,7 @@ def fit_sparse_head(layer: PostHocConceptBottleneck, features: Tensor, target: T
     classes = max(layer.out_features, 2)
     present = target.unique().tolist()
     if present != list(range(classes)):
-        raise ValueError(f"the target must hold each of the classes 0 to {classes - 1}, got {present}")
+        raise ValueError(f"the target must contain each of the classes 0 to {classes - 1}, got {present}")
     logits = F.linear(features.to(layer.vectors), layer.vectors, layer.offsets)
     code = layer.coded(layer.code, logits, layer.concepts.probabilities(logits)).double().cpu().numpy()
     labels = target.cpu().numpy()

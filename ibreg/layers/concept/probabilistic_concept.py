@@ -1,4 +1,4 @@
-"""Probabilistic concept bottleneck: each concept is a Gaussian among learned anchors, whose variance is uncertainty.
+"""Probabilistic concept bottleneck: each concept is a Gaussian vector, whose variance is its uncertainty.
 
 Kim et al. 2023 (arXiv 2306.01574).
 """
@@ -170,7 +170,7 @@ class ProbabilisticConceptBottleneck(ConceptLayer):
         nn.init.constant_(self.log_sharpness, math.log(INITIAL_SHARPNESS))
 
     def encode(self, pooled: Tensor, scope: Scope | None) -> tuple[Tensor, ProbabilisticConceptState]:
-        """Return sampled vectors in training, the means in evaluation; anchors of the concepts that are set."""
+        """Return sampled vectors in training, means in evaluation, and anchors of concepts set by an intervention."""
         mean, scale, anchors = self._gaussians(pooled)
         sharpness = self.log_sharpness.exp()
         logits = _logits(mean, anchors, sharpness)

@@ -57,7 +57,7 @@ class Concepts:
 
     def __post_init__(self):
         if not self.variables:
-            raise ValueError("there is no concept: name at least one")
+            raise ValueError("concepts must name at least one concept, got none")
         columns = [column for variable in self.variables for column in variable.columns]
         if columns != list(range(len(columns))):
             raise ValueError(f"the columns of the variables must be 0, 1, 2, ... in this order, got {columns}")
@@ -82,17 +82,21 @@ class Concepts:
             if "categorical" not in kinds:
                 continue
             if len(kinds) > 1:
-                raise ValueError(f"group {group!r} has {' and '.join(kinds)} concepts: a softmax is over one kind")
+                raise ValueError(
+                    f"group {group!r} has {' and '.join(kinds)} concepts: all its columns must be of one kind"
+                )
             if len(columns) < 2 or columns[-1] - columns[0] != len(columns) - 1:
                 raise ValueError(
-                    f"a categorical group must have two or more columns side by side, {group!r} has {list(columns)}"
+                    f"a categorical group must have two or more adjacent columns, {group!r} has {list(columns)}"
                 )
             if len({self.weights[column] for column in columns}) > 1:
-                raise ValueError(f"the categorical group {group!r} has one loss: give its columns the same weight")
+                raise ValueError(
+                    f"the columns of the categorical group {group!r} share one loss: give them the same weight"
+                )
 
     @classmethod
     def of(cls, description: Description) -> Concepts:
-        """Make a specification from a description.
+        """Build a specification from a description.
 
         Args:
             description: a number of binary concepts; or a list with one entry per variable, a name (binary) or a
@@ -148,7 +152,7 @@ class Concepts:
                 raise ValueError(f"{path} does not describe concepts: {error}") from error
 
     def entries(self) -> list[Any]:
-        """Return the list from which `of` makes this specification again, in the types of JSON and YAML, for files."""
+        """Return the list from which `of` rebuilds this specification, in types of JSON and YAML."""
         return [variable.entry() for variable in self.variables]
 
     def __len__(self) -> int:
@@ -281,7 +285,9 @@ class Concepts:
             if kind == "categorical":
                 group, rows = self.groups[run.start], known[:, run]
                 if (rows.any(1) != rows.all(1)).any():
-                    raise ValueError(f"a sample has {what} for a part of group {group!r}: give all, or NaN for all")
+                    raise ValueError(
+                        f"a sample has {what} for some columns of group {group!r} only: give all, or NaN for all"
+                    )
                 sums = labels[rows.all(1), run].sum(1)
                 if ((sums - 1).abs() > 1e-2).any():
                     raise ValueError(f"{what} of the categorical group {group!r} must sum to 1 in each sample")
@@ -312,7 +318,7 @@ Description = int | Sequence[str | Mapping[str, Any]] | Concepts
 
 
 def _by_run(concepts: Concepts, values: Tensor, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> Tensor:
-    """Apply to each run of columns the function of its kind."""
+    """Apply the function of its kind to each run of columns."""
     runs = [functions[kind](values[..., run]) for kind, run in concepts.runs]
     return runs[0] if len(runs) == 1 else torch.cat(runs, -1)
 

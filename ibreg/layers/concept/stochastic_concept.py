@@ -1,4 +1,4 @@
-"""Stochastic concept bottleneck: concept logits with full covariance, so that an intervention moves other concepts.
+"""Stochastic concept bottleneck: concept logits with full covariance, so that an intervention updates other concepts.
 
 Vandenhirtz et al. 2024 (arXiv 2406.19272).
 """
@@ -50,7 +50,7 @@ class StochasticConceptState(NamedTuple):
 
 @register("stochastic_concept")
 class StochasticConceptBottleneck(ConceptLayer):
-    r"""Stochastic concept layer: Gaussian concept logits with full covariance; intervening on one concept moves others.
+    r"""Stochastic concept layer: Gaussian concept logits with full covariance; intervening on one updates the others.
 
     .. math:: \eta \sim N(\mu(x), L L^T), \quad
         \text{penalty} = -\frac1n \sum_i \log \frac1S \sum_s \prod_c p(c_i | \eta_i^s)^{w_c}

@@ -41,7 +41,7 @@ class Variable:
 
     @classmethod
     def of(cls, entry: Any, column: int) -> Variable:
-        """Make the variable that an entry of a description stands for.
+        """Build the variable that an entry describes.
 
         Args:
             entry: a name, or a mapping with `name` and further fields: see `Concepts.of`.
@@ -65,7 +65,7 @@ class Variable:
             return cls(name, entry.get("kind", "binary"), (column,), (), str(entry.get("group", name)), weight)
         if entry.get("kind", "categorical") != "categorical" or "group" in entry:
             raise ValueError(
-                f"concept {name!r} has values: it is categorical, and its columns are a group of their own"
+                f"concept {name!r} has values, so it is categorical and a group of its own: leave out kind and group"
             )
         values = entry["values"]
         if isinstance(values, str) or not isinstance(values, Sequence) or len(values) < 2:

@@ -1,4 +1,4 @@
-"""Base of the kernel bottlenecks: one row per sample, and Gram matrices that the layers of a model share.
+"""Base class of the kernel bottlenecks: one row per sample, and Gram matrices that the layers of a model share.
 
 Kernels compare samples. Therefore the tokens or positions of a sample become one row, and the Gram matrices of inputs
 and targets, which several layers compare their codes with, are computed once per batch.
@@ -38,7 +38,7 @@ class IsBandwidth(Constraint):
         return True
 
     def plain(self, value: Any) -> Any:
-        """Returns a bandwidth that can be a key of a dict."""
+        """Returns a hashable bandwidth."""
         if isinstance(value, list | tuple):
             kind, scale = value
             return kind, float(scale)
@@ -49,7 +49,7 @@ class IsBandwidth(Constraint):
 
 
 class KernelBottleneck(Bottleneck):
-    """Base of bottlenecks whose penalty is a kernel dependence between codes and inputs or targets.
+    """Base class of bottlenecks whose penalty is a kernel dependence between codes and inputs or targets.
 
     Args:
         in_features: size of the feature axis; None if the layer takes any.
@@ -90,7 +90,7 @@ class KernelBottleneck(Bottleneck):
 
     @property
     def gram_options(self) -> dict[str, Any]:
-        """Options of Gram matrices; evaluation gathers nothing, as ranks may evaluate different numbers of batches."""
+        """Options of Gram matrices; evaluation does not gather, as ranks may evaluate different numbers of batches."""
         return {"block_size": self.block_size, "gather": self.gather and self.training}
 
     def is_too_small(self, samples: int, least: int, scope: Scope) -> bool:
@@ -128,7 +128,7 @@ class KernelBottleneck(Bottleneck):
         inputs, mask = cast(Tensor, scope.inputs), scope.mask
         if not inputs.is_floating_point():
             raise ValueError(
-                f"bottleneck {scope.name_of(self)} compares codes with the inputs, and those are {inputs.dtype}: "
+                f"bottleneck {scope.name_of(self)} compares codes with the inputs, which are {inputs.dtype}: "
                 "pass floating-point features instead, model(x, inputs=embeddings)"
             )
         assert_finite(
@@ -168,7 +168,7 @@ class KernelBottleneck(Bottleneck):
 
 
 def scale_free(rows: Tensor, *, gather: bool = False) -> Tensor:
-    r"""Divides rows by their root mean squared distance, with gradient, which is orthogonal to a scaling of all rows.
+    r"""Divides rows by their root mean squared distance, so that the gradient is orthogonal to a scaling of all rows.
 
     .. math:: t_i / r, \quad r^2 = \frac{2}{n - 1} \sum_i |t_i - \bar t|^2
 

@@ -21,7 +21,7 @@ from ibreg.registry import register
 
 @register("cauchy_schwarz")
 class CauchySchwarzBottleneck(KernelBottleneck):
-    r"""Bottleneck whose penalty is the Cauchy-Schwarz mutual information of input and code, free of distributions.
+    r"""Bottleneck whose penalty is the Cauchy-Schwarz mutual information of input and code.
 
     .. math:: \text{penalty} = I_{CS}(x; t)
 
@@ -150,7 +150,7 @@ class CauchySchwarzBottleneck(KernelBottleneck):
             reset_encoder(self.encoder, cast(int, self.out_features), self.start)
 
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Tensor]:
-        """Returns the code, in evaluation without noise."""
+        """Returns the code, without noise in evaluation."""
         features = self.features_last(x)
         if self.encoder is None:
             return x if scope is None else x.clone(), features  # in-place operations may change the copy

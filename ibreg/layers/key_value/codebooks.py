@@ -1,4 +1,4 @@
-"""Codebooks whose keys are means: the sum of the rows assigned to a key, over their number, over all processes.
+"""Codebooks whose keys are the means of the rows assigned to them, over all processes.
 
 The keys are only ever set as the quotient of the two, so that every change of a key (initialization, moving average,
 replacement) is a change of its statistics.
@@ -129,7 +129,7 @@ class MovingCodebooks(WideBuffers):
     def follow(
         self, queries: Tensor, indices: Tensor, weights: Tensor | None = None, moving: Tensor | bool = True
     ) -> Tensor:
-        """Updates the moving averages by the global batch.
+        """Updates the moving averages with the global batch.
 
         All processes must call it.
 

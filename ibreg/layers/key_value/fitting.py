@@ -67,7 +67,7 @@ def fit_keys(
 
 
 class RowBatches:
-    """Batches of finite rows that enter a layer; an iterable for several passes.
+    """Iterable over batches of the finite input rows of a layer, for several passes.
 
     Args:
         data: a tensor of inputs, or an iterable of batches of inputs, alone or first in a tuple.
@@ -131,12 +131,12 @@ class RowBatches:
             finally:
                 finite.remove()
         if not inputs:
-            raise ValueError("the model did not call this layer: pass the model that holds it")
+            raise ValueError("the model did not call this layer: pass the model that contains it")
         return inputs
 
 
 class RowSample(NamedTuple):
-    """Random rows for the start of the keys, and the size of the data.
+    """Random rows that initialize the keys, and the size of the data.
 
     Attributes:
         rows: as many as a codebook has (sub-)keys, `(size, in_features)`.
@@ -169,7 +169,7 @@ def sample_rows(batches: RowBatches, size: int, seed: int) -> RowSample:
     samples, skipped = over_ranks(torch.tensor([samples, batches.skipped], device=device)).tolist()
     if samples < size:
         raise ValueError(
-            f"{samples} usable rows are too few for {size} keys in each codebook: pass more data, or take fewer pairs"
+            f"{samples} usable rows are too few for {size} keys in each codebook: pass more data, or use fewer pairs"
         )
     if several_ranks():
         kept = gather_rows(kept)[0]

@@ -30,7 +30,7 @@ SEARCHES = ("exact", "product")
 
 
 class Fetched(NamedTuple):
-    """The pairs that a call fetched, as the penalty reads them.
+    """State that the penalty reads: the pairs that a call fetched.
 
     Attributes:
         queries: `(codebooks, rows, key_features)`, without gradient.
@@ -173,12 +173,12 @@ class KeyValueBottleneck(Bottleneck):
         root = math.isqrt(pairs)
         if search == "product" and root**2 != pairs:
             raise ValueError(
-                f"pairs must be a square number with search='product', got {pairs}: take {root**2} or {(root + 1) ** 2}"
+                f"pairs must be a square number with search='product', got {pairs}: use {root**2} or {(root + 1) ** 2}"
             )
         if value_features is not None and decoder == "mean":
             raise ValueError(
                 "value_features must be None with decoder='mean', where the mean of the values is the code, got "
-                f"{value_features}: take decoder='linear'"
+                f"{value_features}: use decoder='linear'"
             )
         self.materialize(in_features, device=device, dtype=dtype)
 
@@ -205,7 +205,7 @@ class KeyValueBottleneck(Bottleneck):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Samples projection and keys, sets the values to their start, and resets usage, masks and phases."""
+        """Samples projection and keys, sets the values to their initial ones, and resets usage, masks and phases."""
         super().reset_parameters()
         self.split.reset_parameters()
         self.books.reset_parameters()
@@ -226,7 +226,7 @@ class KeyValueBottleneck(Bottleneck):
         self, data: Tensor | Iterable[Any], *, method: str = "ema", epochs: int = 10, model: nn.Module | None = None,
         seed: int = 0,
     ) -> KeyInitialization:  # fmt: skip
-        """Fits the keys to unlabeled data; after it they follow training batches, until `freeze_keys`.
+        """Fits the keys to unlabeled data; afterwards they follow training batches until `freeze_keys`.
 
         Args:
             data: features, as the layer takes them, or an iterable (a DataLoader) of batches, alone or first in a
@@ -251,7 +251,9 @@ class KeyValueBottleneck(Bottleneck):
         if self.in_features is None:
             raise ValueError("the layer does not know its in_features: pass them, or inject it with example=x first")
         if self.keys_frozen:
-            raise RuntimeError("the keys are frozen, and values were learned for them: initialize before freeze_keys()")
+            raise RuntimeError(
+                "the keys are frozen, and values were learned for them: call initialize before freeze_keys()"
+            )
         initialization = fit_keys(self, data, method, epochs, model, seed)
         self.keys_follow.fill_(True)
         return initialization

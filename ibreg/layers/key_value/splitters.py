@@ -11,7 +11,7 @@ KEY_FEATURES = 12
 
 
 class RandomProjection(WideBuffers):
-    """Projects features onto fixed random directions of unit norm, drawn for each codebook (arXiv 2207.11240).
+    """Projects features onto fixed random directions of unit norm, sampled for each codebook (arXiv 2207.11240).
 
     Args:
         in_features: size of the input.

@@ -110,6 +110,9 @@ def rate_bounds(cfg: DictConfig) -> dict[str, str]:
 
 def _name_and_options(cfg: DictConfig, method: str) -> tuple[str, dict[str, Any]]:
     if method not in cfg.bottleneck:
-        raise ValueError(f"bottleneck {method!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))}")
+        raise ValueError(
+            f"bottleneck {method!r} is not configured: choose from {', '.join(map(str, cfg.bottleneck))} (select them "
+            "by bottlenecks=[name], not by bottleneck=name)"
+        )
     options: Any = OmegaConf.to_container(cfg.bottleneck[method], resolve=True)
     return options.pop("name", method), options

@@ -77,7 +77,7 @@ class ConceptData:
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptRequest(Request):
-    """Options that all data sets with concepts have, beside those of every data set.
+    """Options that all data sets with concepts have, in addition to those of every data set.
 
     Args:
         validation: fraction of the training rows that is held out, in [0, 1); 0: none.

@@ -134,8 +134,8 @@ def _labels_of_files(folder: Path, name: str, concepts: Concepts, files: Sequenc
     file = folder / name
     if not file.is_file():
         raise FileNotFoundError(
-            f"no concept table at {file.absolute()}: it has a column file, such as train/cat/1.jpg, and one for each "
-            "concept; data.table is its name"
+            f"no concept table at {file.absolute()}: a table with a column file, such as train/cat/1.jpg, and one for "
+            "each concept is expected; data.table sets its name"
         )
     # The column of the files cannot have missing cells, as those of a target.
     table = read_table(file, "file")

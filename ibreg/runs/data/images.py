@@ -91,7 +91,7 @@ def class_folders(folder: Path, *, skip_broken: bool) -> ImageFolder:
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator | None = None, *, fill: Sequence[float]) -> Tensor:
-    """Shifts each image by up to an eighth of its size and mirrors half of them (arXiv 1512.03385, section 4.2).
+    """Shifts each image by up to 1/8 of its size, and flips half of them horizontally (arXiv 1512.03385, section 4.2).
 
     Args:
         images: `(batch, channels, height, width)`.
@@ -140,7 +140,7 @@ class Normalization(NamedTuple):
 
     @classmethod
     def of(cls, mean: float | Sequence[float], std: float | Sequence[float], channels: int) -> Normalization:
-        """Builds the normalization of images with so many channels.
+        """Builds the normalization for a number of channels.
 
         Args:
             mean: one number for all channels, or one per channel.

@@ -81,7 +81,9 @@ def load(name: str, **options: Any) -> RegressionData:
         (torch.Size([1]), 222.0)
     """
     if options.get("split") == "chronological" and name in _SETS and name not in _IN_TIME:
-        raise ValueError(f"the rows of {name} have no order of time: split=random; {list(_IN_TIME)} have one")
+        raise ValueError(
+            f"split must be random for {name}, whose rows are in no order of time; those of {list(_IN_TIME)} are"
+        )
     return load_by_name("regression data set", name, _SETS, RegressionRequest, options)
 
 
@@ -233,7 +235,7 @@ def rotated_mnist(
     for rows, count in ((digits.train, size - held_out), (digits.test, held_out)):
         if not 0 < count <= len(rows):
             raise ValueError(
-                f"size={size} and test={test} ask for {count} of the {len(rows)} images of a split of MNIST"
+                f"size={size} and test={test} require {count} of the {len(rows)} images of a split of MNIST"
             )
         images.append(rows.inputs[rng.permutation(len(rows))[:count]])
     angles = rng.uniform(-largest_angle, largest_angle, size)

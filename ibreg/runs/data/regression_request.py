@@ -1,4 +1,4 @@
-"""Options that all regression data sets have: how their rows are split, and which noise is added."""
+"""Options that all regression data sets have: the split of the rows and the noise that is added."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ibreg.runs.data.split import Request, check_test_fraction
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionRequest(Request):
-    """Options that all regression data sets have, beside those of every data set.
+    """Options that all regression data sets have, in addition to those of every data set.
 
     Args:
         validation: fraction of the training rows that is held out, in [0, 1); 0: none.
@@ -83,10 +83,10 @@ class RegressionRequest(Request):
 
 
 def _hold_out_last(rows: np.ndarray, fraction: float, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Holds out a fraction of the rows, the last ones."""
+    """Holds out the last rows, a fraction of all."""
     kept = len(rows) - round(fraction * len(rows))
     if fraction and not 0 < kept < len(rows):
         raise ValueError(
-            f"{split}={fraction} of {len(rows)} rows leaves one side empty: set data.{split} nearer to 0.5"
+            f"{split}={fraction} of {len(rows)} rows leaves one split empty: set data.{split} closer to 0.5"
         )
     return rows[:kept], rows[kept:]

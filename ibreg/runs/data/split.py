@@ -1,4 +1,4 @@
-"""Where the files of a data set are, and how its rows are split into training, validation and test rows."""
+"""Location of the files of a data set, and splits of its rows into training, validation and test rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data_folder(root: str | Path | None) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Options that all data sets have: where their files are and how their rows are split.
+    """Options that all data sets have: the location of their files and the split of their rows.
 
     Args:
         root: folder of the data; None: the environment variable `IBREG_DATA`, else `data`.
@@ -65,7 +65,7 @@ class Request:
         return data_folder(self.root)
 
     def find(self, path: str | Path, kind: str) -> Path:
-        """Finds a user's own file or folder, relative to the folder of the data or as the path stands.
+        """Finds a user's own file or folder, relative to the folder of the data or to the current folder.
 
         Args:
             path: path of the file or folder.
@@ -120,8 +120,8 @@ class Request:
         if any(len(np.unique(labels[side])) < len(class_names) for side in (kept, held_out)):
             counts = np.bincount(labels[rows], minlength=len(class_names))
             raise ValueError(
-                f"{split}={fraction} of {len(rows)} rows cannot have every class on both sides: class "
-                f"{class_names[counts.argmin()]!r} has {counts.min()} of them. Set data.{split} nearer to 0.5, give "
+                f"{split}={fraction} of {len(rows)} rows cannot have every class in both splits: class "
+                f"{class_names[counts.argmin()]!r} has {counts.min()} of them. Set data.{split} closer to 0.5, give "
                 "the class more rows, merge it with another or leave it out; data.validation=0 holds out no validation "
                 "rows"
             )
@@ -160,7 +160,7 @@ def load_by_name(
     request: type[Request],
     options: Mapping[str, Any],
 ) -> Loaded:
-    """Loads a data set by name; of its options, the fields of the request go into one and the others are its own.
+    """Loads a data set by name, from a request, which holds the options that all sets share, and its own options.
 
     Args:
         kind: kind of the sets, for messages.

@@ -46,7 +46,7 @@ def load(name: str, **options: Any) -> ClassificationData:
     if name not in names():
         raise ValueError(f"no data set {name!r}: it is one of {names()}")
     if options.get("augment"):
-        raise ValueError("data.augment=true changes images at random, but each is encoded once: leave it false")
+        raise ValueError("data.augment=true changes images at random, but each is encoded once: it must be false")
     return datasets.load(name, **options)
 
 

@@ -47,7 +47,7 @@ def read_table(file: Path, target: str, drop: Sequence[str] = ()) -> Table:
             close = difflib.get_close_matches(column, header, n=1, cutoff=0)
             raise ValueError(f"{file} has no column {column!r}; the closest is {close[0]!r} of {header}")
     if target in drop:
-        raise ValueError(f"drop must not hold the target {target!r}, got {drop}")
+        raise ValueError(f"drop must not contain the target {target!r}, got {drop}")
     features = tuple(column for column in header if column != target and column not in drop)
     if not features:
         raise ValueError(f"{file} has no feature column left beside the target {target!r}")
@@ -74,9 +74,11 @@ def _read(file: Path) -> tuple[list[str], list[int], dict[str, list[str]]]:
         raise ValueError(f"{file} has no rows: a header and then one row per example are expected")
     (_, header), *rows = rows
     if len(header) == 1 and (marks := [name for mark, name in _OTHER_MARKS.items() if mark in header[0]]):
-        raise ValueError(f"{file} has its columns separated by {marks[0]}: save it with commas, and points in decimals")
+        raise ValueError(
+            f"{file} has columns separated by {marks[0]}: save it with commas between columns and decimal points"
+        )
     if twice := sorted({column for column in header if header.count(column) > 1}):
-        raise ValueError(f"{file} has more than one column of the name {twice[0]!r}: columns need different names")
+        raise ValueError(f"{file} has more than one column named {twice[0]!r}: columns need different names")
     for line, row in rows:
         if len(row) != len(header):
             raise ValueError(f"{file}, line {line}: {len(row)} cells under a header of {len(header)} columns")
@@ -131,7 +133,7 @@ def feature_values(table: Table) -> np.ndarray:
 
 
 def _number(cell: str) -> float:
-    """Returns the number in a cell, NaN where it is no finite number."""
+    """Returns the number in a cell, NaN if it is not a finite number."""
     try:
         number = float(cell)
     except ValueError:

@@ -446,7 +446,7 @@ class Normalizing(nn.Module):
 def test_a_module_that_runs_more_than_the_wrapper_in_it_is_refused():
     net = nn.Sequential(ibreg.VariationalBottleneck(6, 3), nn.Linear(3, 4))
     model, x, y = Normalizing(ibreg.Regularized(net)), torch.rand(2, 6), torch.tensor([0, 1])
-    refused = "Normalizing holds a Regularized and has a forward of its own"
+    refused = "Normalizing contains a Regularized and has a forward of its own"
     with pytest.raises(ValueError, match=refused):
         fgsm(model, x, y, eps=0.1)
     for draws in (0, 3):

@@ -193,7 +193,7 @@ def test_only_what_the_mask_covers_is_set(name, options):
     [
         (ConceptIntervention(torch.zeros(BATCH, 2, dtype=torch.bool), torch.zeros(BATCH, 2)), r"mask .*\(6, 5\), got"),
         (ConceptIntervention(torch.zeros(5, dtype=torch.bool), torch.zeros(5)), r"\(6, 5\), got \(5,\)"),
-        (ConceptIntervention(torch.tensor([0, 3]), torch.zeros(BATCH, 5)), "bool tensor .* turn indices into a mask"),
+        (ConceptIntervention(torch.tensor([0, 3]), torch.zeros(BATCH, 5)), "bool tensor .* convert indices to a mask"),
         (ConceptIntervention(torch.ones(BATCH, 5), torch.zeros(BATCH, 5)), "must be a bool tensor"),
         (ConceptIntervention(torch.ones(BATCH, 5).bool(), torch.zeros(BATCH, 1)), r"values of .*got \(6, 1\)"),
         (

@@ -143,8 +143,8 @@ def test_one_output_and_two_are_equivalent():
 @pytest.mark.parametrize(
     ("options", "target", "message"),
     [
-        ({}, torch.zeros(SAMPLES).long(), r"the target must hold each of the classes 0 to 1, got \[0\]"),
-        ({}, torch.arange(SAMPLES) % 3, r"the target must hold each of the classes 0 to 1, got \[0, 1, 2\]"),
+        ({}, torch.zeros(SAMPLES).long(), r"the target must contain each of the classes 0 to 1, got \[0\]"),
+        ({}, torch.arange(SAMPLES) % 3, r"the target must contain each of the classes 0 to 1, got \[0, 1, 2\]"),
         (
             {"head_l1": 0.0, "head_l2": 0.0},
             torch.arange(SAMPLES) % 2,

@@ -109,7 +109,7 @@ def test_a_limit_above_the_number_of_rows_takes_all():
         ({"limit": 0.5}, "limit must be a number of training rows.* got 0.5"),
         ({"limit": 9}, "limit=9 cannot be stratified: .* from 10"),
         ({"split_seed": -1}, "split_seed must be an integer .* got -1"),
-        ({"validation": 0.001}, "validation=0.001 of 1437 rows cannot have every class on both sides"),
+        ({"validation": 0.001}, "validation=0.001 of 1437 rows cannot have every class in both splits"),
         ({"test": 0.999}, "test=0.999 of 1797 rows cannot have every class"),
         ({"mean": [0.5, 0.5]}, r"mean must be one number, or a list of 1, .* got \[0.5, 0.5\]"),
         ({"std": 0}, "std must be one number above 0.* got 0"),

@@ -94,13 +94,13 @@ def test_targets_are_columns_that_a_head_of_one_unit_fits():
     [
         ({"validation": 1.0}, "validation must be a fraction"),
         ({"test": 0}, "test must be a fraction of more than 0"),
-        ({"test": 0.999}, "test=0.999 of 442 rows leaves one side empty: set data.test"),
-        ({"validation": 0.001}, "validation=0.001 of 354 rows leaves one side empty"),
+        ({"test": 0.999}, "test=0.999 of 442 rows leaves one split empty: set data.test"),
+        ({"validation": 0.001}, "validation=0.001 of 354 rows leaves one split empty"),
         ({"limit": -1}, "limit must be a number of training rows"),
         ({"limit": 1}, "is .* in all 1 training rows: nothing to learn"),
         ({"split_seed": -1}, "split_seed must be an integer"),
         ({"split": "time"}, "split must be random or chronological, got 'time'"),
-        ({"split": "chronological"}, r"rows of diabetes have no order of time: split=random; \['appliances_energy'"),
+        ({"split": "chronological"}, r"split must be random for diabetes, .* of \['appliances_energy'"),
         ({"noise_columns": -1}, "noise_columns must be a number of columns.* got -1"),
         ({"noise_columns": 0.5}, "noise_columns must be a number of columns.* got 0.5"),
         ({"target_noise": -0.1}, "target_noise must be in standard deviations"),
@@ -305,8 +305,8 @@ def test_an_angle_is_counterclockwise_and_a_digit_one_stands_at_it():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 60_000}, "ask for 12000 of the 10000 images"),
-        ({"size": 1}, "size=1 and test=0.2 ask for 0 of the"),
+        ({"size": 60_000}, "require 12000 of the 10000 images"),
+        ({"size": 1}, "size=1 and test=0.2 require 0 of the"),
         ({"size": 0}, "size must be a number of images.* got 0"),
         ({"largest_angle": 0}, "largest_angle must be in degrees"),
         ({"rotation_seed": -1}, "rotation_seed must be an integer"),
