@@ -16,6 +16,7 @@ from ibreg.layers.constraints import Above, Bool
 from ibreg.layers.encoder import sample
 from ibreg.layers.positions import check_mask
 from ibreg.layers.scope import Scope
+from ibreg.precision import at_least_float32, promoted_dtype
 from ibreg.registry import register
 
 
@@ -56,7 +57,7 @@ class GaussianChannelBottleneck(Bottleneck):
     Logs: `rate` (nats per sample, the penalty), `noise` (mean sigma).
 
     Many processes: each rank penalizes the capacity of its own batch. Under gradient accumulation the batch is the
-    micro-batch. A batch of one has no variance, and a rate of 0.
+    micro-batch. A batch of one or none has no variance, and a rate of 0.
 
     Raises:
         ValueError: an option out of range, or a size that does not fit.
@@ -111,7 +112,10 @@ class GaussianChannelBottleneck(Bottleneck):
     def transform(self, x: Tensor, scope: Scope | None = None) -> tuple[Tensor, Code]:
         """Returns the features with noise in training, the features themselves in evaluation."""
         features = self.features_last(x)
-        scale = features.new_full((), self.noise) if self.log_noise is None else self.log_noise.exp()
+        if self.log_noise is None:  # in half precision a small sigma would be 0
+            scale = features.new_full((), self.noise, dtype=promoted_dtype(features.dtype))
+        else:
+            scale = at_least_float32(self.log_noise).exp()
         z, _ = sample(self, features, scale, scope)
         return z, Code(features, scale)
 
@@ -125,11 +129,13 @@ class GaussianChannelBottleneck(Bottleneck):
 
 def _moments(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns the variance over the samples, `(*positions, features)`, and the fraction kept, `(*positions,)`."""
+    batch = max(features.shape[0], 1)  # an empty batch has no variance, not NaN
     if mask is None:
-        return (features - features.mean(0)).square().mean(0), features.new_ones(())
+        mean = features.sum(0) / batch
+        return (features - mean).square().sum(0) / batch, features.new_ones(())
     check_mask(mask, features.shape[:-1])
     kept = mask.bool().unsqueeze(-1)
     samples = kept.sum(0).clamp(min=1)
     mean = torch.where(kept, features, 0).sum(0) / samples
     variance = torch.where(kept, features - mean, 0).square().sum(0) / samples
-    return variance, kept.squeeze(-1).to(features.dtype).mean(0)
+    return variance, kept.squeeze(-1).to(features.dtype).sum(0) / batch

@@ -95,6 +95,23 @@ def test_learned_noise_grows_under_the_penalty_alone():
     assert (layer.log_noise > math.log(0.1)).all()
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (0, 3, 4), (1, 4), (1, 3, 4)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_of_one_or_none_has_a_rate_of_0(shape, masked):
+    layer = GaussianChannelBottleneck(4, learned=True)
+    out = layer.measure(torch.randn(shape), mask=torch.ones(shape[:-1]) if masked else None)
+    out.penalty.backward()
+    assert out.z.shape == shape
+    assert out.penalty == out.logs["rate"] == 0
+    assert torch.equal(layer.log_noise.grad, torch.zeros(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_penalty_in_half_precision_has_the_exact_noise(dtype):
+    layer, x = GaussianChannelBottleneck(noise=1e-8), torch.randn(16, 4).to(dtype)
+    assert layer.measure(x).penalty.item() == pytest.approx(capacity(x.float(), None, 1e-8), rel=1e-5)
+
+
 def test_several_samples_of_each_row_are_penalized_once():
     net = nn.Sequential(GaussianChannelBottleneck(noise=0.5), nn.Linear(4, 2))
     x = torch.randn(8, 4)

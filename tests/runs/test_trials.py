@@ -3,7 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
+from ibreg.registry import names
+from ibreg.runs.config.composition import bottleneck_names
 from ibreg.runs.trials import (
+    CONTROLS,
     Point,
     Trial,
     as_good_as,
@@ -124,3 +127,7 @@ def test_a_control_with_weight_decay_is_a_method_of_its_own(configured):
     assert [(trial.seed, trial.weight_decay) for trial in decayed] == [(0, 0.5), (1, 0.5)]
     chosen = select(cfg, plan(cfg)[0], lambda trial: (-trial.weight_decay,))
     assert chosen["decayed"] == decayed
+
+
+def test_help_lists_the_bottlenecks_whose_name_is_no_control():
+    assert bottleneck_names() == [name for name in names() if name not in CONTROLS]

@@ -74,7 +74,7 @@ def bandwidth_around_origin(centered: Tensor, bandwidth: Bandwidth, rows: int | 
 
 
 def _positive(value: Any, bandwidth: Bandwidth) -> float:
-    number = float(value) if isinstance(value, Real) else math.nan
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not 0 < number < math.inf:
         raise ValueError(f"bandwidth must be {BANDWIDTHS}, got {bandwidth!r}")
     return number

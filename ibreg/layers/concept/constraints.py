@@ -47,7 +47,7 @@ class PositiveWeight(Constraint):
 
 
 class Matrix(Constraint):
-    """A matrix of finite numbers as nested lists.
+    """A matrix of finite numbers: nested lists, a tensor or an array; the checked value is nested lists.
 
     Example:
         >>> Matrix().check("head_prior", [[1, 0], [0]])
@@ -56,17 +56,23 @@ class Matrix(Constraint):
     """
 
     def allows(self, value: Any) -> bool:
-        """Whether a value is a list of rows of equally many numbers."""
+        """Whether a value has rows of equally many numbers."""
+        value = _as_lists(value)
         if not (_is_list(value) and value and all(map(_is_list, value))):
             return False
         return len({len(row) for row in value}) == 1 and all(Number().allows(number) for row in value for number in row)
 
     def plain(self, value: Any) -> list[list[float]]:
         """Return lists of Python numbers."""
-        return [[float(number) for number in row] for row in value]
+        return [[float(number) for number in row] for row in _as_lists(value)]
 
     def __str__(self) -> str:
         return "a matrix of numbers (a row per output, a column per concept)"
+
+
+def _as_lists(value: Any) -> Any:
+    """Returns a tensor or an array as nested lists, other values as they are."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_list(value: Any) -> bool:

@@ -78,7 +78,11 @@ def test_median_of_many_duplicates_is_above_0():
 
 
 @pytest.mark.parametrize(
-    "bandwidth", [0, -1.0, float("nan"), float("inf"), ("rms", 0), ("rms", -1.0), "mean", ("std", 1.0), None, True]
+    "bandwidth",
+    [
+        *(0, -1.0, float("nan"), float("inf"), None, True, "mean"),
+        *(("rms", 0), ("rms", -1.0), ("rms", True), ("rms", "0.5"), ("dimension", True), ("std", 1.0)),
+    ],
 )
 def test_invalid_bandwidths(bandwidth):
     with pytest.raises(ValueError, match="bandwidth must be a number above 0"):

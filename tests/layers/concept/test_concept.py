@@ -111,6 +111,13 @@ def test_the_prior_determines_weights_that_the_data_leave_open():
     torch.testing.assert_close(layer.decoder.weight.detach(), torch.tensor(prior), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("matrix", [torch.tensor, np.array, list], ids=["tensor", "array", "list"])
+def test_the_prior_can_be_a_tensor_or_an_array(matrix):
+    prior = [[1.0, -1.0], [-1.0, 1.0]]
+    layer = ibreg.ConceptBottleneck(2, 2, out_features=2, head_l1=1.0, head_prior=matrix(prior))
+    assert layer.config()["head_prior"] == prior
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -127,6 +134,7 @@ def test_the_prior_determines_weights_that_the_data_leave_open():
         ({"head_prior": [[0] * 5], "head_l1": 1.0, "out_features": 2}, "2 outputs and a column .* 5 .*, got 1 x 5"),
         ({"head_prior": [[0] * 4, [0] * 4], "head_l1": 1.0, "out_features": 2}, "got 2 x 4"),
         ({"head_prior": [[0] * 4, [0] * 5], "head_l1": 1.0, "out_features": 2}, "head_prior must be None or a matrix"),
+        ({"head_prior": torch.zeros(5), "head_l1": 1.0, "out_features": 2}, "head_prior must be None or a matrix"),
         ({"head_prior": [], "head_l1": 1.0, "out_features": 2}, "head_prior must be None or a matrix"),
     ],
 )
