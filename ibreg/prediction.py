@@ -22,7 +22,7 @@ def predict(model: nn.Module, x: Tensor, *, draws: int = 0, seed: int | None = N
         x: the model's input, `(batch, ...)`.
         draws: number of Monte Carlo samples that the prediction is averaged over; 0: the deterministic output, the same
             as `net.eval()(x)` (logits stay logits).
-        seed: of the samples, which then leave the global generator as it is; None: the global generator.
+        seed: of the samples, which then do not change the state of the global generator; None: the global generator.
         mean: quantity that is averaged: "softmax" (class axis 1, gives probabilities) or "output"; None: the softmax of
             an output `(batch, columns)` with two or more columns, the output with one column. A regression with several
             targets needs "output".
@@ -65,7 +65,7 @@ def predict_samples(model: nn.Module, x: Tensor, *, draws: int, seed: int | None
         model: as for `predict`.
         x: the model's input.
         draws: number of Monte Carlo samples, at least 1.
-        seed: of the samples, which then leave the global generator as it is; None: the global generator.
+        seed: of the samples, which then do not change the state of the global generator; None: the global generator.
 
     Raises:
         ValueError: If `draws` is not valid, or the model calls no stochastic bottleneck.

@@ -139,7 +139,7 @@ class Regularized(nn.Module):
                 continue
             if layer not in called:
                 problem = (
-                    "was not called: is its host used at all, and as a module (not through a functional call)? If the "
+                    "was not called: check that its host is called as a module, not through a functional call. If the "
                     "network is compiled, compile its Regularized, and torch._dynamo.reset() before: a graph of an "
                     "equal network without bottleneck may have run"
                 )

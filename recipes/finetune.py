@@ -113,7 +113,7 @@ def part_of(
         model=lambda trial: build_method(own, trial, backbone, example=torch.zeros(1, *data.input_shape)),
         loss=lambda trial: nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing),
         measure=lambda model, data: classify(model, data.validation, accelerator, draws=cfg.prediction_draws).metrics(),
-        quality=lambda validation: (-validation["nll"],),  # accuracy on a handful of images says little
+        quality=lambda validation: (-validation["nll"],),  # accuracy on a few images is a noisy criterion
         mix=mixup(cfg.mixup, data.classes) if cfg.mixup else None,
         parameters=lambda model: learning_rate_groups(model, lr=cfg.lr, lr_backbone=cfg.lr_backbone),
         label=f"{name}/",

@@ -432,7 +432,7 @@ def test_warns_once_and_by_name_of_a_bottleneck_that_was_not_called():
         model(x)
     (warning,) = caught
     assert str(warning.message).startswith(
-        "bottleneck idle.layer was not called: is its host used at all, and as a module"
+        "bottleneck idle.layer was not called: check that its host is called as a module"
     )
     assert warning.filename == __file__
 

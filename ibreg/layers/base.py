@@ -1,6 +1,6 @@
 """Base class of the bottlenecks, and the result of one call: code, penalty and logs.
 
-A layer cannot return its penalty (it could not stand in an `nn.Sequential`) nor store it (wrong under checkpointing,
+A layer cannot return its penalty (it would not work in an `nn.Sequential`) nor store it (wrong under checkpointing,
 copies and several calls). It therefore records itself and the state that the penalty reads in the `Scope` that
 `Regularized` opens around the model's forward pass. The penalties are computed after that pass, outside of any
 activation checkpoint.
@@ -262,7 +262,7 @@ class Bottleneck(nn.Module):
             any_size: accepts any number of features where `in_features` is not known yet, as before `materialize`.
         """
         if self.sized and self.in_features is None and not any_size:
-            raise ValueError(f"{name} does not know its in_features: pass them, or inject it with example=x")
+            raise ValueError(f"{name} has no in_features: pass them, or inject it with example=x")
         if not x.is_floating_point():
             raise ValueError(f"{name} takes a floating-point tensor, got {x.dtype}")
         rank = x.dim()

@@ -26,7 +26,7 @@ class DropoutBottleneck(Bottleneck):
         in_features: size of the feature axis; only checked, the layer has no parameters.
         beta: weight of the penalty; without effect, as that is 0.
         rate: probability p that an entry is set to 0, in [0, 1]; with 1 all are, as in `torch.nn.Dropout`.
-        dim: feature axis; entries are dropped independently on every axis, so it only says where `in_features` is.
+        dim: feature axis; entries are dropped independently on every axis, so it only locates `in_features`.
         device: of beta.
         dtype: without effect, as there are no parameters.
 

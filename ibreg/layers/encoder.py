@@ -73,7 +73,9 @@ def sample(layer: Bottleneck, mean: Tensor, scale: Tensor, scope: Scope | None) 
         evaluation.
     """
     if not layer.training:
-        return layer.features_back(mean.clone()), None  # an in-place ReLU after the layer leaves the state alone
+        return layer.features_back(
+            mean.clone()
+        ), None  # so that an in-place ReLU after the layer does not change the state
     draws = scope.claim_draws(layer) if scope is not None else 1
     noise = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
     # One sample has no axis of its own, over which the backward pass would sum.

@@ -35,9 +35,9 @@ class GaussianChannelBottleneck(Bottleneck):
         \text{penalty} = \sum_{p, d} \tfrac12 \log\left( 1 + \frac{\operatorname{var}_i x_{i p d}}{\sigma_d^2} \right)
 
     in nats per sample, with the variance over the samples i of the batch, for every position p and feature d by itself.
-    It is an upper bound of I(X; Z): no input with these variances sends more through additive Gaussian noise, and
-    features and positions that depend on each other send less. It needs no encoder and no prior; the code is the
-    features themselves, so it fits after any module of a pretrained network.
+    It is an upper bound of I(X; Z): no input with these variances has more information in the noisy code, and dependent
+    features and positions have less. It needs no encoder and no prior; the code is the features themselves, so it fits
+    after any module of a pretrained network.
 
     Args:
         in_features: size of the feature axis; needed with `learned` only.

@@ -63,9 +63,9 @@ class QuantizerBottleneck(Bottleneck):
     :math:`\sum_i \log_2 L_i` bits), entropies for `lookup_free` (it can be negative), the squared distance of codes and
     features over all stages for `residual_vector`. Gradients pass the rounding unchanged (straight-through).
 
-    Needs the extra `quantizers`. `ibreg.build("quantizer")` and `inject` know it, `ibreg.names()` does not list it, as
-    it does not fulfill the whole contract: `residual_vector` updates its codebooks in the forward pass of training,
-    which rules out activation checkpoints and `torch.func`.
+    Needs the extra `quantizers`. `ibreg.build("quantizer")` and `inject` support it; `ibreg.names()` does not list it,
+    because it does not support all that other layers do: `residual_vector` updates its codebooks in the forward pass of
+    training, which rules out activation checkpoints and `torch.func`.
 
     Args:
         in_features: size of the feature axis.

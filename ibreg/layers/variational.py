@@ -80,7 +80,7 @@ class VariationalBottleneck(Bottleneck):
     The conditional prior reads `target`: class indices `(batch,)` or one for each position (-100 is left out of the
     rate), or class probabilities `(batch, classes)`. Training needs targets; evaluation without them logs nothing.
 
-    Logs: `rate` (nats per sample, batch mean of the analytic divergence, whatever the penalty), `active_units` (number
+    Logs: `rate` (nats per sample, batch mean of the analytic divergence, for every penalty), `active_units` (number
     of code units whose mean has a variance over the batch above 0.01).
 
     Many processes: each rank penalizes its own rows. DDP's mean over ranks is the penalty of the global batch where the

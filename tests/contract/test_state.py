@@ -140,10 +140,10 @@ def test_built_bare(name):
     assert (layer.registry_name, type(layer)) == (name, registry.find(name))
     assert layer.config() == registry.options(name)
     if layer.sized:
-        with pytest.raises(ValueError, match="does not know its in_features: pass them, or inject it with example=x"):
+        with pytest.raises(ValueError, match="has no in_features: pass them, or inject it with example=x"):
             layer.eval()(torch.zeros(2, FEATURES))
         if "concepts" in registry.options(name):
-            with pytest.raises(ValueError, match="does not know its concepts: pass their number"):
+            with pytest.raises(ValueError, match="has no concepts: pass their number"):
                 layer.materialize(FEATURES)
             layer = ibreg.build(name, concepts=CONCEPTS)
         layer.materialize(FEATURES)

@@ -150,7 +150,7 @@ class ConceptLayer(Bottleneck):
         """Register the head and the weights of the loss."""
         if self.concepts is None:
             raise ValueError(
-                f"{type(self).__name__} does not know its concepts: pass their number, concepts=5, their names, or an "
+                f"{type(self).__name__} has no concepts: pass their number, concepts=5, their names, or an "
                 "ibreg.Concepts"
             )
         if self.head is None:

@@ -31,7 +31,7 @@ class Concepts:
         variables: the entries that the specification was made of; each has one or several columns.
         names: name of each column, all different.
         kinds: "binary", "categorical" or "continuous", per column.
-        groups: name of the group of each column; a concept without a group is one of its own, under its own name.
+        groups: name of the group of each column; a concept without a group forms a group with its own name.
             Binary concepts may form groups too, such as the attributes of one part of a bird, on which an expert
             intervenes together.
         weights: weight of the loss of each column, at least 0; the same in all columns of a categorical group.
@@ -356,5 +356,5 @@ def _above_half(probabilities: Tensor) -> Tensor:
 
 
 def _one_hot(probabilities: Tensor) -> Tensor:
-    values = torch.arange(probabilities.shape[-1], device=probabilities.device)  # F.one_hot knows no vmap
+    values = torch.arange(probabilities.shape[-1], device=probabilities.device)  # F.one_hot does not support vmap
     return (values == probabilities.argmax(-1, keepdim=True)).to(probabilities.dtype)

@@ -242,7 +242,7 @@ class StochasticConceptBottleneck(ConceptLayer):
                 logit = bounded.logit()
                 stronger = torch.where(value == 1, predicted.maximum(logit), predicted.minimum(logit))
                 logit = torch.where((value == 0) | (value == 1), stronger, logit)
-            elif kind == "categorical":  # a softmax leaves the sum of its logits open: it is that of the mean
+            elif kind == "categorical":  # a softmax does not determine the sum of its logits: it is that of the mean
                 logit = bounded.log() + (predicted - bounded.log()).mean(-1, keepdim=True)
             else:
                 logit = value

@@ -28,10 +28,10 @@ class CauchySchwarzBottleneck(KernelBottleneck):
     It is in nats. By default the code is the features themselves. With `out_features` it is a linear map of them, with
     `stochastic` also with Gaussian noise of learned scale, sampled in training only.
 
-    The information depends on the bandwidths: with narrow kernels all samples differ, whatever the code, with wide ones
-    none do. The logged similarities, the mean kernels of two samples, tell where code and input are; they are
-    informative between about 0.001 and 0.999. Within 0.00001 of 0 or 1 the layer warns once (on the CPU, in eager
-    mode).
+    The information depends on the bandwidths: with narrow kernels all samples differ for any code, with wide ones none
+    do. The logged similarities, the mean kernels of two samples of code and of input, show this; the penalty is
+    informative for similarities between about 0.001 and 0.999. Within 0.00001 of 0 or 1 the layer warns once (on the
+    CPU, in eager mode).
 
     Args:
         in_features: size of the feature axis; only needed with parameters.

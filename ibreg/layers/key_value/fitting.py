@@ -115,16 +115,16 @@ class RowBatches:
         self.count = count
 
     def _rows(self, x: Tensor) -> Tensor:
-        """Returns the rows of the layer's inputs that a batch of the data gives."""
+        """Returns the layer's input rows for a batch of the data."""
         inputs = [x] if self.model is None else self._inputs(self.model, x)
         for features in inputs:
             self.layer.check_shape(features, f"{type(self.layer).__name__}.initialize")
         return torch.cat([self.layer.features_last(features).flatten(0, -2) for features in inputs])
 
     def _inputs(self, model: nn.Module, x: Tensor) -> list[Tensor]:
-        """Returns the inputs of the layer's calls, when the model runs on x in evaluation mode."""
+        """Runs the model on x in evaluation mode and returns the inputs of the layer's calls."""
         with captured(self.layer) as inputs, evaluating(model):
-            # Registered after the capturing hook: it sees the input as it is, the layer one that it does not refuse.
+            # Registered after the capturing hook, which records the original input; the layer gets one without NaN.
             finite = self.layer.register_forward_pre_hook(lambda layer, args: args[0].nan_to_num(0, 0, 0))
             try:
                 model(x)

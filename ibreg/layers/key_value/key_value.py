@@ -249,7 +249,7 @@ class KeyValueBottleneck(Bottleneck):
             RuntimeError: If the keys are frozen.
         """
         if self.in_features is None:
-            raise ValueError("the layer does not know its in_features: pass them, or inject it with example=x first")
+            raise ValueError("the layer has no in_features: pass them, or inject it with example=x first")
         if self.keys_frozen:
             raise RuntimeError(
                 "the keys are frozen, and values were learned for them: call initialize before freeze_keys()"

@@ -1,7 +1,7 @@
 """Classification data sets by name: `load("digits")`, `load("csv", path="table.csv", target="type")`.
 
-All sets are split in the same way: a validation fraction is held out of the training rows, stratified and seeded; a set
-without test rows of its own gives some up first. Whatever is fitted is fitted on the training rows alone.
+All sets are split in the same way: a validation fraction is held out of the training rows, stratified and seeded; for a
+set without a test split, test rows are held out first. Statistics such as means are fitted on the training rows alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ibreg.runs.data.tables import feature_values, read_table, standardized, tar
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """A data set split into training, validation and test rows, and what a model must know about it.
+    """A data set split into training, validation and test rows, and the properties that a model needs.
 
     Args:
         name: name in the registry.
@@ -47,7 +47,7 @@ class ClassificationData:
         input_shape: shape of one input: `(features,)` or `(channels, height, width)`.
         class_names: one name per class, in the order of the targets.
         value_range: smallest and largest value of an input; None: no limits, as for tables.
-        normalization: how a network normalizes the inputs; None: it reads them as they are.
+        normalization: how a network normalizes the inputs; None: no normalization.
         groups: for data with a spurious correlation, which an average hides: maps inputs and targets to the group index
             of each sample.
         group_names: one name per group.
@@ -85,8 +85,8 @@ def load(name: str, **options: Any) -> ClassificationData:
 
     Raises:
         ValueError: If a name or option is unknown, a fraction is out of range, a class is too rare to be in every
-            split, or the data cannot be used as they are.
-        FileNotFoundError: If files are missing; the message says which files belong where.
+            split, or the data are not usable.
+        FileNotFoundError: If files are missing; the message names the files and their folder.
 
     Example:
         >>> data = load("digits", validation=0.25)
@@ -273,7 +273,7 @@ def image_folder(
 
     Args:
         request: options of all data sets.
-        path: folder with `train` and `test`, under the root or as it stands.
+        path: folder with `train` and `test`, absolute, or relative to the data folder or to the current folder.
         image_size: side in pixels: the shorter side is resized to it and the center is cropped.
         mean: mean of the values in [0, 1], by which the network normalizes: one number, or one per channel.
         std: their standard deviation.
@@ -308,7 +308,7 @@ def csv_file(
 
     Args:
         request: options of all data sets.
-        path: comma-separated file, under the root or as it stands.
+        path: comma-separated file, absolute, or relative to the data folder or to the current folder.
         target: column of the class, integers or strings.
         drop: columns to leave out.
         test: fraction of the rows that are test rows.

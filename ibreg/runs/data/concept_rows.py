@@ -55,7 +55,7 @@ class ConceptData:
         class_names: one name per class, in the order of the targets.
         concepts: specification of the concept labels.
         value_range: smallest and largest value of an input; None: no limits, as for tables.
-        normalization: how a network normalizes the inputs; None: it reads them as they are.
+        normalization: how a network normalizes the inputs; None: no normalization.
     """
 
     name: str

@@ -61,7 +61,7 @@ def concept_csv(
 
     Args:
         request: options of all data sets.
-        path: comma-separated file, relative to the folder of the data or as it stands.
+        path: comma-separated file, absolute, or relative to the data folder or to the current folder.
         target: column of the class, integers or strings.
         concepts: the concepts, one column each: names, or entries such as `{name: size, kind: continuous}` and
             `{name: color, values: [red, blue]}`, or the path of a YAML file with such a list.
@@ -99,7 +99,7 @@ def concept_image_folder(
 
     Args:
         request: options of all data sets.
-        path: folder with `train` and `test`, relative to the folder of the data or as it stands.
+        path: folder with `train` and `test`, absolute, or relative to the data folder or to the current folder.
         concepts: as for `concept_csv`; empty cells are missing labels.
         table: comma-separated file in the folder: a column `file` such as train/cat/1.jpg, and one per concept.
         image_size: side in pixels: the shorter side is resized to it and the center is cropped.

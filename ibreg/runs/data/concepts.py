@@ -48,8 +48,8 @@ def load(name: str, **options: Any) -> ConceptData:
 
     Raises:
         ValueError: If a name or option is unknown, a value is out of range, a concept has no label in the training
-            rows, or the data cannot be used as they are.
-        FileNotFoundError: If files are missing; the message says which files belong where.
+            rows, or the data are not usable.
+        FileNotFoundError: If files are missing; the message names the files and their folder.
 
     Example:
         >>> digits = load("digits_concepts")

@@ -29,7 +29,7 @@ from ibreg.runs.data.tables import Table, feature_values, read_table, standardiz
 
 @dataclass(frozen=True)
 class RegressionData:
-    """A data set split into training, validation and test rows, and what a model must know about it.
+    """A data set split into training, validation and test rows, and the properties that a model needs.
 
     Args:
         name: name in the registry.
@@ -41,7 +41,7 @@ class RegressionData:
         target_std: their standard deviation; the rows hold (target - mean) / deviation.
         quantity: name of the target, with its unit.
         value_range: smallest and largest value of an input; None: no limits, as for tables.
-        normalization: how a network normalizes the inputs; None: it reads them as they are.
+        normalization: how a network normalizes the inputs; None: no normalization.
     """
 
     name: str
@@ -69,8 +69,8 @@ def load(name: str, **options: Any) -> RegressionData:
             `configs/data/<name>.yaml`.
 
     Raises:
-        ValueError: If a name or option is unknown, a value is out of range, or the data cannot be used as they are.
-        FileNotFoundError: If files are missing; the message says which files belong where.
+        ValueError: If a name or option is unknown, a value is out of range, or the data are not usable.
+        FileNotFoundError: If files are missing; the message names the files and their folder.
 
     Example:
         >>> diabetes = load("diabetes")
@@ -267,7 +267,7 @@ def csv_file(
 
     Args:
         request: options of all regression data sets.
-        path: comma-separated file, under the root or as it stands.
+        path: comma-separated file, absolute, or relative to the data folder or to the current folder.
         target: column of the regression target.
         drop: columns to leave out.
         test: fraction of the rows that are test rows.

@@ -1,6 +1,7 @@
 """Class-incremental data: the classes of each split of a stream, their order and their rows.
 
-The learner is not told where a split ends: it sees batches of inputs and classes, and predicts over all classes.
+Learners do not receive the boundaries of splits: they train on batches of inputs and classes, and predict over all
+classes.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def load(name: str, **options: Any) -> ClassificationData:
             `configs/data/<name>.yaml`.
 
     Raises:
-        ValueError: If a name or option is unknown, or the data cannot be used as they are.
-        FileNotFoundError: If files are missing; the message says which files belong where.
+        ValueError: If a name or option is unknown, or the data are not usable.
+        FileNotFoundError: If files are missing; the message names the files and their folder.
 
     Example:
         >>> data = load("toy_gaussians")

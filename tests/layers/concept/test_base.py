@@ -324,7 +324,7 @@ def test_heads_and_their_sizes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"concepts": None}, "does not know its concepts: pass their number, concepts=5"),
+        ({"concepts": None}, "has no concepts: pass their number, concepts=5"),
         ({"head": "tree"}, "head must be None or one of 'identity', 'linear', 'mlp', got 'tree'"),
         (
             {"head": "identity", "out_features": 3},

@@ -449,7 +449,7 @@ def test_a_failed_initialize_changes_nothing():
         layer.initialize(data(), model=nn.Linear(FEATURES, 2))
     for key, value in before.items():
         assert torch.equal(value, layer.state_dict()[key])
-    with pytest.raises(ValueError, match="does not know its in_features"):
+    with pytest.raises(ValueError, match="has no in_features"):
         KeyValueBottleneck().initialize(data())
 
 
@@ -533,7 +533,7 @@ def test_function_transformations_do_not_change_statistics():
         ({"top_k": 0}, "got 0"),
         (
             {"search": "product", "pairs": 15},
-            "pairs must be a square number with search='product', got 15: take 9 or 16",
+            "pairs must be a square number with search='product', got 15: use 9 or 16",
         ),
         ({"search": "product", "key_features": 3}, "key_features must be even with .*, got 3"),
         ({"search": "tree"}, "search must be one of 'exact', 'product', got 'tree'"),
@@ -541,7 +541,7 @@ def test_function_transformations_do_not_change_statistics():
         ({"decoder": "vote"}, "decoder must be one of 'mean', 'linear', got 'vote'"),
         ({"codebooks": 0}, "codebooks must be an integer of at least 1 [(]number of codebooks[)], got 0"),
         ({"pairs": 2.5}, "pairs must be an integer of at least 1 .*, got 2.5"),
-        ({"value_features": 4}, "value_features must be None with .*, got 4: take decoder='linear'"),
+        ({"value_features": 4}, "value_features must be None with .*, got 4: use decoder='linear'"),
     ],
 )
 def test_bad_options_are_errors(options, message):
