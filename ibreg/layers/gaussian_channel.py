@@ -21,7 +21,7 @@ from ibreg.registry import register
 
 
 class Code(NamedTuple):
-    """State that the penalty reads: features without noise, last axis, and standard deviation of the noise."""
+    """State that the penalty reads: features without noise, feature axis last, and the noise's standard deviation."""
 
     features: Tensor
     scale: Tensor
@@ -128,7 +128,7 @@ class GaussianChannelBottleneck(Bottleneck):
 
 
 def _moments(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the variance over the samples, `(*positions, features)`, and the fraction kept, `(*positions,)`."""
+    """Returns the variance over the samples, `(*positions, features)`, and the fraction kept by the mask."""
     batch = max(features.shape[0], 1)  # an empty batch has no variance, not NaN
     if mask is None:
         mean = features.sum(0) / batch

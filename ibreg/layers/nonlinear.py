@@ -44,7 +44,7 @@ class Code(NamedTuple):
 
 @register("nonlinear")
 class NonlinearBottleneck(Bottleneck):
-    r"""Encodes features as z ~ N(mu(x), sigma^2 I) and penalizes a rate from the distances of a batch.
+    r"""Encodes features as z ~ N(mu(x), sigma^2 I) and penalizes a rate from pairwise distances of codes.
 
     .. math:: \text{penalty} = u\left( \log N - \frac1N \sum_i \log \sum_j
         \exp\left( -\frac{|\mu(x_i) - \mu(x_j)|^2}{2 \sigma^2} \right) \right)

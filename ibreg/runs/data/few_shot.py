@@ -98,7 +98,7 @@ def of_classes(data: ClassificationData, labels: Sequence[int]) -> Classificatio
     """
     if len(set(labels)) < max(len(labels), 2) or not set(labels) <= set(range(data.classes)):
         raise ValueError(
-            f"classes must be two or more different integers of 0 ... {data.classes - 1}, got {list(labels)}"
+            f"classes must be two or more different integers from 0 to {data.classes - 1}, got {list(labels)}"
         )
     numbers = torch.full((data.classes,), -1)
     numbers[list(labels)] = torch.arange(len(labels))

@@ -82,7 +82,7 @@ def load(name: str, **options: Any) -> RegressionData:
     """
     if options.get("split") == "chronological" and name in _SETS and name not in _IN_TIME:
         raise ValueError(
-            f"split must be random for {name}, whose rows are in no order of time; those of {list(_IN_TIME)} are"
+            f"split must be random for {name}: its rows have no time order, unlike those of {list(_IN_TIME)}"
         )
     return load_by_name("regression data set", name, _SETS, RegressionRequest, options)
 

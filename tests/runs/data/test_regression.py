@@ -100,7 +100,7 @@ def test_targets_are_columns_that_a_head_of_one_unit_fits():
         ({"limit": 1}, "is .* in all 1 training rows: nothing to learn"),
         ({"split_seed": -1}, "split_seed must be an integer"),
         ({"split": "time"}, "split must be random or chronological, got 'time'"),
-        ({"split": "chronological"}, r"split must be random for diabetes, .* of \['appliances_energy'"),
+        ({"split": "chronological"}, r"split must be random for diabetes: .* of \['appliances_energy'"),
         ({"noise_columns": -1}, "noise_columns must be a number of columns.* got -1"),
         ({"noise_columns": 0.5}, "noise_columns must be a number of columns.* got 0.5"),
         ({"target_noise": -0.1}, "target_noise must be in standard deviations"),
@@ -312,7 +312,7 @@ def test_an_angle_is_counterclockwise_and_a_digit_one_stands_at_it():
         ({"rotation_seed": -1}, "rotation_seed must be an integer"),
         ({"test": 1.0}, "test must be a fraction"),
         ({"noise_columns": 3}, "noise_columns=3 are for tables"),
-        ({"split": "chronological"}, "no order of time"),
+        ({"split": "chronological"}, "no time order"),
     ],
 )
 def test_rotations_out_of_range_say_what_is_valid(settings, message):
