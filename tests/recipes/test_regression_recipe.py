@@ -190,7 +190,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["data=digits"], "no regression data set 'digits': it is one of .*'diabetes'"),
         (["data=california_housing", "data.root=/nowhere"], "download=true"),
         (["data=csv"], "value is missing for data.path, data.target"),
-        (["+data.split=chronological"], "the rows of diabetes have no order of time"),
+        (["+data.split=chronological"], "split must be random for diabetes: its rows have no time order"),
         (["data.test=0.003"], "the test part of diabetes has 1 rows of one target.*data.test"),
         (["batch_size=5000"], "batch_size=5000 is more than"),
         (["bottlenecks=[hsic]", "bottleneck.hsic.estimator=unbiased", "batch_size=3"], "4 samples"),
