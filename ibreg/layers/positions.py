@@ -57,5 +57,5 @@ def batch_mean(values: Tensor, mask: Tensor | None = None, valid: Tensor | None 
     samples = values.shape[0]
     if valid is not None:
         values = torch.where(valid.reshape(valid.shape + (1,) * (values.dim() - valid.dim())), values, 0)
-        samples = valid.reshape(valid.shape[0], -1).any(1).sum().clamp(min=1)
+        samples = valid.unsqueeze(-1).flatten(1).any(1).sum().clamp(min=1)
     return values.sum() / (samples if isinstance(samples, Tensor) else max(samples, 1))

@@ -45,6 +45,7 @@ def test_samples_without_targets_are_left_out_of_the_batch_mean():
     expected = (values * positions).sum() / 3  # one sample has no valid position
     torch.testing.assert_close(batch_mean(values, valid=positions), expected)
     assert batch_mean(values, valid=torch.zeros(BATCH, dtype=torch.bool)) == 0
+    assert batch_mean(values[:0], valid=valid[:0]) == batch_mean(values[:0], valid=positions[:0].bool()) == 0
 
 
 def test_masks_of_another_shape_are_errors():
