@@ -52,7 +52,10 @@ class Number(Constraint):
         """Whether a value is a finite number within the limits; a boolean is not a number."""
         if not isinstance(value, Real) or isinstance(value, bool):
             return False
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond the largest float
+            return False
         return math.isfinite(number) and self.least <= number <= self.most and number > self.above
 
     def plain(self, value: Any) -> int | float:
