@@ -100,7 +100,7 @@ def draw_curves(
             seaborn.lineplot(
                 x=x,
                 y=y,
-                errorbar=lambda values: bounds(values)[1:],
+                errorbar=lambda values: bounds(list(values))[1:],
                 err_kws={"alpha": 0.2, "linewidth": 0},
                 label=None if number else label(method),
                 legend=False,
