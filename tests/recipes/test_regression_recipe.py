@@ -158,7 +158,7 @@ def test_two_processes_give_the_metrics_of_one(launch, two_processes):
 def test_help_shows_the_choices(run, tmp_path):
     result = run("--help", cwd=tmp_path)
     assert result.returncode == 0
-    words = ["cs_ib_housing", "huber", "bottleneck.<name>.<option>", "split_by_seed", "+data.noise_columns"]
+    words = ["cs_ib_housing", "huber", "bottleneck.<name>.<option>", "split_by_seed", "noise_columns: 0"]
     for word in (*words, *regression_data.names(), *models.names(), *task_losses.names(), *ibreg.names()):
         assert word in result.stdout
     assert "vib_mnist" not in result.stdout
@@ -190,7 +190,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["data=digits"], "no regression data set 'digits': it is one of .*'diabetes'"),
         (["data=california_housing", "data.root=/nowhere"], "download=true"),
         (["data=csv"], "value is missing for data.path, data.target"),
-        (["+data.split=chronological"], "split must be random for diabetes: its rows have no time order"),
+        (["data.split=chronological"], "split must be random for diabetes: its rows have no time order"),
         (["data.test=0.003"], "the test part of diabetes has 1 rows of one target.*data.test"),
         (["batch_size=5000"], "batch_size=5000 is more than"),
         (["bottlenecks=[hsic]", "bottleneck.hsic.estimator=unbiased", "batch_size=3"], "4 samples"),
@@ -219,7 +219,7 @@ def test_a_csv_trains_with_a_chronological_split_and_noise_columns(launch, tmp_p
     path = tmp_path / "table.csv"
     path.write_text("a,b,price\n" + "".join(f"{a},{b},{100 + 20 * a - 10 * b}\n" for a, b in rows))
     folder = launch(
-        "data=csv", f"data.path={path}", "data.target=price", "+data.split=chronological", "+data.noise_columns=2",
+        "data=csv", f"data.path={path}", "data.target=price", "data.split=chronological", "data.noise_columns=2",
         "epochs=15", "seeds=[0]", "lr=1e-2", "bottlenecks=[nonlinear]", "attack.eps=[0.1]",
         "bottleneck.nonlinear.beta=0",
     )  # fmt: skip

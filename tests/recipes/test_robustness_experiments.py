@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ibreg.runs.config.composition import experiments_of
+from ibreg.runs.config.package_data import descriptions
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.rows import Rows
 from tests.recipes.folders import summary_of
@@ -38,7 +38,7 @@ def few_images(data_root, monkeypatch):
     "experiment",
     [
         pytest.param(experiment, marks=() if experiment == "hbar_mnist" else pytest.mark.slow)
-        for experiment in experiments_of("robustness")
+        for experiment in descriptions()["experiment of robustness"]
     ],
 )
 def test_an_experiment_trains_a_step_and_is_measured(launch, few_images, experiment, tmp_path):

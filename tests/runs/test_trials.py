@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ibreg.registry import names
-from ibreg.runs.config.composition import bottleneck_names
+from ibreg.runs.config.help import CONTROL_LAYERS
 from ibreg.runs.trials import (
     CONTROLS,
     Point,
@@ -129,5 +129,5 @@ def test_a_control_with_weight_decay_is_a_method_of_its_own(configured):
     assert chosen["decayed"] == decayed
 
 
-def test_help_lists_the_bottlenecks_whose_name_is_no_control():
-    assert bottleneck_names() == [name for name in names() if name not in CONTROLS]
+def test_the_layers_that_help_leaves_out_are_those_whose_name_is_a_control():
+    assert set(CONTROL_LAYERS) == set(names()) & set(CONTROLS)

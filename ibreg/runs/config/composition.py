@@ -13,14 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from ibreg import registry
 from ibreg.layers import Bottleneck
-from ibreg.runs.config.package_data import installed_folder, launch_command
+from ibreg.runs.config.help import recipe_help
+from ibreg.runs.config.package_data import launch_command
 
 # Keys that say how and where a run is executed: runs that differ in these alone are the same run.
 NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "cache", "tracker")
-
-# Names of controls as well, see `trials.CONTROLS`: to be compared as a bottleneck, such a layer needs another name,
-# +bottleneck.another={name:dropout}.
-CONTROL_LAYERS = ("dropout",)
 
 
 def register_with_hydra() -> None:
@@ -29,19 +26,7 @@ def register_with_hydra() -> None:
     everything = {"defaults": [f"{name}@{name}" for name in registry.names()]}
     ConfigStore.instance().store(group="bottleneck", name="all", node=everything)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("available_bottlenecks", lambda: ", ".join(bottleneck_names()), replace=True)
-    OmegaConf.register_new_resolver("experiments_of", lambda recipe: ", ".join(experiments_of(recipe)), replace=True)
-
-
-def bottleneck_names() -> list[str]:
-    """Lists the names that `bottlenecks=[...]` accepts: those of the registry except the layers of controls."""
-    return [name for name in registry.names() if name not in CONTROL_LAYERS]
-
-
-def experiments_of(recipe: str) -> list[str]:
-    """Lists the experiments of a recipe: those whose key `recipe` names it."""
-    paths = sorted((installed_folder("configs") / "experiment").glob("*.yaml"))
-    return [path.stem for path in paths if OmegaConf.load(path).recipe == recipe]
+    OmegaConf.register_new_resolver("recipe_help", recipe_help, replace=True)
 
 
 def run_name(overrides: Sequence[str]) -> str:
