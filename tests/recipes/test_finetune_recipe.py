@@ -293,7 +293,7 @@ def test_a_broken_image_is_named_and_skipped_if_wanted(launch, small_resnet, ima
     options = [*SHORT, *small_resnet, *images, "shots=[0]", "control=false"]
     with pytest.raises(ValueError, match=r"train/cat/0.png is broken .*data.broken=skip"):
         launch(*options)
-    with pytest.warns(UserWarning, match=r"1 broken files are left out: .*cat/0.png"):
+    with pytest.warns(UserWarning, match=r"left out 1 file that cannot be read: .*cat/0.png is broken"):
         folder = launch(*options, "data.broken=skip", "overwrite=true")
     assert (folder / SUMMARY).is_file()
 

@@ -19,14 +19,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ibreg.runs.data.colored import GROUPS, groups_of, paint
+from ibreg.runs.data.image_files import ImageFiles
+from ibreg.runs.data.image_folders import ClassFolders, train_and_test
 from ibreg.runs.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     VALUE_RANGE,
-    ImageFiles,
     Normalization,
     channels_first,
-    class_folders,
     crop_and_flip,
     unit_range,
 )
@@ -268,17 +268,23 @@ def image_folder(
     std: float | Sequence[float] = IMAGENET_STD,
     augment: bool = False,
     broken: str = "stop",
+    workers: int = 0,
 ) -> ClassificationData:
     """Loads images from `path/train/<class>/` and `path/test/<class>/`, decoded batch by batch.
+
+    Images are as viewers show them: upright by their EXIF orientation, transparency over white, the first frame of
+    several. Grayscale of 16 bits is scaled to [0, 1] as all others.
 
     Args:
         request: options of all data sets.
         path: folder with `train` and `test`, absolute, or relative to the data folder or to the current folder.
-        image_size: side in pixels: the shorter side is resized to it and the center is cropped.
+        image_size: side in pixels, to which the square at the center of an image is resized.
         mean: mean of the values in [0, 1], by which the network normalizes: one number, or one per channel.
         std: their standard deviation.
         augment: whether training images are cropped and mirrored at random.
         broken: "stop" raises at a broken file when it is read; "skip" decodes all files once and drops broken ones.
+        workers: number of processes that decode images while the model trains; 0: the main process. Results do not
+            depend on it.
 
     Raises:
         ValueError: If train and test have different classes, or a class has no image.
@@ -287,17 +293,17 @@ def image_folder(
         raise ValueError(f"broken must be stop or skip, got {broken!r}")
     if not (isinstance(image_size, int) and image_size > 0):
         raise ValueError(f"image_size must be a number of pixels of at least 1, got {image_size!r}")
+    if not (type(workers) is int and workers >= 0):
+        raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
     folder = request.find(path, "image folder")
-    train, test = (class_folders(folder / split, skip_broken=broken == "skip") for split in ("train", "test"))
-    if odd := sorted(set(train.classes) ^ set(test.classes)):
-        raise ValueError(f"{folder} must have the same classes in train and test, but only one of them has {odd}")
+    train, test = train_and_test(folder, skip_broken=broken == "skip")
 
-    def rows_of(source, rows, augment: bool = False) -> Rows:
-        files = ImageFiles([source.samples[row][0] for row in rows], image_size)
-        return Rows(files, torch.tensor(source.targets)[rows], _augmentation(mean, 3, augment))
+    def rows_of(source: ClassFolders, rows: Sequence[int] | np.ndarray, augment: bool = False) -> Rows:
+        files = ImageFiles([source.paths[row] for row in rows], image_size, workers)
+        return Rows(files, torch.tensor(source.labels)[rows], _augmentation(mean, 3, augment))
 
-    training, validation, _ = request.stratified_split(np.array(train.targets), train.classes)
-    splits = [rows_of(train, training, augment), rows_of(train, validation), rows_of(test, range(len(test)))]
+    training, validation, _ = request.stratified_split(np.array(train.labels), train.classes)
+    splits = [rows_of(train, training, augment), rows_of(train, validation), rows_of(test, range(len(test.paths)))]
     return _image_data("image_folder", splits, train.classes, mean, std)
 
 

@@ -14,7 +14,8 @@ from ibreg.layers.concept.specification import Concepts
 from ibreg.layers.concept.variable import Variable
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, assemble
-from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFiles
+from ibreg.runs.data.image_files import ImageFiles
+from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD
 from ibreg.runs.data.tables import Table, feature_values, read_table, standardized, target_classes
 
 
@@ -94,6 +95,8 @@ def concept_image_folder(
     image_size: int = 224,
     mean: float | Sequence[float] = IMAGENET_MEAN,
     std: float | Sequence[float] = IMAGENET_STD,
+    broken: str = "stop",
+    workers: int = 0,
 ) -> ConceptData:
     """Load images from `path/train/<class>/` and `path/test/<class>/`, and their concepts from a table in `path`.
 
@@ -102,16 +105,19 @@ def concept_image_folder(
         path: folder with `train` and `test`, absolute, or relative to the data folder or to the current folder.
         concepts: as for `concept_csv`; empty cells are missing labels.
         table: comma-separated file in the folder: a column `file` such as train/cat/1.jpg, and one per concept.
-        image_size: side in pixels: the shorter side is resized to it and the center is cropped.
+        image_size: side in pixels, to which the square at the center of an image is resized.
         mean: mean by which the network normalizes values in [0, 1], one number or one per channel.
         std: standard deviation by which it does.
+        broken: "stop" raises at a broken file when it is read; "skip" decodes all files once and drops broken ones.
+        workers: number of processes that decode images while the model trains; 0: the main process.
 
     Raises:
         ValueError: If an image has no row in the table, and as for `concept_csv`.
     """
     images = data.load(
-        "image_folder", root=request.root, validation=0, path=path, image_size=image_size, mean=mean, std=std
-    )
+        "image_folder", root=request.root, validation=0, path=path, image_size=image_size, mean=mean, std=std,
+        broken=broken, workers=workers,
+    )  # fmt: skip
     files = [*images.train.inputs.paths, *images.test.inputs.paths]
     classes = torch.cat([images.train.targets, images.test.targets]).numpy()
     specification = _specification(request, concepts)
@@ -119,7 +125,7 @@ def concept_image_folder(
     labels = _labels_of_files(folder, table, specification, [Path(file) for file in files])
 
     def inputs(rows: np.ndarray) -> ImageFiles:
-        return ImageFiles([files[row] for row in rows], image_size)
+        return ImageFiles([files[row] for row in rows], image_size, workers)
 
     count = len(images.train)
     train, validation, _ = request.stratified_split(classes[:count], images.class_names)

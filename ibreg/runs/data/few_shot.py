@@ -29,6 +29,7 @@ class Subset:
 
     def __init__(self, inputs: Any, rows: Sequence[int]):
         self.inputs, self.rows = inputs, list(rows)
+        self.workers: int = getattr(inputs, "workers", 0)
 
     def __getitem__(self, indices: Sequence[int]) -> Tensor:
         return self.inputs[[self.rows[index] for index in indices]]

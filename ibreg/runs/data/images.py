@@ -1,93 +1,16 @@
-"""Images as tensors `(rows, channels, height, width)` with values in [0, 1]: decoded, scaled, augmented."""
+"""Images as tensors `(rows, channels, height, width)` with values in [0, 1]: scaled, normalized, augmented."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of the red, green and blue channel of values in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 VALUE_RANGE = (0.0, 1.0)  # of the images of every data set; the network normalizes them
-
-
-class ImageFiles:
-    """Image files that are indexed like a tensor `(rows, 3, size, size)` and decoded on access.
-
-    Args:
-        paths: one file per row.
-        image_size: side of the square images in pixels: the shorter side is resized to it and the center is cropped.
-    """
-
-    def __init__(self, paths: Sequence[str], image_size: int):
-        self.paths = paths
-        self.transform = transforms.Compose(
-            [transforms.Resize(image_size), transforms.CenterCrop(image_size), transforms.ToTensor()]
-        )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, indices: list[int]) -> Tensor:
-        return torch.stack([cast(Tensor, self.transform(read_image(self.paths[index]))) for index in indices])
-
-
-def read_image(path: str) -> Image:
-    """Decodes an image file.
-
-    Raises:
-        ValueError: If it is broken; the message names it.
-    """
-    try:
-        return default_loader(path)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of them for broken files
-        raise ValueError(
-            f"{path} is broken ({error}): remove or replace it, or leave broken files out with data.broken=skip"
-        ) from error
-
-
-def is_broken(path: str) -> bool:
-    """Whether an image file cannot be decoded."""
-    try:
-        read_image(path)
-    except ValueError:
-        return True
-    return False
-
-
-def class_folders(folder: Path, *, skip_broken: bool) -> ImageFolder:
-    """Lists the images in `folder/<class>/`.
-
-    Args:
-        folder: folder with one folder per class.
-        skip_broken: whether files that cannot be decoded are left out, with a warning that names them.
-
-    Raises:
-        FileNotFoundError: If there are no folders in it.
-        ValueError: If a class has no image.
-    """
-    if not folder.is_dir() or not any(path.is_dir() for path in folder.iterdir()):
-        raise FileNotFoundError(
-            f"no class folders in {folder.absolute()}: images are expected in train/<class>/ and test/<class>/ under "
-            f"{folder.parent.absolute()}; they are your own data, which data.download=true cannot fetch"
-        )
-    images = ImageFolder(folder, allow_empty=True)
-    if skip_broken and (broken := {path for path, _ in images.samples if is_broken(path)}):
-        warnings.warn(f"{len(broken)} broken files are left out: {', '.join(sorted(broken)[:5])}", stacklevel=5)
-        images.samples = [(path, label) for path, label in images.samples if path not in broken]
-        images.targets = [label for _, label in images.samples]
-    present = set(images.targets)
-    if empty := [name for name, label in images.class_to_idx.items() if label not in present]:
-        raise ValueError(f"no image in {folder} for the classes {empty}: add some or remove these folders")
-    return images
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator | None = None, *, fill: Sequence[float]) -> Tensor:

@@ -1,6 +1,6 @@
 """Rows of a data set that are fetched a whole batch at a time, and the loader that does so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 
-def loader(dataset: Dataset, batch_size: int, *, sampler: Sampler | None = None, drop_last: bool = False) -> DataLoader:
+def loader(
+    dataset: Dataset, batch_size: int, *, sampler: Sampler | Sequence[int] | None = None, drop_last: bool = False
+) -> DataLoader:
     """Builds a loader of batches `(inputs, targets)` that fetches a whole batch at once where the data set can.
 
     Args:
-        dataset: `Rows`, or any other map-style data set.
+        dataset: `Rows`, whose batches are fetched by `Rows.workers` processes, or any other map-style data set.
         batch_size: rows per batch.
         sampler: order of the rows; None: the order of the data set.
         drop_last: whether an incomplete last batch is dropped.
@@ -22,7 +24,10 @@ def loader(dataset: Dataset, batch_size: int, *, sampler: Sampler | None = None,
         >>> inputs.shape, targets.shape
         (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
-    return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_collate)
+    workers = dataset.workers if isinstance(dataset, Rows) else 0
+    return DataLoader(
+        dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_collate, num_workers=workers
+    )
 
 
 def _collate(batch):
@@ -38,6 +43,9 @@ class Rows(Dataset):
         targets: `(rows, ...)`.
         augment: random augmentation `augment(inputs, generator)` of a batch, applied whenever one is fetched.
 
+    Attributes:
+        workers: number of processes in which a loader fetches batches, those of the inputs; 0: the main process.
+
     Example:
         >>> rows = Rows(torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 0]))
         >>> rows[1]
@@ -49,15 +57,16 @@ class Rows(Dataset):
 
     def __init__(self, inputs, targets: Tensor, augment: Callable[[Tensor, torch.Generator], Tensor] | None = None):
         self.inputs, self.targets, self.augment = inputs, targets, augment
-        self.generator = torch.Generator()
+        self.workers: int = getattr(inputs, "workers", 0)
+        self.key: tuple[int, ...] = ()
 
     def seed_augmentation(self, *key: int) -> None:
-        """Seeds the augmentation by a hash of several integers such as (seed, epoch, rank).
+        """Seeds the augmentation of the batches that are fetched from now on by integers such as (seed, epoch, rank).
 
-        The augmentation has its own generator, so that stochastic and deterministic models see the same images.
+        The augmentation of a batch is a function of this key and of its rows, whichever process fetches it. It has its
+        own generator, so that stochastic and deterministic models see the same images.
         """
-        # A spawned sequence: torch's global generator may be seeded with the same numbers.
-        self.generator.manual_seed(int(np.random.SeedSequence(key, spawn_key=(0,)).generate_state(1)[0]))
+        self.key = key
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -68,4 +77,8 @@ class Rows(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         inputs = self.inputs[indices]
-        return inputs if self.augment is None else self.augment(inputs, self.generator), self.targets[indices]
+        if self.augment is not None:
+            # A spawned sequence: torch's global generator may be seeded with the same numbers.
+            state = np.random.SeedSequence((*self.key, *indices), spawn_key=(0,)).generate_state(1)
+            inputs = self.augment(inputs, torch.Generator().manual_seed(int(state[0])))
+        return inputs, self.targets[indices]

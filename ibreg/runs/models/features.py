@@ -12,7 +12,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
-from ibreg.runs.data.images import ImageFiles
+from ibreg.runs.data.image_files import ImageFiles
 from ibreg.version import __version__
 
 DEVIATION_FLOOR = 0.1  # as a fraction of the mean deviation of all features
@@ -100,7 +100,7 @@ def digest(module: nn.Module, options: Any, *inputs) -> str:
 def _update(hashed, inputs) -> None:
     if isinstance(inputs, ImageFiles):
         stamps = [(str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in inputs.paths]
-        hashed.update(f"{inputs.transform} {stamps}".encode())
+        hashed.update(f"{inputs.image_size} {stamps}".encode())
         return
     hashed.update(f"{tuple(inputs.shape)}".encode())
     hashed.update(inputs.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from ibreg.modes import evaluating
 from ibreg.prediction import predict_samples
@@ -52,7 +51,7 @@ def evaluate(
     sampled = draws > 0 and is_stochastic(model)
     kept = []
     with evaluating(model):
-        for batch, (x, y, *_) in enumerate(loader(Subset(rows, share), max(batch_size // ranks, 1))):
+        for batch, (x, y, *_) in enumerate(loader(rows, max(batch_size // ranks, 1), sampler=share)):
             x, y = x.to(accelerator.device), y.to(accelerator.device)
             output = model(x, target=y) if regularized else model(x)
             rates = [value for name, value in output.logs.items() if name.endswith("/rate")] if regularized else []

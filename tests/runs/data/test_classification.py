@@ -12,7 +12,6 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch.utils.data import RandomSampler, Subset
 
 from ibreg.runs.data import classification as data
 from ibreg.runs.data import concepts as concept_data
@@ -20,7 +19,7 @@ from ibreg.runs.data import regression as regression_data
 from ibreg.runs.data import streams as continual_data
 from ibreg.runs.data.classification import load, names
 from ibreg.runs.data.images import IMAGENET_MEAN, Normalization, crop_and_flip
-from ibreg.runs.data.rows import Rows, loader
+from ibreg.runs.data.rows import loader
 from ibreg.runs.data.split import Request
 from ibreg.runs.dispatch import keyword_options
 from ibreg.runs.seeding import seed_all
@@ -322,32 +321,3 @@ def test_an_image_folder_that_is_not_there_names_both_places(tmp_path):
 def test_an_image_size_below_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"image_size must be a number of pixels.* got 0"):
         load("image_folder", path=tmp_path, image_size=0)
-
-
-# --- rows and the loader
-
-
-def test_rows_are_fetched_a_batch_at_a_time():
-    class Counted(Rows):
-        calls = 0
-
-        def __getitems__(self, indices):
-            self.calls += 1
-            return super().__getitems__(indices)
-
-    rows = Counted(torch.randn(100, 3), torch.arange(100))
-    batches = list(loader(rows, 32, sampler=RandomSampler(rows)))
-    assert rows.calls == 4
-    order = torch.cat([targets for _, targets in batches])
-    assert sorted(order.tolist()) == list(range(100))
-    assert torch.equal(torch.cat([inputs for inputs, _ in batches]), rows.inputs[order])
-    assert len(list(loader(rows, 32, drop_last=True))) == 3
-
-
-def test_the_loader_takes_subsets_and_other_sets_too():
-    rows = Rows(torch.randn(10, 3), torch.arange(10))
-    plain = [(row, int(target)) for row, target in zip(rows.inputs, rows.targets, strict=True)]
-    for dataset in (Subset(rows, [4, 2, 7]), Subset(plain, [4, 2, 7]), [plain[4], plain[2], plain[7]]):
-        ((inputs, targets),) = loader(dataset, 8)
-        assert targets.tolist() == [4, 2, 7]
-        assert torch.equal(inputs, rows.inputs[[4, 2, 7]])

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ibreg.runs.data.images import ImageFiles
+from ibreg.runs.data.image_files import ImageFiles
 from ibreg.runs.models.features import cached, digest, encode, standardized
 
 
