@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch._utils import ExceptionWrapper
 
-from ibreg.runs.data.image_files import ImageFiles, ImageFileError, image_endings, problem_of, read_image
+from ibreg.runs.data.image_files import ImageFileError, ImageFiles, image_endings, problem_of, read_image
 from ibreg.runs.data.rows import Rows, loader
 
 GRAY16 = np.array([[0, 1, 257, 8_000], [12_345, 40_000, 65_534, 65_535]], dtype=np.uint16)
