@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TypeGuard
 
 import hydra
@@ -118,7 +119,7 @@ def run(
     }
     write_rows(folder / "interventions.csv", intervention_rows(cfg, examined))
     write_rows(folder / "leakage.csv", leakage_rows(cfg, examined))
-    plot(folder, data[cfg.seeds[0]], trained, examined)
+    plot(folder, data[cfg.seeds[0]], trained, examined, tested["none"] if cfg.control else [])
     for method, seeds in examined.items():
         for metrics, of_seed in zip(tested[method], seeds, strict=True):
             metrics |= {name: value for name, value in of_seed.metrics.items() if name in common(seeds)}
@@ -191,7 +192,13 @@ def common(seeds: Sequence[Examined]) -> set[str]:
     return set.intersection(*(set(of_seed.metrics) for of_seed in seeds))
 
 
-def plot(folder: Path, data: ConceptData, trained: Trained, examined: Mapping[str, Sequence[Examined]]) -> None:
+def plot(
+    folder: Path,
+    data: ConceptData,
+    trained: Trained,
+    examined: Mapping[str, Sequence[Examined]],
+    control: Sequence[Mapping[str, float]],
+) -> None:
     """Plot learning curves, interventions, leakage, heads, and concepts of some test samples of the first seed."""
     learning_curves(trained.curves(CURVES), folder / "learning_curves.png")
     if not examined:
@@ -201,14 +208,18 @@ def plot(folder: Path, data: ConceptData, trained: Trained, examined: Mapping[st
         panel.title: {method: [of_seed.curves[panel] for of_seed in seeds] for method, seeds in examined.items()}
         for panel in panels
     }
+    keys = {panel.title: "shifted_accuracy" if panel.part == "shifted" else "accuracy" for panel in panels}
+    accuracies = {title: fmean(metrics[key] for metrics in control) for title, key in keys.items() if control}
     if curves:
-        intervention_plot(curves, folder / "interventions.png")
+        intervention_plot(curves, folder / "interventions.png", control=accuracies)
     measured = {method: [of_seed.metrics for of_seed in seeds] for method, seeds in examined.items()}
     leakage_plot(measured, folder / "leakage.png")
     effects = {method: seeds[0].effects for method, seeds in examined.items()}
     head_plot(effects, folder / "heads.png", concepts=data.concepts.names, classes=data.class_names)
+    names, kinds = data.concepts.names, data.concepts.kinds
+    continuous = [name for name, kind in zip(names, kinds, strict=True) if kind == "continuous"]
     for method, seeds in examined.items():
-        sample_plot(seeds[0].samples, folder / f"samples_{method}.png", concepts=data.concepts.names)
+        sample_plot(seeds[0].samples, folder / f"samples_{method}.png", concepts=names, continuous=continuous)
 
 
 if __name__ == "__main__":

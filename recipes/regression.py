@@ -101,7 +101,7 @@ def run(
 
     attacked = {method: list(map(attack, trials)) for method, trials in trained.selected.items()}
     beyond = {method: beyond_control(attacked[method], list(map(attack, trials))) for method, trials in matched.items()}
-    draw(cfg, folder, data[cfg.seeds[0]].quantity, trained, tested, attacked)
+    draw(cfg, folder, data[cfg.seeds[0]], trained, tested, attacked)
     return Outcome(
         data=data[cfg.seeds[0]].name,
         tested={
@@ -149,7 +149,7 @@ def quality(validation: Mapping[str, float]) -> tuple[float]:
 def draw(
     cfg: DictConfig,
     folder: Path,
-    quantity: str,
+    data: RegressionData,
     trained: Trained,
     tested: Mapping[str, Sequence[Regressed]],
     attacked: Mapping[str, Sequence[Mapping[str, float]]],
@@ -159,13 +159,13 @@ def draw(
     for row in curves:
         if row["method"] in cfg.task_losses:
             row |= {"train/loss": None, "train/penalty": None}  # on another scale than those of the other methods
-    learning_curves(curves, folder / "learning_curves.png")
+    learning_curves(curves, folder / "learning_curves.png", units={"rmse": data.quantity})
     pooled = {
         method: (torch.cat([each.predictions for each in seeds]), torch.cat([each.targets for each in seeds]))
         for method, seeds in tested.items()
     }
-    prediction_plot(pooled, folder / "predictions.png", quantity=quantity)
-    residual_plot(pooled, folder / "residuals.png", quantity=quantity)
+    prediction_plot(pooled, folder / "predictions.png", quantity=data.quantity)
+    residual_plot(pooled, folder / "residuals.png", quantity=data.quantity)
     ways = trained.curves(("validation/information", *PLANES.values()))
     for name, compression in PLANES.items():
         if any(row[compression] is not None and row["validation/information"] is not None for row in ways):
@@ -179,7 +179,8 @@ def draw(
                     {"method": method, "seed": seed, "attack": attack.upper(), "eps": float(eps), "rmse": rmse}
                 )
     if cfg.attack.eps:
-        attack_curves(points, folder / "attacks.png", unit=quantity)
+        unit = "standard deviations of an input column" if data.normalization is None else "unit of the pixels"
+        attack_curves(points, folder / "attacks.png", unit=data.quantity, eps_unit=unit)
 
 
 def columns(cfg: DictConfig, data: RegressionData) -> list[tuple[str, str, int, int]]:

@@ -4,17 +4,19 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from ibreg.evaluation.classification.metrics import calibration_bins, classification_metrics
-from ibreg.plots.panels import check_finite, draw_curves, finish, panel_grid, write_png
-from ibreg.plots.style import method_label, method_styles
+from ibreg.plots.panels import check_finite, draw_curves, finish, panel_grid, plain_numbers, write_png
+from ibreg.plots.style import method_label, method_styles, plot_name
 
 # Candidate positions of a note around its point, in typographic points, in order of preference.
 NOTE_OFFSETS = [
@@ -22,13 +24,29 @@ NOTE_OFFSETS = [
     for radius in (10, 17, 24, 31)
     for angle in np.radians([270, 90, 0, 180, 315, 225, 45, 135])
 ]
-UNITS = {
-    "accuracy": "fraction", "error": "fraction", "ece": "fraction",
-    "nll": "nats", "rate": "nats", "cs_qmi": "nats", "information": "nats",
-}  # fmt: skip
+SPLITS = {"train": "training", "validation": "validation", "test": "test"}
+# Metrics in words with their unit; other keys are shown with blanks for their underscores.
+METRICS = {
+    "loss": "loss",
+    "penalty": "penalty (part of the loss)",
+    "accuracy": "accuracy (fraction)",
+    "error": "error (fraction)",
+    "ece": "calibration error, ECE (fraction)",
+    "nll": "NLL (nats)",
+    "rate": "rate of the code (nats)",
+    "cs_qmi": "CS-QMI(X;Z) (nats)",
+    "information": "information about the target (nats)",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "concept_accuracy": "concept accuracy (fraction)",
+    "concept_auroc": "concept AUROC (fraction)",
+}
+FEW = 5  # bins of the reliability diagram with fewer samples are drawn faintly
 
 
-def learning_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+def learning_curves(
+    rows: Sequence[Mapping[str, Any]], path: str | Path, *, units: Mapping[str, str] | None = None
+) -> Path:
     """Draws each quantity over the epochs: per method the mean over seeds and a band from the least to the greatest.
 
     Each epoch takes the seeds that have a value; NaN and infinity leave a gap.
@@ -37,6 +55,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path
         rows: rows of a `metrics.csv`: `method`, `seed`, `epoch`; every other key is a quantity such as
             `validation/nll`. Numbers may be strings; a missing value is an empty string or None.
         path: path of the PNG file.
+        units: units of metrics that depend on the data, such as `{"rmse": "price (€)"}`.
 
     Raises:
         ValueError: If no row has a value of a quantity, or a value is not a number.
@@ -48,10 +67,10 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path
         ...     learning_curves(rows, f"{folder}/curves.png").name
         'curves.png'
     """
-    return write_png(_draw_learning_curves(rows), path)
+    return write_png(path, _draw_learning_curves, rows, units or {})
 
 
-def _draw_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def _draw_learning_curves(rows: Sequence[Mapping[str, Any]], units: Mapping[str, str]) -> Figure:
     curves = values_over_seeds(rows)
     if not curves:
         raise ValueError("there is nothing to draw: no row has a value of a quantity")
@@ -64,7 +83,7 @@ def _draw_learning_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             for method, style in styles.items()
         }
         draw_curves(panel, methods, lines)
-        panel.set(xlabel="epoch", ylabel=_with_unit(quantity))
+        panel.set(xlabel="epoch", ylabel=fill(_in_words(quantity, units), 32))
         panel.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     return finish(figure)
 
@@ -82,6 +101,8 @@ def values_over_seeds(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping
 def reliability_diagram(predictions: Mapping[str, tuple[Any, Any]], path: str | Path) -> Path:
     """Draws, per method, accuracy over confidence with the gap between the two, above a histogram of the confidence.
 
+    Bins with fewer than `FEW` samples are faint: their accuracy is hardly an estimate.
+
     Args:
         predictions: per method the probabilities `(samples, classes)` and the targets `(samples,)`, all seeds pooled.
             The calibration error (ECE) of pooled predictions, in the titles, is not the mean of the seeds' errors.
@@ -97,7 +118,7 @@ def reliability_diagram(predictions: Mapping[str, tuple[Any, Any]], path: str | 
         ...     reliability_diagram(predictions, f"{folder}/reliability.png").name
         'reliability.png'
     """
-    return write_png(_draw_reliability_diagram(predictions), path)
+    return write_png(path, _draw_reliability_diagram, predictions)
 
 
 def _draw_reliability_diagram(predictions: Mapping[str, tuple[Any, Any]]) -> Figure:
@@ -114,11 +135,18 @@ def _draw_reliability_diagram(predictions: Mapping[str, tuple[Any, Any]]) -> Fig
         counts, accuracy, confidence = calibration_bins(*predictions[method])
         bin_width = 1 / len(counts)
         centers = (np.arange(len(counts)) + 0.5) * bin_width
-        gap = {"facecolor": "none", "edgecolor": "black", "hatch": "////", "linewidth": 0.8, "label": "gap"}
-        diagram.bar(centers, accuracy, bin_width, color=color, edgecolor="white", label="accuracy")
-        diagram.bar(centers, confidence - accuracy, bin_width, bottom=accuracy, **gap)
+        strength = np.where(counts < FEW, 0.25, 1)
+        solid = {"color": [to_rgba(color, each) for each in strength], "edgecolor": "white"}
+        hatched = {"facecolor": "none", "edgecolor": [to_rgba("black", each) for each in strength], "hatch": "////"}
+        accurate = f"accuracy (faint: fewer than {FEW} samples)"
+        diagram.bar(centers, accuracy, bin_width, **solid, label="_faint")
+        gap = {"bottom": accuracy, "linewidth": 0.8, **hatched}
+        diagram.bar(centers, confidence - accuracy, bin_width, **gap, label="_faint")
+        diagram.fill_between([], [], [], color=color, label=accurate)
+        diagram.fill_between([], [], [], facecolor="none", edgecolor="black", hatch="////", label="gap")
         diagram.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="calibrated")
-        diagram.set(title=f"{method_label(method)}\nECE of pooled seeds {100 * error:.2f} %", xlim=(0, 1), ylim=(0, 1))
+        name = plot_name(method_label(method), 28)
+        diagram.set(title=f"{name}\nECE of pooled seeds {100 * error:.2f} %", xlim=(0, 1), ylim=(0, 1))
         histogram.bar(centers, counts / counts.sum(), bin_width, color=color, edgecolor="white")
         histogram.set(xlabel="confidence")
         histogram.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
@@ -151,7 +179,7 @@ def information_curve(points: Sequence[Mapping[str, Any]], path: str | Path, *, 
         ...     information_curve(points, f"{folder}/information.png", label_entropy=2.3).name
         'information.png'
     """
-    return write_png(_draw_information_curve(points, label_entropy), path)
+    return write_png(path, _draw_information_curve, points, label_entropy)
 
 
 def _draw_information_curve(points: Sequence[Mapping[str, Any]], label_entropy: float) -> Figure:
@@ -163,11 +191,17 @@ def _draw_information_curve(points: Sequence[Mapping[str, Any]], label_entropy: 
         curve = sorted((point for point in points if point["method"] == method), key=lambda point: point["beta"])
         rates = [point["rate"] for point in curve]
         for panel, key in ((plane, "information"), (accuracy, "accuracy")):
-            panel.plot(rates, [point[key] for point in curve], **style, linewidth=0.7, label=method_label(method))
+            panel.plot(
+                rates, [point[key] for point in curve], **style, linewidth=0.7, label=plot_name(method_label(method))
+            )
     scale_rates(plane, [point["rate"] for point in points])
     _draw_ceilings(plane, label_entropy)
-    plane.set_title("beside each point: its beta", loc="right", fontsize="medium")
-    plane.set(ylabel="I(Z;Y), lower bound (nats)")
+    title = (
+        "The code Z keeps at most the information on the horizontal axis about the input X, and at least that on the "
+        "vertical axis about the label Y. Beside each point: its beta."
+    )
+    figure.suptitle(fill(title, 88), fontsize="medium")
+    plane.set(ylabel="I(Z;Y), lower bound: H(Y) - NLL (nats)")
     accuracy.set(
         xlabel="I(Z;X), upper bound (nats): rate; with a conditional prior, rate + H(Y)", ylabel="accuracy (fraction)"
     )
@@ -184,6 +218,8 @@ def scale_rates(panel: Axes, rates: Sequence[float]) -> None:
         panel.set_xscale("symlog", linthresh=0.01)
     elif max(rates) > 10 * min(rates) >= 0.1:
         panel.set_xscale("log")
+    if panel.get_xscale() != "linear":
+        plain_numbers(panel.xaxis)
 
 
 def _draw_ceilings(panel: Axes, label_entropy: float) -> None:
@@ -222,6 +258,8 @@ def _annotate_betas(figure: Figure, panel: Axes, points: Sequence[Mapping[str, A
         taken.append(note.get_window_extent())
 
 
-def _with_unit(quantity: str) -> str:
-    unit = UNITS.get(quantity.rpartition("/")[2])
-    return f"{quantity} ({unit})" if unit else quantity
+def _in_words(quantity: str, units: Mapping[str, str]) -> str:
+    split, _, metric = quantity.rpartition("/")
+    words = METRICS.get(metric, metric.replace("_", " "))
+    unit = f", {plot_name(units[metric])}" if metric in units else ""
+    return f"{SPLITS.get(split, split)} {words}{unit}".strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ibreg.evaluation.intervals import mean_interval
-from ibreg.plots.panels import draw_curves, finish, write_png
-from ibreg.plots.style import method_label, method_styles
+from ibreg.plots.panels import draw_curves, finish, within, write_png
+from ibreg.plots.style import method_label, method_styles, plot_name
 
 # Okabe and Ito's colors, a gray and a brown: color-blind readers can tell the ten classes apart, as far as that goes.
 CLASS_COLORS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000", "#999999", "#7B4B2A",
 )  # fmt: skip
+INTERVAL = "(mean and 95 % CI over seeds)"
 
 learner_label = partial(method_label, control="linear probe")  # a network without a bottleneck, on frozen features
 
@@ -48,7 +50,7 @@ def accuracy_over_splits(
         ...     accuracy_over_splits(curves, f"{folder}/accuracy_over_splits.png").name
         'accuracy_over_splits.png'
     """
-    return write_png(_draw_accuracy(curves, chance), path)
+    return write_png(path, _draw_accuracy, curves, chance)
 
 
 def _draw_accuracy(curves: Mapping[str, Sequence[Sequence[float]]], chance: float | None) -> Figure:
@@ -66,7 +68,7 @@ def _draw_accuracy(curves: Mapping[str, Sequence[Sequence[float]]], chance: floa
         _draw_stages(panel, curve, style, label)
     if chance is not None:
         panel.axhline(chance, linestyle=":", color="black", linewidth=1, label="chance")
-    panel.set(xlabel="splits learned", ylabel="test accuracy over all classes (mean, 95 % CI)", ylim=(0, 1.02))
+    panel.set(xlabel="splits learned", ylabel=f"test accuracy over all classes\n{INTERVAL}", ylim=(0, 1.02))
     return _finished(figure, panel)
 
 
@@ -87,7 +89,7 @@ def key_usage(shares: Mapping[str, Sequence[Sequence[float]]], path: str | Path)
         ...     key_usage({"key_value": [[0.0, 0.4, 0.7], [0.0, 0.5, 0.6]]}, f"{folder}/key_usage.png").name
         'key_usage.png'
     """
-    return write_png(_draw_usage(shares), path)
+    return write_png(path, _draw_usage, shares)
 
 
 def _draw_usage(shares: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
@@ -98,13 +100,13 @@ def _draw_usage(shares: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     for method, style in method_styles(shares).items():
         if shares[method]:
             _draw_stages(panel, _checked_curve(method, shares[method]), style, learner_label(method))
-    panel.set(xlabel="splits learned", ylabel="key-value pairs used so far (mean, 95 % CI)", ylim=(0, 1.02))
+    panel.set(xlabel="splits learned", ylabel=f"key-value pairs used so far\n{INTERVAL}", ylim=(0, 1.02))
     return _finished(figure, panel)
 
 
 def _draw_stages(panel: Axes, curve: np.ndarray, style: Mapping[str, Any], label: str) -> None:
     values = {label: dict(enumerate(curve.T.tolist()))}
-    draw_curves(panel, values, {label: style}, bounds=mean_interval, label=str)
+    draw_curves(panel, values, {label: style}, bounds=within(mean_interval, 0, 1), label=str)
 
 
 def _finished(figure: Figure, panel: Axes) -> Figure:
@@ -155,7 +157,7 @@ def decision_regions(
         ...     ).name
         'regions.png'
     """
-    return write_png(_draw_regions(regions, points, targets, splits, extent, names), path)
+    return write_png(path, _draw_regions, regions, points, targets, splits, extent, names)
 
 
 def _draw_regions(regions, points, targets, splits, extent, names) -> Figure:
@@ -174,7 +176,7 @@ def _draw_regions(regions, points, targets, splits, extent, names) -> Figure:
     for row, (method, stages) in zip(panels, regions.items(), strict=True):
         # A method that trains on all classes at once is in the last column only.
         first = columns - len(stages)
-        row[first].set_ylabel(learner_label(method))
+        row[first].set_ylabel(plot_name(learner_label(method), 24))
         for panel in row[:first]:
             panel.set_visible(False)
         for column, (panel, stage) in enumerate(zip(row[first:], stages, strict=True), first):
@@ -185,8 +187,9 @@ def _draw_regions(regions, points, targets, splits, extent, names) -> Figure:
             )  # fmt: skip
             for label in seen:
                 of_class = points[targets == label]
-                panel.scatter(*of_class.T, s=3, color=CLASS_COLORS[label], linewidth=0, label=names[label])
+                panel.scatter(*of_class.T, s=3, color=CLASS_COLORS[label], linewidth=0, label=plot_name(names[label]))
             panel.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
     for panel, split in zip(panels[0], splits, strict=True):
-        panel.set_title(f"after {', '.join(names[label] for label in split)}", fontsize="small")
+        learned = ", ".join(plot_name(names[label], 20) for label in split)
+        panel.set_title(fill(f"after {learned}", 30), fontsize="small")
     return finish(figure)

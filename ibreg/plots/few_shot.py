@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -35,7 +33,7 @@ def images_curve(points: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         ...     images_curve(points, f"{folder}/images.png").name
         'images.png'
     """
-    return write_png(_draw_images_curve(points), path)
+    return write_png(path, _draw_images_curve, points)
 
 
 def _draw_images_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
@@ -44,15 +42,13 @@ def _draw_images_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     quantities = [key for key in points[0] if key not in ("method", "seed", "images")]
     styles = method_styles(point["method"] for point in points)
     images = sorted({point["images"] for point in points})
-    # Methods lie side by side within a tenth of the distance to the next number of images, on the logarithmic axis.
-    distance = float(np.diff(np.log(images)).min()) if len(images) > 1 else 1.0
     figure, panels = panel_grid(len(quantities), most=2, size=(5.2, 3.6))
     for panel, quantity in zip(panels.flat, quantities, strict=False):
         curves = curves_of(points, x="images", y=quantity)
-        draw_bars(panel, curves[None], styles, offset=lambda x, side: x * math.exp(0.1 * distance * side))
+        draw_bars(panel, curves[None], styles)
         panel.set_xscale("log")
         panel.set_xlim(images[0] / 1.6, images[-1] * 1.6)
-        panel.set_xticks(images, [str(count) for count in images])
+        panel.set_xticks(images, [f"{count:g}" for count in images])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set(xlabel="labeled images per class", ylabel=quantity)
     return finish(figure)

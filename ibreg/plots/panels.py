@@ -1,20 +1,33 @@
 """Parts that the plots share: a grid of panels, curves with bands or bars over seeds, one legend, PNG files."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
+from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import offset_copy
 
-from ibreg.plots.style import method_label
+from ibreg.plots.style import method_label, plot_name
 
 Curves = Mapping[str, Mapping[Any, Sequence[float]]]  # values over seeds, as `curves[method][x]`
 Bounds = Callable[[Sequence[float]], tuple[Any, Any, Any]]  # of such values: mean, low, high
+
+# Scripts that matplotlib's own font lacks are drawn in the first of these that is installed.
+FALLBACK_FONTS = (
+    "Noto Sans CJK SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Micro Hei",
+    "Arial Unicode MS",
+)  # fmt: skip
+BAR_DISTANCE = 3.0  # of the outermost bars from their marker, in typographic points: within a large marker
 
 
 def panel_grid(count: int, *, most: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
@@ -79,6 +92,7 @@ def draw_curves(
     *,
     bounds: Bounds = extremes,
     label: Callable[[str], str] = method_label,
+    opacity: float = 0.2,
 ) -> None:
     """Draws the mean over seeds as a line and its bounds as a band, per method.
 
@@ -91,6 +105,7 @@ def draw_curves(
             skipped.
         bounds: maps the values at one x to mean, low and high.
         label: names a method in the legend.
+        opacity: of the bands.
     """
     import seaborn  # slow to import, and needed only when a run is over
 
@@ -101,8 +116,8 @@ def draw_curves(
                 x=x,
                 y=y,
                 errorbar=lambda values: bounds(list(values))[1:],
-                err_kws={"alpha": 0.2, "linewidth": 0},
-                label=None if number else label(method),
+                err_kws={"alpha": opacity, "linewidth": 0},
+                label=None if number else plot_name(label(method)),
                 legend=False,
                 ax=panel,
                 **{"linewidth": 1.2, "markersize": 4} | dict(style),
@@ -117,15 +132,27 @@ def _finite_segments(curve: Mapping[Any, Sequence[float]]) -> Iterator[list[tupl
             yield list(points)
 
 
+def within(bounds: Bounds, low: float, high: float) -> Bounds:
+    """Clips bounds to the values that a quantity can have, such as 0 and 1 for a fraction.
+
+    Example:
+        >>> within(extremes, 0, 1)([0.5, 1.5])
+        (1.0, 0.5, 1.0)
+    """
+
+    def clipped(values: Sequence[float]) -> tuple[Any, Any, Any]:
+        mean, least, greatest = bounds(values)
+        return mean, float(np.clip(least, low, high)), float(np.clip(greatest, low, high))
+
+    return clipped
+
+
 def draw_bars(
-    panel: Axes,
-    curves: Curves,
-    styles: Mapping[str, Mapping[str, Any]],
-    *,
-    bounds: Bounds = extremes,
-    offset: Callable[[float, float], float] = lambda x, side: x + side,
+    panel: Axes, curves: Curves, styles: Mapping[str, Mapping[str, Any]], *, bounds: Bounds = extremes
 ) -> None:
-    """Draws the mean over seeds as a line and its bounds as bars, per method, side by side.
+    """Draws the mean over seeds as a line and its bounds as bars, per method.
+
+    Markers are at their x; the bars stand side by side, a few points aside, so that they do not cover each other.
 
     Args:
         panel: axes to draw on.
@@ -133,23 +160,17 @@ def draw_bars(
         styles: keyword arguments for the line of each method, in the order of drawing; methods without curve are
             skipped.
         bounds: maps the values at one x to mean, low and high.
-        offset: moves x aside, so that bars do not cover each other; `side` goes evenly from -1 to 1 over the methods.
     """
     drawn = [method for method in styles if method in curves]
     for method, side in zip(drawn, sides(len(drawn)), strict=True):
         x = sorted(curves[method])
         mean, low, high = np.array([bounds(curves[method][value]) for value in x]).T
-        panel.errorbar(
-            np.array([offset(value, side) for value in x]),
-            mean,
-            [mean - low, high - mean],
-            **styles[method],
-            elinewidth=0.8,
-            capsize=2,
-            linewidth=1.2,
-            markersize=4,
-            label=method_label(method),
-        )
+        figure: Any = panel.get_figure(root=True)
+        aside = offset_copy(panel.transData, figure, x=BAR_DISTANCE * side, units="points")
+        bars = {"color": styles[method]["color"], "linestyle": "", "elinewidth": 0.8, "capsize": 2}
+        panel.errorbar(x, mean, [mean - low, high - mean], **bars, transform=aside, label="_bars")
+        line = {"linewidth": 1.2, "markersize": 4} | dict(styles[method])
+        panel.plot(x, mean, **line, label=plot_name(method_label(method)))
     panel.grid(alpha=0.3)
 
 
@@ -170,13 +191,41 @@ def finish(figure: Figure) -> Figure:
         panel.set_visible(panel.has_data())
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    columns = int(figure.get_figwidth() // 2)
+    longest = max(map(len, entries), default=0)
+    columns = max(int(figure.get_figwidth() // (0.6 + 0.09 * longest)), 1)
+    # Further rows of entries are not taken from the height of the panels.
+    figure.set_figheight(figure.get_figheight() + 0.22 * max(math.ceil(len(entries) / columns) - 1, 0))
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.align_labels()
     return figure
 
 
-def write_png(figure: Figure, path: str | Path) -> Path:
-    """Writes a figure and returns its path."""
-    figure.savefig(path, format="png", dpi=150)
+def plain_numbers(axis: Axis) -> None:
+    """Writes the numbers of a logarithmic axis as 0.01 or 1e-05 rather than as powers in mathematical notation.
+
+    See `write_png`: dollars in the names of users are no formula, and so no text of a plot may be one.
+    """
+    if axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def write_png(path: str | Path, draw: Callable[..., Figure], *arguments: Any) -> Path:
+    """Draws a figure in the style of all plots, writes it and returns its path.
+
+    Names of users are shown as they stand: `US$_to_C$` is no formula. A character that no font has is drawn as a box.
+
+    Args:
+        path: path of the PNG file.
+        draw: draws the figure.
+        arguments: those of `draw`.
+    """
+    fonts = set(get_font_names())
+    family = ["sans-serif", *(font for font in FALLBACK_FONTS if font in fonts)]
+    style: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False, "font.family": family}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        draw(*arguments).savefig(path, format="png", dpi=150)
     return Path(path)

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from ibreg.evaluation.regression import checked_pairs, regression_metrics
 from ibreg.plots.classification import scale_rates, values_over_seeds
 from ibreg.plots.panels import check_finite, curves_of, draw_curves, finish, panel_grid, write_png
-from ibreg.plots.style import method_label, method_styles
+from ibreg.plots.style import method_label, method_styles, plot_name
 
 COMPRESSION = {"cs_qmi": "CS-QMI(X;Z) (nats)", "rate": "rate: I(X;Z), upper bound (nats)"}
 RESIDUAL_BINS = 15  # bins of equally many residuals, whose means are drawn
@@ -41,7 +40,7 @@ def prediction_plot(predictions: Mapping[str, tuple[Any, Any]], path: str | Path
         ...     prediction_plot(predictions, f"{folder}/predictions.png", quantity="length (m)").name
         'predictions.png'
     """
-    return write_png(_draw_predictions(predictions, quantity), path)
+    return write_png(path, _draw_predictions, predictions, quantity)
 
 
 def _draw_predictions(predictions: Mapping[str, tuple[Any, Any]], quantity: str) -> Figure:
@@ -49,7 +48,8 @@ def _draw_predictions(predictions: Mapping[str, tuple[Any, Any]], quantity: str)
     for panel, (method, (predicted, truth)) in panels:
         _scatter(panel, truth, predicted, method, predictions)
         metrics = regression_metrics(predicted, truth)
-        panel.set(title=f"{method_label(method)}\nRMSE {metrics['rmse']:.4g}, R² {metrics['r2']:.3f}")
+        name = plot_name(method_label(method), 28)
+        panel.set(title=f"{name}\nRMSE {metrics['rmse']:.4g}, R² {metrics['r2']:.3f}")
         panel.axline((float(truth[0]),) * 2, slope=1, linestyle="--", color="black", linewidth=1, label="agreement")
     _frame({panel: (truth, predicted) for panel, (_, (predicted, truth)) in panels})
     return finish(figure)
@@ -75,7 +75,7 @@ def residual_plot(predictions: Mapping[str, tuple[Any, Any]], path: str | Path, 
         ...     residual_plot(predictions, f"{folder}/residuals.png", quantity="length (m)").name
         'residuals.png'
     """
-    return write_png(_draw_residuals(predictions, quantity), path)
+    return write_png(path, _draw_residuals, predictions, quantity)
 
 
 def _draw_residuals(predictions: Mapping[str, tuple[Any, Any]], quantity: str) -> Figure:
@@ -87,7 +87,9 @@ def _draw_residuals(predictions: Mapping[str, tuple[Any, Any]], quantity: str) -
         means = [(predicted[rows].mean(), residuals[rows].mean()) for rows in bins]
         panel.plot(*zip(*means, strict=True), color="black", linewidth=1.5, label="mean")
         panel.axhline(0, linestyle="--", color="black", linewidth=1, label="agreement")
-        panel.set(title=f"{method_label(method)}\nmean {residuals.mean():.2g}, std {residuals.std():.3g}")
+        panel.set(
+            title=f"{plot_name(method_label(method), 28)}\nmean {residuals.mean():.2g}, std {residuals.std():.3g}"
+        )
     _frame({panel: (predicted, predicted - truth) for panel, (_, (predicted, truth)) in panels})
     return finish(figure)
 
@@ -98,7 +100,7 @@ def _panel_per_method(predictions: Mapping[str, tuple[Any, Any]], *, x: str, y: 
         raise ValueError("there is nothing to draw: no method has predictions")
     checked = {method: checked_pairs(*predictions[method]) for method in method_styles(predictions)}
     figure, panels = panel_grid(len(checked), most=4, size=(3.1, 3.2), sharex=True, sharey=True)
-    figure.suptitle(f"{quantity}, seeds pooled", fontsize="medium")
+    figure.suptitle(f"{plot_name(quantity)}, seeds pooled", fontsize="medium")
     for panel in panels.flat:
         panel.set(xlabel=x)
         panel.tick_params(labelbottom=True)  # the last row may have fewer panels
@@ -160,7 +162,7 @@ def information_plane(
         ...     information_plane(rows, f"{folder}/plane.png", compression="validation/rate").name
         'plane.png'
     """
-    return write_png(_draw_information_plane(rows, compression, prediction), path)
+    return write_png(path, _draw_information_plane, rows, compression, prediction)
 
 
 def _draw_information_plane(rows: Sequence[Mapping[str, Any]], compression: str, prediction: str) -> Figure:
@@ -182,16 +184,17 @@ def _draw_information_plane(rows: Sequence[Mapping[str, Any]], compression: str,
         )
         panel.plot(*trajectory[0], linestyle="", color=color, marker=marker, markersize=8, markerfacecolor="white")
         # The legend entry is that of the last epoch: its marker is the largest, and it gets the method's line style.
-        last = {"linestyle": styles[method]["linestyle"], "markersize": 8, "label": method_label(method)}
+        last = {"linestyle": styles[method]["linestyle"], "markersize": 8, "label": plot_name(method_label(method))}
         panel.plot(*trajectory[-1], color=color, marker=marker, **last)
     scale_rates(panel, [point[0] for trajectory in trajectories.values() for point in trajectory])
-    if panel.get_xscale() == "log":
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter(NullFormatter())
     kind = compression.rpartition("/")[2]
-    panel.set(xlabel=COMPRESSION.get(kind, compression), ylabel="0.5 log(var y / MSE) (nats)")
-    panel.set_title("hollow: first epoch, filled: last", loc="right", fontsize="medium")
+    information = "information about the target: 0.5 log(var y / MSE) (nats)"
+    panel.set(xlabel=COMPRESSION.get(kind, compression), ylabel=information)
+    title = (
+        "Each point: an epoch, from the first (hollow) to the last (filled). "
+        "Up: better predictions; left: the code keeps less of the input."
+    )
+    panel.set_title(fill(title, 80), fontsize="medium")
     panel.grid(alpha=0.3)
     return finish(figure)
 
@@ -211,7 +214,13 @@ def _trajectories(rows: Sequence[Mapping[str, Any]], compression: str, predictio
     return trajectories
 
 
-def attack_curves(points: Sequence[Mapping[str, Any]], path: str | Path, *, unit: str = "") -> Path:
+def attack_curves(
+    points: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    unit: str = "",
+    eps_unit: str = "unit of the model's input",
+) -> Path:
     """Draws the error under attack over eps: per method the mean over seeds and a band from the least to the greatest.
 
     Each attack has a panel; all panels share the axis of the error.
@@ -221,6 +230,7 @@ def attack_curves(points: Sequence[Mapping[str, Any]], path: str | Path, *, unit
             error without an attack.
         path: path of the PNG file.
         unit: unit of the error.
+        eps_unit: unit of eps, the largest change of an input.
 
     Raises:
         ValueError: If there is no point, or one of its numbers is not finite.
@@ -232,17 +242,17 @@ def attack_curves(points: Sequence[Mapping[str, Any]], path: str | Path, *, unit
         ...     attack_curves(points, f"{folder}/attacks.png").name
         'attacks.png'
     """
-    return write_png(_draw_attack_curves(points, unit), path)
+    return write_png(path, _draw_attack_curves, points, unit, eps_unit)
 
 
-def _draw_attack_curves(points: Sequence[Mapping[str, Any]], unit: str) -> Figure:
+def _draw_attack_curves(points: Sequence[Mapping[str, Any]], unit: str, eps_unit: str) -> Figure:
     check_finite(points, "eps", "rmse")
     curves = curves_of(points, panel="attack", x="eps", y="rmse")
     styles = method_styles(point["method"] for point in points)
     figure, panels = panel_grid(len(curves), most=3, size=(4.5, 3.6), sharey=True)
     for panel in panels[:, 0]:
-        panel.set(ylabel=fill(f"RMSE ({unit})", 36) if unit else "RMSE")
+        panel.set(ylabel=fill(f"RMSE ({plot_name(unit)})", 36) if unit else "RMSE")
     for panel, (attack, methods) in zip(panels.flat, curves.items(), strict=False):
         draw_curves(panel, methods, styles)
-        panel.set(title=attack, xlabel="eps (unit of the model's input)")
+        panel.set(title=attack, xlabel=f"eps ({eps_unit})")
     return finish(figure)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ibreg.evaluation.intervals import accuracy_interval
 from ibreg.evaluation.out_of_distribution import detection_metrics
 from ibreg.plots.panels import Curves, check_finite, curves_of, draw_bars, finish, panel_grid, sides, write_png
-from ibreg.plots.style import method_label, method_styles
+from ibreg.plots.style import method_label, method_styles, plot_name
 
 SCORES = {
     "maximum_softmax": "1 - maximum softmax probability",
@@ -47,7 +47,7 @@ def accuracy_under_attack(points: Sequence[Mapping[str, Any]], path: str | Path,
         ...     accuracy_under_attack(points, f"{folder}/attacks.png", samples=100).name
         'attacks.png'
     """
-    return write_png(_draw_attacks(points, samples), path)
+    return write_png(path, _draw_attacks, points, samples)
 
 
 def _draw_attacks(points: Sequence[Mapping[str, Any]], samples: int) -> Figure:
@@ -85,7 +85,7 @@ def accuracy_under_corruption(points: Sequence[Mapping[str, Any]], path: str | P
         ...     accuracy_under_corruption(points, f"{folder}/corruptions.png", samples=100).name
         'corruptions.png'
     """
-    return write_png(_draw_corruptions(points, samples), path)
+    return write_png(path, _draw_corruptions, points, samples)
 
 
 def _draw_corruptions(points: Sequence[Mapping[str, Any]], samples: int) -> Figure:
@@ -116,7 +116,7 @@ def _draw_corruptions(points: Sequence[Mapping[str, Any]], samples: int) -> Figu
     drawn = [method for method in styles if method in kinds]
     for method, side in zip(drawn, sides(len(drawn)), strict=True):
         # Methods lie a little apart, so that equal ones do not cover each other.
-        line = styles[method] | {"linestyle": "", "markersize": 5, "label": method_label(method)}
+        line = styles[method] | {"linestyle": "", "markersize": 5, "label": plot_name(method_label(method))}
         right.plot([kinds[method].get(name, np.nan) for name in names], np.arange(len(names)) + 0.25 * side, **line)
     right.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     right.set(xlabel="accuracy (fraction), mean over severities")
@@ -125,10 +125,7 @@ def _draw_corruptions(points: Sequence[Mapping[str, Any]], samples: int) -> Figu
 
 
 def _draw_accuracies(panel: Axes, curves: Curves, styles: Mapping[str, Any], samples: int) -> None:
-    x = [value for curve in curves.values() for value in curve]
-    distance = 0.02 * (max(x) - min(x))
-    bounds = partial(accuracy_interval, samples=samples)
-    draw_bars(panel, curves, styles, bounds=bounds, offset=lambda x, side: x + distance * side)
+    draw_bars(panel, curves, styles, bounds=partial(accuracy_interval, samples=samples))
 
 
 def ood_histograms(
@@ -158,35 +155,36 @@ def ood_histograms(
         ...     ood_histograms(scores, f"{folder}/ood.png", **names).name
         'ood.png'
     """
-    return write_png(_draw_histograms(scores, in_distribution, out_of_distribution), path)
+    return write_png(path, _draw_histograms, scores, in_distribution, out_of_distribution)
 
 
 def _draw_histograms(
     scores: Mapping[str, Mapping[str, tuple[Any, Any]]], in_distribution: str, out_of_distribution: str
 ) -> Figure:
-    names = list(dict.fromkeys(name for by_name in scores.values() for name in by_name))
-    if not names:
-        raise ValueError("there is nothing to draw: no method has scores")
     styles = method_styles(scores)
-    figure = Figure(figsize=(3.4 * len(names) + 0.4, 2.5 * len(styles) + 0.6), layout="constrained")
-    panels = figure.subplots(len(styles), len(names), squeeze=False)
-    for row, method in zip(panels, styles, strict=True):
-        for panel, name in zip(row, names, strict=True):
-            panel.set(xlabel=SCORES.get(name, name))
-            if name not in scores[method]:
-                panel.set_visible(False)
-                continue
-            inside, outside = (np.asarray(values, dtype=float) for values in scores[method][name])
-            edges = np.histogram_bin_edges(np.concatenate([_central(inside), _central(outside)]), bins=HISTOGRAM_BINS)
-            filled = {"color": styles[method]["color"], "alpha": 0.6}
-            panel.hist(inside, edges, weights=np.full(len(inside), 1 / len(inside)), **filled)
-            line = {"color": "black", "histtype": "step", "linewidth": 1.2}
-            panel.hist(outside, edges, weights=np.full(len(outside), 1 / len(outside)), **line)
-            auroc = detection_metrics(inside, outside)["auroc"]
-            panel.set_title(f"{method_label(method)}: AUROC {auroc:.3f}", fontsize="medium")
+    names = list(dict.fromkeys(name for by_name in scores.values() for name in by_name))
+    drawn = [(name, method) for name in names for method in styles if name in scores[method]]
+    if not drawn:
+        raise ValueError("there is nothing to draw: no method has scores")
+    figure, panels = panel_grid(len(drawn), most=4, size=(3.4, 2.6))
+    for panel, (name, method) in zip(panels.flat, drawn, strict=False):
+        inside, outside = (np.asarray(values, dtype=float) for values in scores[method][name])
+        edges = np.histogram_bin_edges(np.concatenate([_central(inside), _central(outside)]), bins=HISTOGRAM_BINS)
+        filled = {"color": styles[method]["color"], "alpha": 0.6}
+        panel.hist(inside, edges, weights=np.full(len(inside), 1 / len(inside)), **filled)
+        line = {"color": "black", "histtype": "step", "linewidth": 1.2}
+        panel.hist(outside, edges, weights=np.full(len(outside), 1 / len(outside)), **line)
+        auroc = detection_metrics(inside, outside)["auroc"]
+        panel.set_title(f"{plot_name(method_label(method), 24)}: AUROC {auroc:.3f}", fontsize="medium")
+        panel.set(xlabel=SCORES.get(name, name))
+    for row in panels:
         row[0].set(ylabel="fraction of inputs")
-    figure.suptitle(f"filled: {in_distribution}, line: {out_of_distribution} (OOD)", fontsize="medium")
-    return figure
+    title = (
+        f"Scores of in-distribution inputs ({plot_name(in_distribution)}, filled) and of out-of-distribution (OOD) "
+        f"inputs ({plot_name(out_of_distribution)}, line). AUROC: how well the score detects OOD inputs, 0.5 by chance."
+    )
+    figure.suptitle(fill(title, int(13 * figure.get_figwidth())), fontsize="medium")
+    return finish(figure)
 
 
 def _central(values: np.ndarray) -> np.ndarray:
@@ -227,7 +225,7 @@ def attacked_images(
         ...     attacked_images(images, {"PGD": images}, predicted, ["0", "1"], f"{folder}/images.png").name
         'images.png'
     """
-    return write_png(_draw_images(images, attacked, predicted, truth, clamp), path)
+    return write_png(path, _draw_images, images, attacked, predicted, truth, clamp)
 
 
 def _draw_images(images, attacked, predicted, truth, clamp) -> Figure:
@@ -245,11 +243,12 @@ def _draw_images(images, attacked, predicted, truth, clamp) -> Figure:
         panel.set(xticks=[], yticks=[])
     for number, (name, version) in enumerate(versions.items()):
         row = panels[max(2 * number - 1, 0)]
-        row[0].set_ylabel(fill(name, 14, break_long_words=False))  # about the height of an image
+        row[0].set_ylabel(fill(plot_name(name), 14, break_long_words=False))  # about the height of an image
         for panel, image, prediction, label in zip(row, version, predicted[name], truth, strict=True):
             shade = ((image - clamp[0]) / (clamp[1] - clamp[0])).clamp(0, 1)
             _show(panel, shade, cmap="gray", vmin=0, vmax=1)
-            panel.set_title(prediction, fontsize="small", color="black" if prediction == label else "#D55E00")
+            color = "black" if prediction == label else "#D55E00"
+            panel.set_title(plot_name(prediction, 16), fontsize="small", color=color)
         if number:
             changes = (version - images).mean(1, keepdim=True)
             largest = float(changes.abs().max()) or 1.0

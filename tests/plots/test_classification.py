@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from ibreg.evaluation.classification.metrics import classification_metrics
+from ibreg.evaluation.classification.metrics import calibration_bins, classification_metrics
 from ibreg.plots import classification as plots
 from ibreg.plots.style import method_label
 
@@ -52,7 +52,7 @@ def labeled(panel):
     return {line.get_label(): line for line in panel.get_lines()}
 
 
-def test_every_plot_is_a_png_and_leaves_global_state_asingle(tmp_path, rows, predictions, points):
+def test_every_plot_is_a_png_and_leaves_global_state_alone(tmp_path, rows, predictions, points):
     before = dict(matplotlib.rcParams)
     written = [
         plots.learning_curves(rows, tmp_path / "curves.png"),
@@ -67,9 +67,9 @@ def test_every_plot_is_a_png_and_leaves_global_state_asingle(tmp_path, rows, pre
 
 
 def test_learning_curves_have_a_panel_per_measured_quantity_and_a_line_per_method(rows):
-    figure = plots._draw_learning_curves(rows)
+    figure = plots._draw_learning_curves(rows, {})
     loss, rate = (panel for panel in figure.axes if panel.get_visible())
-    assert [loss.get_ylabel(), rate.get_ylabel()] == ["train/loss", "validation/rate (nats)"]
+    assert [loss.get_ylabel(), rate.get_ylabel()] == ["training loss", "validation rate of the code\n(nats)"]
     assert loss.get_xlabel() == "epoch"
     assert list(labeled(loss)) == ["control", "second initialization", "variational", "hsic"]
     assert list(labeled(rate)) == ["variational"]
@@ -77,7 +77,7 @@ def test_learning_curves_have_a_panel_per_measured_quantity_and_a_line_per_metho
 
 
 def test_learning_curves_are_mean_and_band_over_seeds(rows):
-    panel = plots._draw_learning_curves(rows).axes[0]
+    panel = plots._draw_learning_curves(rows, {}).axes[0]
     line = labeled(panel)["control"]
     np.testing.assert_allclose(line.get_xdata(), [1, 2, 3, 4])
     np.testing.assert_allclose(line.get_ydata(), [3 + 1 / epoch for epoch in (1, 2, 3, 4)])
@@ -86,12 +86,12 @@ def test_learning_curves_are_mean_and_band_over_seeds(rows):
 
 
 def test_learning_curves_take_a_single_epoch_an_unfinished_seed_and_a_diverged_one(tmp_path, rows):
-    single = plots._draw_learning_curves([row for row in rows if row["epoch"] == "1"])
+    single = plots._draw_learning_curves([row for row in rows if row["epoch"] == "1"], {})
     assert labeled(single.axes[0])["control"].get_marker() == "o"
     broken = [row for row in rows if (row["seed"], row["epoch"]) != ("6", "4")]
     broken[1] |= {"train/loss": "nan"}
     broken[2] |= {"train/loss": "inf"}
-    panel = plots._draw_learning_curves(broken).axes[0]
+    panel = plots._draw_learning_curves(broken, {}).axes[0]
     color = labeled(panel)["control"].get_color()
     segments = [line.get_xydata().tolist() for line in panel.get_lines() if line.get_color() == color]
     assert segments == [[[1, 4]], [[4, 1.75]]]  # a gap where a seed diverged, not the mean of the others
@@ -111,6 +111,8 @@ def test_reliability_diagrams_show_the_gap_and_the_error(predictions):
         error = 100 * classification_metrics(*predictions[method])["ece"]
         assert diagram.get_title() == f"{method_label(method)}\nECE of pooled seeds {error:.2f} %"
         accuracy, gap = diagram.containers
+        faint = [bar.get_facecolor()[3] < 1 for bar in accuracy]
+        assert faint == [count < plots.FEW for count in calibration_bins(*predictions[method])[0]]
         tops = [bar.get_y() + bar.get_height() for bar in gap if not math.isnan(bar.get_height())]
         centers = [bar.get_x() + bar.get_width() / 2 for bar in gap if not math.isnan(bar.get_height())]
         np.testing.assert_allclose(tops, centers, atol=0.5 / 15)
@@ -180,10 +182,38 @@ def test_information_curve_needs_points_with_finite_numbers(tmp_path, points):
 
 
 def test_colors_are_those_of_the_method_in_every_plot(rows, predictions):
-    loss = plots._draw_learning_curves(rows).axes[0]
+    loss = plots._draw_learning_curves(rows, {}).axes[0]
     curves = {label: to_hex(line.get_color()) for label, line in labeled(loss).items()}
-    assert (curves["control"], curves["second initialization"]) == ("#666666", "#bbbbbb")
-    # The same bottlenecks in the same order, whatever else is there.
-    ordered = {method: predictions[method] for method in ("variational", "hsic")}
+    assert len(set(curves.values())) == 4
+    # Whatever else is there, and in another order.
+    ordered = {method: predictions[method] for method in ("hsic", "variational")}
     bars = [to_hex(panel.patches[0].get_facecolor()) for panel in plots._draw_reliability_diagram(ordered).axes[:2]]
-    assert bars == [curves["variational"], curves["hsic"]]
+    assert bars == [curves["hsic"], curves["variational"]]
+
+
+def test_the_control_is_drawn_over_other_lines_and_equal_lines_show_through_its_gaps(rows):
+    lines = labeled(plots._draw_learning_curves(rows, {}).axes[0])
+    assert lines["control"].get_zorder() > max(lines[method].get_zorder() for method in ("variational", "hsic"))
+    assert lines["control"].get_linestyle() == "--"
+
+
+@pytest.mark.parametrize(
+    ("quantity", "label"),
+    [
+        ("train/loss", "training loss"),
+        ("validation/nll", "validation NLL (nats)"),
+        ("validation/rmse", "validation RMSE, price (€)"),
+        ("validation/concept_auroc", "validation concept AUROC (fraction)"),
+        ("test/rows_per_class", "test rows per class"),
+    ],
+)
+def test_axes_of_learning_curves_are_named_in_words_with_units(quantity, label):
+    rows = [{"method": "none", "seed": 0, "epoch": 1, quantity: 1.0}]
+    panel = plots._draw_learning_curves(rows, {"rmse": "price (€)"}).axes[0]
+    assert panel.get_ylabel().replace("\n", " ") == label
+
+
+def test_the_information_curve_says_what_it_bounds(points):
+    figure = plots._draw_information_curve(points, label_entropy=1.4)
+    assert "at most the information on the horizontal axis" in figure.get_suptitle().replace("\n", " ")
+    assert figure.axes[0].get_ylabel() == "I(Z;Y), lower bound: H(Y) - NLL (nats)"

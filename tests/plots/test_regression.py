@@ -170,10 +170,11 @@ def test_the_plane_needs_a_point(tmp_path, rows, compression):
 
 
 def test_attacks_have_a_panel_each_with_mean_and_band_over_seeds(points):
-    figure = plots._draw_attack_curves(points, "€")
+    figure = plots._draw_attack_curves(points, "€", "standard deviations")
     fgsm, pgd = shown(figure)
     assert [fgsm.get_title(), pgd.get_title()] == ["FGSM", "PGD-40"]
     assert fgsm.get_ylabel() == "RMSE (€)"
+    assert fgsm.get_xlabel() == "eps (standard deviations)"
     assert list(labeled(pgd)) == ["control", "second initialization", "variational", "hsic", "nonlinear"]
     line = labeled(pgd)["hsic"]
     np.testing.assert_allclose(line.get_xdata(), [0, 0.1, 0.3])

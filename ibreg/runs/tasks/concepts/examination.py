@@ -95,8 +95,13 @@ def some_rows(split: ConceptRows, count: int, device: torch.device) -> tuple[Ten
 
     Not the first rows: a folder of images is read class by class.
     """
-    rows = sorted(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count].tolist())
+    rows = row_numbers(split, count)
     return split.inputs[rows].to(device), split.targets[rows].to(device), split.concepts[rows].to(device)
+
+
+def row_numbers(split: ConceptRows, count: int) -> list[int]:
+    """Return the numbers of the rows of `some_rows`."""
+    return sorted(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count].tolist())
 
 
 def panels(options: DictConfig, data: ConceptData) -> list[Panel]:
@@ -202,10 +207,10 @@ def _samples(model: nn.Module, data: ConceptData, device: torch.device, training
         contributions.scatter_(1, shown, contribution)
     return [
         ConceptSample(
-            x[row].cpu(), values[row].cpu(), labels[row].cpu(), contributions[row].cpu(),
+            number, x[row].cpu(), values[row].cpu(), labels[row].cpu(), contributions[row].cpu(),
             data.class_names[int(predicted[row])], data.class_names[int(target[row])],
         )
-        for row in range(len(x))
+        for row, number in enumerate(row_numbers(data.test, SAMPLES_SHOWN))
     ]  # fmt: skip
 
 
