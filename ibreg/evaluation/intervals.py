@@ -1,7 +1,8 @@
 r"""Confidence intervals (95 % CI) of a mean over training runs with different seeds, and of a difference.
 
 They are those of Student's t, :math:`\bar x \pm t_{0.975, n-1}\, s / \sqrt n` over n seeds, where s is the
-sample standard deviation: they describe the variation between seeds, not that between test samples.
+sample standard deviation: they describe the variation between seeds, not that between test samples. Equal values have
+no interval: one of width 0 would state certainty, where a few seeds only happen to agree.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from numpy.typing import ArrayLike
 from scipy.stats import binomtest, sem, t
 
 LEVEL = 0.95
+# Values that differ by less than this fraction of their size are equal up to rounding.
+ROUNDING = 1e-12
 
 
 class Interval(NamedTuple):
@@ -21,8 +24,8 @@ class Interval(NamedTuple):
 
     Attributes:
         mean: mean over the seeds.
-        low: lower end of the interval, NaN for one seed.
-        high: upper end of the interval, NaN for one seed.
+        low: lower end of the interval, NaN for one seed and for equal values.
+        high: upper end of the interval, NaN for one seed and for equal values.
     """
 
     mean: np.ndarray
@@ -49,11 +52,18 @@ def mean_interval(values: ArrayLike) -> Interval:
     values = _finite(values)
     if values.ndim == 0 or len(values) == 0:
         raise ValueError(f"values must have shape (seeds >= 1, ...), got {values.shape}")
+    return _student(values, abs(values).max(axis=0))
+
+
+def _student(values: np.ndarray, size: np.ndarray) -> Interval:
+    """Computes the interval of values that were computed from numbers of this size."""
     mean = np.asarray(values.mean(axis=0))
     if len(values) == 1:
         return Interval(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
     # Not `ttest_1samp`, which warns of equal values, such as accuracies of 1, as a loss of precision.
-    half = t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.asarray(sem(values, axis=0))
+    error = np.asarray(sem(values, axis=0))
+    error = np.where(error > ROUNDING * size, error, np.nan)
+    half = t.ppf((1 + LEVEL) / 2, len(values) - 1) * error
     return Interval(mean, mean - half, mean + half)
 
 
@@ -79,7 +89,9 @@ def paired_interval(values: ArrayLike, reference: ArrayLike) -> Interval:
     values, reference = _finite(values), _finite(reference)
     if values.shape != reference.shape:
         raise ValueError(f"paired values must have equal shapes, got {values.shape} and {reference.shape}")
-    return mean_interval(values - reference)
+    if values.ndim == 0 or len(values) == 0:
+        raise ValueError(f"paired values must have shape (seeds >= 1, ...), got {values.shape}")
+    return _student(values - reference, np.maximum(abs(values), abs(reference)).max(axis=0))
 
 
 def accuracy_interval(accuracies: Sequence[float], samples: int) -> tuple[float, float, float]:
@@ -90,7 +102,7 @@ def accuracy_interval(accuracies: Sequence[float], samples: int) -> tuple[float,
         samples: number of samples that each of them was measured on.
 
     Returns:
-        The mean, and both ends of the interval, within [0, 1].
+        The mean, and both ends of the interval, within [0, 1]; NaN where several seeds have equal accuracies.
 
     Raises:
         ValueError: If there is no accuracy, one is not in [0, 1], or there are no samples.

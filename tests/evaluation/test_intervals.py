@@ -50,8 +50,41 @@ def test_one_seed_has_a_mean_and_no_interval():
     assert np.isnan(interval.high).all()
 
 
-def test_equal_values_have_an_interval_of_no_width():
-    np.testing.assert_array_equal(mean_interval([1.0, 1.0, 1.0]), [1.0, 1.0, 1.0])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, -2.5, 1e-9, 1e12])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_equal_values_have_a_mean_and_no_interval(value, seeds):
+    interval = mean_interval([value] * seeds)
+    assert interval.mean == pytest.approx(value)
+    assert np.isnan([interval.low, interval.high]).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "reference"),
+    [
+        ([0.9, 0.8], [0.875, 0.775]),  # both 0.025, but not in binary
+        ([0.1 + 0.2, 0.3], [0.2, 0.2]),
+        ([1e6 + 0.1, 2e6 + 0.1], [1e6, 2e6]),
+        ([0.3, 0.6, 0.9], [0.2, 0.5, 0.8]),
+        ([0.0, 0.0], [0.0, 0.0]),
+        ([5.0, 7.0], [7.5, 9.5]),
+    ],
+)
+def test_differences_that_are_equal_up_to_rounding_have_no_interval(values, reference):
+    interval = paired_interval(values, reference)
+    assert interval.mean == pytest.approx(np.mean(values) - np.mean(reference))
+    assert np.isnan([interval.low, interval.high]).all()
+
+
+@pytest.mark.parametrize("step", [1e-3, 1e-6, 1e-9])
+def test_small_differences_are_no_rounding(step):
+    values = np.array([0.5, 0.5 + step, 0.5 - step])
+    interval = mean_interval(values)
+    assert float(interval.high - interval.mean) == pytest.approx(QUANTILES[3] * step / math.sqrt(3), rel=1e-5)
+
+
+def test_equal_columns_are_those_without_an_interval():
+    interval = mean_interval([[0.5, 1.0, 0.0], [0.6, 1.0, 0.0]])
+    np.testing.assert_array_equal(np.isnan(interval.low), [False, True, True])
 
 
 @pytest.mark.parametrize("diverged", [math.nan, math.inf, -math.inf])
@@ -66,6 +99,8 @@ def test_wrong_shapes_are_errors():
         mean_interval([])
     with pytest.raises(ValueError, match=r"equal shapes, got \(2,\) and \(3,\)"):
         paired_interval([1.0, 2.0], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"must have shape \(seeds >= 1, \.\.\.\)"):
+        paired_interval([], [])
 
 
 def test_intervals_of_seeds_are_those_of_student():
@@ -74,6 +109,9 @@ def test_intervals_of_seeds_are_those_of_student():
     expected = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
     assert (mean, low, high) == pytest.approx((0.45, *expected))
     assert accuracy_interval([0.0, 1.0], 10) == (0.5, 0.0, 1.0)
+    mean, *bounds = accuracy_interval([1.0, 1.0], 10)
+    assert mean == 1
+    assert np.isnan(bounds).all()
 
 
 def test_intervals_of_one_seed_are_those_of_wilson():

@@ -3,80 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ibreg.plots.style import method_label, sort_methods
-from ibreg.runs.folder import CONFIG, SUMMARY
-from ibreg.runs.report.summary import Column, read_summary, summarize
+from ibreg.runs.report.arrangement import Arranged, Run
+from ibreg.runs.report.summary import Column, summarize
 from ibreg.runs.report.tables import DEFAULT_COLUMNS, difference_cell, spread_cell
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        folder: its folder.
-        summary: contents of its `summary.json`.
-    """
-
-    folder: Path
-    summary: Mapping[str, Any]
-
-    @property
-    def overrides(self) -> list[str]:
-        """The overrides of its command line."""
-        return str(self.summary.get("command", "")).split()[2:]
-
-
-def read_runs(paths: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
-    """Reads the runs in and below folders.
-
-    Args:
-        paths: folders of runs, or folders that contain such folders at any depth.
-
-    Returns:
-        The finished runs, in the order of the paths and of the folders' names; and the folders left out, with the
-        reason: runs that did not finish, summaries that cannot be read, and folders without any run.
-    """
-    runs: dict[Path, Run] = {}
-    left_out: dict[Path, str] = {}
-    for path in paths:
-        if not path.is_dir():
-            left_out[path] = "no such folder"
-            continue
-        folders = sorted({file.parent for name in (SUMMARY, CONFIG) for file in path.rglob(name)})
-        if not folders:
-            left_out[path] = f"no run: it has no {SUMMARY} in it or below"
-        for folder in folders:
-            if not (folder / SUMMARY).is_file():
-                left_out[folder] = f"not finished: it has no {SUMMARY} yet (continue it with resume=true)"
-                continue
-            try:
-                runs.setdefault(folder.resolve(), Run(folder, read_summary(folder / SUMMARY)))
-            except ValueError as error:
-                left_out[folder] = str(error)
-    return list(runs.values()), left_out
-
-
-def labels(runs: Sequence[Run]) -> list[str]:
-    """Names each run by the overrides that not all runs have, or by its folder if these are not unique.
-
-    Example:
-        >>> def run(folder, command):
-        ...     return Run(Path(folder), {"command": f"python recipes/classification.py {command}"})
-        >>> labels([run("a", "data=mnist lr=1e-3"), run("b", "data=mnist lr=1e-2")])
-        ['lr=1e-3', 'lr=1e-2']
-    """
-    shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
-    own = [" ".join(override for override in run.overrides if override not in shared) for run in runs]
-    return [
-        label if label and own.count(label) == 1 else "/".join(run.folder.parts[-2:])
-        for label, run in zip(own, runs, strict=True)
-    ]
 
 
 def columns(runs: Sequence[Run], metric: str | None = None) -> list[Column]:
@@ -103,29 +36,31 @@ def columns(runs: Sequence[Run], metric: str | None = None) -> list[Column]:
     return [first, *shown.values()]
 
 
-def compare(runs: Sequence[Run], metrics: Sequence[Column]) -> list[dict[str, Any]]:
+def compare(arranged: Arranged, metrics: Sequence[Column]) -> list[dict[str, Any]]:
     """Lists the results of each method of each run, with the paired differences of the first metric.
 
     Args:
-        runs: finished runs; the others are compared with the first.
+        arranged: finished runs; the others are compared with the first.
         metrics: columns, each (key, heading, scale, digits), at least one.
 
     Returns:
-        A row for each method: `run`, `recipe`, `data`, `method`, `seeds`, `results` (an entry of `summarize` for each
-        metric that it has), and the paired differences `to_control` (method - control of the same run) and `to_first`
-        (method - same method of the first run). The latter is None for the first run, and for runs with other data or
-        seeds.
+        A row for each method: `run` (its name), `folder`, `recipe`, `data`, `method`, `seeds`, `results` (an entry of
+        `summarize` for each metric that it has), and the paired differences `to_control` (method - control of the same
+        run) and `to_first` (method - same method of the first run). The latter is None for the first run, and for runs
+        with other data or seeds.
     """
     first_metric, rows = metrics[0][0], []
-    for label, run in zip(labels(runs), runs, strict=True):
-        summary, reference = run.summary, runs[0].summary
-        pairs = run is not runs[0] and all(summary[key] == reference[key] for key in ("recipe", "data", "seeds"))
+    first = arranged.runs[0]
+    for name, run in zip(arranged.names, arranged.runs, strict=True):
+        summary, reference = run.summary, first.summary
+        pairs = run is not first and all(summary[key] == reference[key] for key in ("recipe", "data", "seeds"))
         for method in sort_methods(summary["results"]):
             results = summary["results"][method]
             before = reference["results"].get(method, {}).get(first_metric) if pairs else None
             rows.append(
                 {
-                    "run": label,
+                    "run": name,
+                    "folder": str(run.folder),
                     "recipe": summary["recipe"],
                     "data": summary["data"],
                     "method": method,
@@ -171,7 +106,7 @@ def cells(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Column]) -> list[
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens a row of `compare` to a line of a csv file, in the unit of the summaries."""
-    line = {key: row[key] for key in ("run", "recipe", "data", "method", "seeds")}
+    line = {key: row[key] for key in ("run", "folder", "recipe", "data", "method", "seeds")}
     for metric, entry in row["results"].items():
         line |= {f"{metric} {key}": entry[key] for key in ("mean", "std")}
     for name in ("to_control", "to_first"):

@@ -38,7 +38,7 @@ def summarize(
     Returns:
         `{method: {metric: {"mean", "std", "values"}}}` with the sample standard deviation (None for one seed), and
         `{method: {metric: {"mean", "low", "high", "values"}}}`: the differences method - control with their 95 % CI
-        (None for one seed), for the metrics that both have.
+        (None for one seed, and where the differences of all seeds are equal), for the metrics that both have.
 
     Raises:
         ValueError: If a metric has no value, or their number differs from that of the control.
@@ -98,7 +98,7 @@ def _difference(metric: str, row: np.ndarray, control: np.ndarray) -> dict[str, 
     if row.size != control.size:
         raise ValueError(f"{metric} must have as many values as the control ({control.size}), got {row.size}")
     mean, *bounds = map(float, paired_interval(row, control))
-    low, high = bounds if row.size > 1 else (None, None)
+    low, high = (None if math.isnan(bound) else bound for bound in bounds)
     return {"mean": mean, "low": low, "high": high, "values": (row - control).tolist()}
 
 

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +31,11 @@ DEFAULT_COLUMNS = (
 
 DOUBTFUL = "(!)"  # after a number
 DOUBT = f"{DOUBTFUL} not reliable: a sanity check of the attacks failed, so gradients may be masked."
+EQUAL = "(=)"  # after a difference without an interval
+SAME = (
+    f"{EQUAL} the difference is the same for every seed, which tells nothing about its variation: there is no 95 % CI."
+)
+INTERVAL = "95 % CI: Student's t over the paired differences of the seeds."
 
 
 def console_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> Table:
@@ -64,11 +70,11 @@ def print_run(folder: Path, state: str) -> None:
     if not sys.stdout.isatty():  # a log file has no width
         console.width = max(140, console.measure(table, options=console.options.update(width=10_000)).minimum)
     console.print(table)
-    if is_doubtful(summary):
-        console.print(DOUBT, highlight=False)
-    console.print(f"{state}: {folder}", highlight=False, soft_wrap=True)
-    for path in sorted(path for path in folder.iterdir() if path.name not in (CHECKPOINTS, LOCK)):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    notes = [*([INTERVAL] if summary["paired"] else []), *_notes(summary, summary["headline"])]
+    files = sorted(path for path in folder.iterdir() if path.name not in (CHECKPOINTS, LOCK))
+    for line in [*notes, f"{state}: {folder}", *(f"  {path}" for path in files)]:
+        # As Text: brackets in the name of a folder are not markup.
+        console.print(Text(line), soft_wrap=True)
 
 
 def markdown_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> str:
@@ -96,14 +102,15 @@ def markdown_table(summary: Mapping[str, Any], metrics: Sequence[Column]) -> str
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:
     """Makes a Markdown table of headings and rows, the first column left-aligned and the others right-aligned."""
-    # A bar would end its cell.
-    headings, *rows = [[cell.replace("|", r"\|") for cell in row] for row in cells]
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    # A bar would end its cell, a line break its row.
+    headings, *rows = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in cells]
+    widths = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     rule = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
     lines = []
     for label, *numbers in (headings, *rows):
-        padded = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-        lines.append(f"| {' | '.join([label.ljust(widths[0]), *padded])} |")
+        # Not `ljust` and `rjust`: characters of Chinese and emoji are two columns wide.
+        padded = [" " * (width - cell_len(cell)) + cell for cell, width in zip(numbers, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([label + ' ' * (widths[0] - cell_len(label)), *padded])} |")
     return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
 
 
@@ -134,11 +141,16 @@ def spread_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> s
 
 
 def difference_cell(entry: Mapping[str, Any] | None, scale: float, digits: int) -> str:
-    """Formats the mean difference and 95 % CI of an entry of `paired`; None is a dash."""
+    """Formats the mean difference and 95 % CI of an entry of `paired`; None is a dash.
+
+    There is no interval for one seed, nor for several whose differences are equal, which `EQUAL` marks.
+    """
     if entry is None:
         return "-"
     mean, low, high = (_formatted(entry[key], scale, digits, sign="+") for key in ("mean", "low", "high"))
-    return mean if "nan" in (mean, low) else f"{mean} [{low}, {high}]"
+    if mean == "nan" or low != "nan":
+        return mean if mean == "nan" else f"{mean} [{low}, {high}]"
+    return f"{mean} {EQUAL}" if len(entry["values"]) > 1 else mean
 
 
 def _formatted(number: float | None, scale: float, digits: int, sign: str = "") -> str:
@@ -187,8 +199,18 @@ def _readme_table(folder: Path, name: str) -> str:
     summary = read_summary(path)
     measured = {key for metrics in summary["results"].values() for key in metrics}
     columns = summary.get("headline") or [column for column in DEFAULT_COLUMNS if column[0] in measured]
-    notes = [DOUBT] if is_doubtful(summary) else []
-    return "\n\n".join([markdown_table(summary, columns), *notes, _provenance(summary)])
+    return "\n\n".join([markdown_table(summary, columns), *_notes(summary, columns), _provenance(summary)])
+
+
+def _notes(summary: Mapping[str, Any], metrics: Sequence[Column]) -> list[str]:
+    """Lists the explanations of the marks in a table."""
+    doubt = [DOUBT] if is_doubtful(summary) else []
+    return doubt + equality_note(_cells(summary, metrics))
+
+
+def equality_note(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the explanation of `EQUAL` if a cell of a table has this mark."""
+    return [SAME] if any(cell.endswith(f" {EQUAL}") for row in cells for cell in row) else []
 
 
 def is_doubtful(summary: Mapping[str, Any]) -> bool:

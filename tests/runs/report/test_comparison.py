@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from ibreg.runs.folder import CONFIG, SUMMARY
-from ibreg.runs.report.comparison import cells, columns, compare, flat, labels, read_runs
+from ibreg.runs.report.arrangement import arrange, read_runs
+from ibreg.runs.report.comparison import cells, columns, compare, flat
 
 COMPARE = Path(__file__).resolve().parents[3] / "recipes" / "compare.py"
 HEADLINE = [("test/error", "test error (%)", 100, 2), ("test/nll", "test NLL (nats)", 1, 4)]
@@ -32,22 +33,9 @@ def outputs(tmp_path, write):
     return tmp_path / "outputs"
 
 
-def test_runs_are_named_by_the_overrides_in_which_they_differ(outputs):
-    runs, left_out = read_runs([outputs])
-    assert labels(runs) == ["bottleneck.hsic.beta=1", "bottleneck.hsic.beta=10"]
-    assert not left_out
-    # A folder named twice, or with a folder in it, counts once.
-    assert len(read_runs([outputs, outputs / "a"])[0]) == 2
-
-
-def test_runs_of_one_command_are_named_by_their_folder(outputs):
-    (run, _), _ = read_runs([outputs])
-    assert labels([run, run]) == ["outputs/a", "outputs/a"]
-
-
 def test_differences_are_those_of_paired_seeds(outputs):
     runs, _ = read_runs([outputs])
-    rows = compare(runs, columns(runs))
+    rows = compare(arrange(runs), columns(runs))
     assert [(row["run"][-2:], row["method"]) for row in rows] == [
         ("=1", "none"), ("=1", "hsic"), ("10", "none"), ("10", "hsic"),
     ]  # fmt: skip
@@ -67,7 +55,7 @@ def test_differences_are_those_of_paired_seeds(outputs):
 def test_other_seeds_or_data_are_not_paired(outputs, change):
     runs, _ = read_runs([outputs])
     runs[1].summary.update(change)
-    rows = compare(runs, columns(runs))
+    rows = compare(arrange(runs), columns(runs))
     assert all(row["to_first"] is None for row in rows)
     assert rows[3]["to_control"] is not None
     assert not any("first run" in heading for heading in cells(rows, columns(runs))[0])
@@ -76,7 +64,7 @@ def test_other_seeds_or_data_are_not_paired(outputs, change):
 def test_a_seed_that_diverged_is_not_dropped(outputs):
     runs, _ = read_runs([outputs])
     runs[1].summary["results"]["hsic"]["test/error"]["values"][2] = None  # as JSON has it
-    difference = compare(runs, columns(runs))[3]["to_first"]
+    difference = compare(arrange(runs), columns(runs))[3]["to_first"]
     assert difference["mean"] != difference["mean"]
 
 
@@ -84,7 +72,7 @@ def test_the_metric_asked_for_comes_first(outputs):
     runs, _ = read_runs([outputs])
     assert [key for key, *_ in columns(runs)] == ["test/error", "test/nll"]
     assert [key for key, *_ in columns(runs, "test/nll")] == ["test/nll", "test/error"]
-    row = flat(compare(runs, columns(runs, "test/nll"))[3])
+    row = flat(compare(arrange(runs), columns(runs, "test/nll"))[3])
     assert row["to_first mean"] == pytest.approx(3 * (sum(SECOND["hsic"]) - sum(FIRST["hsic"])) / 5)
     with pytest.raises(ValueError, match=r"metric must be one of test/error, test/nll, got 'test/f1'"):
         columns(runs, "test/f1")
@@ -106,11 +94,14 @@ def test_a_table_a_csv_and_a_plot_and_what_is_left_out(outputs, tmp_path):
         assert reason in line
     table = (outputs / "comparison.md").read_text()
     assert table in result.stdout
-    assert len(table.splitlines()) == 2 + 4
+    assert len([line for line in table.splitlines() if line.startswith("|")]) == 2 + 4
+    assert "\nfirst run: bottleneck.hsic.beta=1 (outputs/a)\n" in table
+    assert "95 % CI: Student's t over the paired differences of the seeds." in table
     assert "test error - first run [95 % CI]" in table
     with (outputs / "comparison.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["method"] for line in lines] == ["none", "hsic", "none", "hsic"]
+    assert [line["folder"] for line in lines] == ["outputs/a", "outputs/a", "outputs/b", "outputs/b"]
     assert float(lines[3]["test/error mean"]) == pytest.approx(sum(SECOND["hsic"]) / 5)
     assert (outputs / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
@@ -121,3 +112,21 @@ def test_nothing_to_compare(tmp_path):
     assert result.returncode == 1
     assert "left out empty: no run" in result.stderr
     assert not list((tmp_path / "empty").iterdir())
+
+
+def test_equal_differences_between_runs_have_no_interval(outputs):
+    runs, _ = read_runs([outputs])
+    for run, errors in zip(
+        runs, (FIRST, {"none": FIRST["none"], "hsic": [e - 0.025 for e in FIRST["hsic"]]}), strict=True
+    ):
+        run.summary["results"]["hsic"]["test/error"]["values"] = errors["hsic"]
+    rows = compare(arrange(runs), columns(runs))
+    assert rows[3]["to_first"] | {"values": 0} == {
+        "mean": pytest.approx(-0.025),
+        "low": None,
+        "high": None,
+        "values": 0,
+    }
+    table = cells(rows, columns(runs))
+    assert [row[4] for row in table[1:]] == ["-", "-", "+0.00 (=)", "-2.50 (=)"]
+    assert flat(rows[3])["to_first low"] is None

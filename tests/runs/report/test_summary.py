@@ -36,11 +36,13 @@ def test_differences_are_paired_with_a_student_interval(method):
     np.testing.assert_allclose(entry["values"], np.subtract(ours, control))
 
 
-def test_only_metrics_of_both_are_paired_and_equal_values_give_an_empty_interval():
+def test_only_metrics_of_both_are_paired_and_equal_differences_have_no_interval():
     paired = summarize(VALUES)[1]
     assert list(paired) == ["variational", "null"]
     assert list(paired["variational"]) == ["test/error"]
-    assert paired["null"]["test/nll"] == {"mean": 0, "low": 0, "high": 0, "values": [0] * 5}
+    assert paired["null"]["test/nll"] == {"mean": 0, "low": None, "high": None, "values": [0] * 5}
+    _, two = summarize({"none": {"loss": [0.875, 0.775]}, "hsic": {"loss": [0.9, 0.8]}})
+    assert two["hsic"]["loss"] | {"values": 0} == {"mean": pytest.approx(0.025), "low": None, "high": None, "values": 0}
 
 
 def test_one_seed_has_no_spread_and_no_interval():

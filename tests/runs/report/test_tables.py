@@ -5,6 +5,7 @@ import math
 from importlib.metadata import version
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from ibreg.runs.report import tables as report
@@ -37,6 +38,56 @@ def test_a_bar_in_a_heading_does_not_end_its_cell():
     table = report.markdown_table(summary_of(SMALL), [("test/error", "error | %", 100, 2)])
     assert table.splitlines()[0].startswith(r"| method                |  error \| % | difference")
     assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def test_a_difference_without_an_interval_is_explained_below_the_table(write, tmp_path, capsys):
+    equal = {"none": {"test/error": [0.8, 0.9]}, "hsic": {"test/error": [0.775, 0.875]}}
+    write(tmp_path / "summary.json", equal, headline=COLUMNS[:1])
+    report.print_run(tmp_path, "finished")
+    printed = capsys.readouterr().out
+    assert report.SAME in printed
+    assert report.INTERVAL in printed
+    (tmp_path / "results").mkdir()
+    write(tmp_path / "results" / "small.json", equal, headline=COLUMNS[:1])
+    assert report.SAME in report.render_readme(README, tmp_path / "results")
+    write(tmp_path / "summary.json", SMALL, headline=COLUMNS[:1])
+    report.print_run(tmp_path, "finished")
+    assert report.SAME not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["[red]", "[/]", "[bold]x[/bold]", "a[b", "{x}", "%s"])
+def test_names_of_folders_are_no_markup(write, tmp_path, capsys, name):
+    folder = tmp_path / name.replace("/", "|")
+    folder.mkdir()
+    write(folder / "summary.json", SMALL, headline=COLUMNS[:1])
+    report.print_run(folder, "finished")
+    assert f"finished: {folder}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("heading", "shown"),
+    [
+        ("RMSE, sales_$_per_$", "RMSE, sales_$_per_$"),
+        ("two\nlines", "two lines"),
+        ("a\ttab", "a tab"),
+        ("[red]", "[red]"),
+        ("a|b", r"a\|b"),
+        ("", ""),
+        ("年龄 🦓", "年龄 🦓"),
+        ("x" * 300, "x" * 300),
+    ],
+)
+def test_headings_with_names_of_users_keep_the_table_a_table(heading, shown):
+    columns = [("test/error", heading, 100, 2)]
+    lines = report.markdown_table(summary_of(SMALL), columns).splitlines()
+    assert len(lines) == 5
+    assert len({cell_len(line) for line in lines}) == 1
+    assert lines[0].replace(r"\|", "").count("|") == 4
+    assert shown in lines[0]
+    console = Console(width=400)
+    with console.capture() as capture:
+        console.print(report.console_table(summary_of(SMALL), columns))
+    assert "4.00 ± 1.41" in capture.get()
 
 
 def test_a_run_is_printed_with_its_own_columns_and_files(write, tmp_path, capsys):
@@ -76,14 +127,18 @@ def test_names_of_methods_are_not_wrapped_with_many_columns():
     [
         ({"none": {"test/error": [0.5]}, "hsic": {"test/error": [0.25]}}, ["hsic", "25.00", "-25.00"]),
         ({"hsic": {"test/error": [0.25, 0.25]}}, ["hsic", "25.00 ± 0.00"]),
+        (
+            {"none": {"test/error": [0.8, 0.9]}, "hsic": {"test/error": [0.775, 0.875]}},
+            ["hsic", "82.50 ± 7.07", "-2.50 (=)"],
+        ),
         ({"none": {"test/error": [0.5, 0.5]}, "hsic": {"test/error": [math.nan, 0.5]}}, ["hsic", "nan", "nan"]),
         ({"none": {"test/error": [0.5, 0.5]}, "hsic": {"test/nll": [1.0, 1.0]}}, ["hsic", "-", "-"]),
         (
             {"none": {"test/error": [0.5, 0.5]}, "hsic": {"test/error": [0.499999, 0.499999]}},
-            ["hsic", "50.00 ± 0.00", "+0.00 [+0.00, +0.00]"],
+            ["hsic", "50.00 ± 0.00", "+0.00 (=)"],
         ),
     ],
-    ids=["one seed", "no control", "diverged", "no such metric", "no negative zero"],
+    ids=["one seed", "no control", "equal differences", "diverged", "no such metric", "no negative zero"],
 )
 def test_cells(write, tmp_path, values, row):
     written = read_summary(write(tmp_path / "summary.json", values))
