@@ -177,6 +177,7 @@ def _draw_regions(regions, points, targets, splits, extent, names) -> Figure:
         # A method that trains on all classes at once is in the last column only.
         first = columns - len(stages)
         row[first].set_ylabel(plot_name(learner_label(method), 24))
+        row[first].yaxis.label.set_in_layout(first == 0)  # beside hidden panels there is room for it
         for panel in row[:first]:
             panel.set_visible(False)
         for column, (panel, stage) in enumerate(zip(row[first:], stages, strict=True), first):
@@ -187,7 +188,8 @@ def _draw_regions(regions, points, targets, splits, extent, names) -> Figure:
             )  # fmt: skip
             for label in seen:
                 of_class = points[targets == label]
-                panel.scatter(*of_class.T, s=3, color=CLASS_COLORS[label], linewidth=0, label=plot_name(names[label]))
+                panel.scatter(*of_class.T, s=3, color=CLASS_COLORS[label], linewidth=0)
+                panel.plot([], [], "o", color=CLASS_COLORS[label], label=plot_name(names[label]))  # for the legend
             panel.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
     for panel, split in zip(panels[0], splits, strict=True):
         learned = ", ".join(plot_name(names[label], 20) for label in split)

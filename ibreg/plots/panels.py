@@ -27,7 +27,7 @@ FALLBACK_FONTS = (
     "Noto Sans CJK SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Micro Hei",
     "Arial Unicode MS",
 )  # fmt: skip
-BAR_DISTANCE = 3.0  # of the outermost bars from their marker, in typographic points: within a large marker
+BAR_DISTANCE = 4.0  # of the outermost bars from their marker, in typographic points: about as wide as the marker
 
 
 def panel_grid(count: int, *, most: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
@@ -171,6 +171,10 @@ def draw_bars(
         panel.errorbar(x, mean, [mean - low, high - mean], **bars, transform=aside, label="_bars")
         line = {"linewidth": 1.2, "markersize": 4} | dict(styles[method])
         panel.plot(x, mean, **line, label=plot_name(method_label(method)))
+        # The axes do not see what is drawn aside.
+        ends = np.array([(place, end) for place, *both in zip(x, low, high, strict=True) for end in both], dtype=float)
+        panel.update_datalim(ends[np.isfinite(ends).all(axis=1)])
+        panel.autoscale_view()
     panel.grid(alpha=0.3)
 
 

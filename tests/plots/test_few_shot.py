@@ -26,6 +26,14 @@ def test_lines_are_means_over_seeds_and_bars_reach_from_the_least_to_the_greates
     assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy (%)", "ece (%)"]
 
 
+def test_bars_are_inside_the_axes():
+    panel = _draw_images_curve(POINTS).axes[0]
+    low, high = panel.get_ylim()
+    assert low < 50.5
+    assert high > 114
+    assert panel.get_xscale() == "log"
+
+
 def test_one_number_of_images_is_drawn_too(tmp_path):
     assert images_curve([point for point in POINTS if point["images"] == 5], tmp_path / "one.png").is_file()
 

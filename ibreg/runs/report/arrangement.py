@@ -156,15 +156,18 @@ def arrange(runs: Sequence[Run]) -> Arranged:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Lists keys by which runs can be told apart: those of the command lines in which they differ, then others.
+    """Lists keys by which runs can be told apart: the recipe, those of the command lines in which they differ, others.
 
-    Of the others only as many as are needed: most follow from the former, as `sweep.epochs` does from `epochs`.
+    Of the others only as many as are needed: most follow from the former, as `sweep.epochs` does from `epochs`. Keys
+    that only one of several recipes has tell nothing.
     """
-    given = list(dict.fromkeys(key for run in runs for key in run.overrides))
-    keys = dict.fromkeys([*given, "recipe", "data", "model", *(key for run in runs for key in run.options)])
+    given = list(dict.fromkeys(["recipe", *(key for run in runs for key in run.overrides)]))
+    keys = dict.fromkeys([*given, "data", "model", *(key for run in runs for key in run.options)])
+    one_recipe = len({_frozen(run, "recipe") for run in runs}) == 1
     found: list[str] = []
     for key in keys:
-        if len({_frozen(run, key) for run in runs}) < 2:
+        everywhere = all(key in run.options for run in runs) or one_recipe or key == "experiment"
+        if len({_frozen(run, key) for run in runs}) < 2 or not everywhere:
             continue
         apart = len({tuple(_frozen(run, each) for each in found) for run in runs})
         if key in given or len({tuple(_frozen(run, each) for each in [*found, key]) for run in runs}) > apart:

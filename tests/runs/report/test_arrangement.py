@@ -69,7 +69,7 @@ def test_unrelated_runs_come_last_and_are_named_by_their_differences_to_the_firs
                                "recipe=regression", "seeds=[0] lr=0.001"))  # fmt: skip
     assert list(arranged.names[:3]) == ["lr=0.001", "lr=0.01", "lr=0.1"]
     assert sorted(arranged.names[3:]) == [
-        "seeds=[0,1] data=mnist", "seeds=[0,1] lr=0.01 epochs=30", "seeds=[0,1] recipe=regression",
+        "recipe=regression seeds=[0,1]", "seeds=[0,1] data=mnist", "seeds=[0,1] lr=0.01 epochs=30",
     ]  # fmt: skip
     assert (arranged.swept, list(arranged.numbers)) == ("lr", [0.001, 0.01, 0.1])
 
