@@ -1,5 +1,7 @@
 """The command line: what it lists and runs, the package data that it needs, and the time of the import."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +12,16 @@ import pytest
 
 import ibreg
 from ibreg import cli
-from ibreg.runs.config.package_data import descriptions, first_sentence, installed_folder, launch_command, recipes
+from ibreg.runs.config.package_data import (
+    as_launched,
+    descriptions,
+    explanations,
+    first_sentence,
+    head,
+    installed_folder,
+    launch_command,
+    recipes,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,11 +58,142 @@ def test_experiments_are_listed_by_recipe():
     assert "cs_ib_housing" in descriptions()["experiment of regression"]
 
 
+def test_the_duration_of_an_experiment_is_that_of_the_committed_run():
+    """It stands in the YAML, as results are not in the wheel; a run that was resumed has no duration."""
+    stated = 0
+    for path in (ROOT / "configs" / "experiment").glob("*.yaml"):
+        result = ROOT / "recipes" / "results" / path.name.replace(".yaml", ".json")
+        found = re.search(r"^Duration: about (\d+) min, (\d) CPU thread(?:, (.*))?\.$", head(path), re.MULTILINE)
+        run = json.loads(result.read_text()) if result.is_file() else {"resumed": True}
+        assert (found is None) == run["resumed"], path.stem
+        if found:
+            assert abs(int(found[1]) * 60 / run["wall_s"] - 1) < 0.1, path.stem
+            assert int(found[2]) == run["hardware"]["threads"]
+            given = {"device=cpu", f"experiment={path.stem}", *(found[3] or "").split(", ")}
+            assert set(run["command"].split()[2:]) <= given, path.stem
+            stated += 1
+    assert stated > 15
+    line = descriptions()["experiment of concepts"]["cbm_mnist_addition"]
+    assert line.endswith("they are complete (about 40 min, 1 CPU thread)")
+
+
+@pytest.mark.parametrize(
+    ("group", "names"),
+    [
+        ("data", {"digits", "csv"}),
+        ("bottleneck", {"variational", "hsic"}),
+        ("bottlenecks", {"variational", "hsic"}),
+        ("models", {"lenet"}),
+        ("experiments", {"vib_mnist", "cs_ib_housing", "dkvb_toy"}),
+        ("recipe", {"classification", "compare"}),
+        ("task_losses", {"huber"}),
+    ],
+)
+def test_one_group_is_listed(capsys, group, names):
+    assert cli.main(["list", group]) == 0
+    printed = capsys.readouterr().out
+    listed = {line.split()[0] for line in printed.splitlines() if line.startswith("  ")}
+    assert names <= listed
+    others = {"digits", "variational", "lenet", "vib_mnist", "classification", "huber"} - names
+    assert not others & listed
+
+
+@pytest.mark.parametrize("name", [*ibreg.names(), "csv", "digits", "timm", "resnet20", "huber", "vib_mnist", "robust"])
+def test_a_name_is_explained_by_its_yaml_with_all_comments(capsys, name):
+    assert cli.main(["list", name]) == 0
+    printed = capsys.readouterr().out
+    files = list((ROOT / "configs").glob(f"*/{name}.yaml"))
+    assert len(files) == len(re.findall(rf"^\w+=\[?{name}\]?$", printed, re.MULTILINE)) > 0
+    words = printed.replace("#", "").split()
+    for path in files:
+        expected = re.sub(r"@package \S+|#", "", path.read_text()).split()
+        start = next(i for i in range(len(words)) if words[i : i + 8] == expected[:8])
+        assert words[start : start + len(expected)] == expected
+
+
+def test_a_bottleneck_is_explained_by_its_class_as_well(capsys):
+    assert cli.main(["list", "hsic", "variational"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    said = (
+        "ibreg.HSICBottleneck: Identity layer whose penalty is the dependence of the code on the input minus that on "
+    )
+    assert said in printed
+    assert "ibreg.VariationalBottleneck: Encodes features as a Gaussian code z ~ N(mu(x), sigma(x)^2) and " in printed
+
+
+def test_a_recipe_is_explained_by_its_keys(capsys):
+    assert cli.main(["list", "regression"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("python recipes/regression.py\n\nRegression with and without a bottleneck")
+    assert "# learning rate" in printed
+    assert "\nhydra:" not in printed
+    assert cli.main(["list", "compare"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("varational", "'variational'"),
+        ("vib-mnist", "'vib_mnist'"),
+        ("digit", "'digits'"),
+        ("lenett", "'lenet'"),
+        ("clasification", "'classification'"),
+    ],
+)
+def test_an_unknown_name_is_an_error_that_suggests_the_closest(capsys, name, close):
+    assert cli.main(["list", name]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(rf"ibreg has no .* {name!r} \(did you mean {close}.*\?\): ibreg list shows all\n", printed.err)
+
+
+def test_a_name_without_a_close_one_is_an_error_too(capsys):
+    assert cli.main(["list", "xyzzy"]) == 2
+    assert "model or experiment 'xyzzy': ibreg list shows all" in capsys.readouterr().err
+
+
+def test_a_bottleneck_without_a_yaml_is_explained_by_its_docstring(monkeypatch):
+    class Small:
+        "A small one. Of mine."
+
+    monkeypatch.setattr("ibreg.registry.names", lambda: ["small_code"])
+    monkeypatch.setattr("ibreg.registry.find", lambda name: Small)
+    (found,) = explanations("small_code")
+    assert (found.choice, found.text) == ("bottlenecks=[small_code]", "")
+    assert found.summary.endswith("Small: A small one. Of mine.")
+
+
+def test_descriptions_are_wrapped_in_a_terminal_and_lines_in_a_pipe():
+    groups = {"data": {"digits": "one two three four", "csv": "five"}}
+    assert cli.listing(groups, 20) == "data\n  digits  one two\n          three four\n  csv     five"
+    assert cli.listing(groups) == "data\n  digits  one two three four\n  csv     five"
+
+
+def test_a_closed_pipe_is_no_error(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(["list"]) == 1
+        print("what is written later goes nowhere")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", ["list", "list experiments", "list vib_mnist", "classification --help"])
+def test_head_of_a_listing_leaves_no_message(arguments, tmp_path):
+    command = f"{sys.executable} -u -m ibreg.cli {arguments} | head -n 1"
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1
+
+
 def test_the_command_of_an_installed_package_is_ibreg(monkeypatch, tmp_path):
     assert launch_command("regression") == "python recipes/regression.py"
     (tmp_path / "ibreg" / "recipes").mkdir(parents=True)
     monkeypatch.setattr(ibreg, "__file__", str(tmp_path / "ibreg" / "__init__.py"))
     assert launch_command("regression") == "ibreg regression"
+    (tmp_path / "ibreg" / "recipes" / "regression.py").touch()
+    assert as_launched("  python recipes/regression.py tune=true") == "  ibreg regression tune=true"
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def _keys(
     """Yields the recipe's own keys and the sections of the chosen files, with the values that they have now."""
     sections = {group: composed[group] for group in chosen if group in composed}
     named = composed["bottlenecks"] if isinstance(composed["bottlenecks"], list) else []
-    methods = {name: options for name, options in composed[BOTTLENECK].items() if name in named}
+    methods = {name: options for name, options in composed[BOTTLENECK].items() if name in named and options}
     known: Entries = {(BOTTLENECK,): Entry("", "", False)}
     for group in sections:
         known |= _of_file(folders, group, chosen[group], (group,))
@@ -107,7 +107,8 @@ def _rows(at: tuple[str, ...], section: Mapping[str, Any], known: Entries, width
 
 def _groups(own_yaml: Path) -> list[str]:
     """Lists the groups in the recipe's list of defaults, from each of which one file is chosen."""
-    groups = [str(group) for entry in _loaded(own_yaml)["defaults"] if isinstance(entry, dict) for group in entry]
+    config: Any = OmegaConf.to_container(OmegaConf.load(own_yaml))
+    groups = [str(group) for entry in config["defaults"] if isinstance(entry, dict) for group in entry]
     return [group for group in groups if " " not in group and group != BOTTLENECK]
 
 
@@ -130,12 +131,12 @@ def _choices(
 
 def _fits(path: Path, recipe: str) -> bool:
     """Whether a recipe takes what a YAML configures: a data set that its loader knows, an experiment of its own."""
-    config = _loaded(path)
+    keys = {path[0]: entry.value for path, entry in entries(path.read_text(encoding="utf-8")).items()}
     if path.parent.name == EXPERIMENT:
-        return config.get("recipe") == recipe
+        return keys.get("recipe") == recipe
     if path.parent.name == "data":
-        known = config.get("name") in DATA_SETS.get(recipe, classification.names)()
-        return known and (recipe not in ON_IMAGES or "mean" in config)
+        known = keys.get("name") in DATA_SETS.get(recipe, classification.names)()
+        return known and (recipe not in ON_IMAGES or "mean" in keys)
     return True
 
 
@@ -143,11 +144,6 @@ def _yaml(folders: Sequence[Path], group: str, choice: str | None) -> Path | Non
     """Returns the YAML of a choice, which may lie in a folder of the user's, `--config-dir`."""
     paths = [folder / group / f"{choice}.yaml" for folder in folders]
     return next((path for path in paths if path.is_file()), None)
-
-
-def _loaded(path: Path) -> dict[str, Any]:
-    config: Any = OmegaConf.to_container(OmegaConf.load(path))
-    return config
 
 
 def _parsed(text: str) -> Any:

@@ -49,7 +49,7 @@ def descriptions() -> dict[str, dict[str, str]]:
     """Describes every recipe, bottleneck, data set, model and experiment in a line, by group and name.
 
     A description is the first sentence of the comment at the head of a YAML, of a recipe's docstring, or of the class
-    of a bottleneck without a YAML. The experiments of each recipe are a group.
+    of a bottleneck without a YAML. The experiments of each recipe are a group, described with their duration.
 
     Example:
         >>> descriptions()["bottleneck"]["variational"]
@@ -64,7 +64,9 @@ def descriptions() -> dict[str, dict[str, str]]:
     for path in _yamls(folders[EXPERIMENT]):
         recipe = re.search(r"^recipe: *(\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         group = f"{EXPERIMENT} of {recipe[1]}" if recipe else EXPERIMENT
-        groups.setdefault(group, {})[path.stem] = first_sentence(head(path))
+        duration = re.search(r"^Duration: (.*)\.$", head(path), flags=re.MULTILINE)
+        described = first_sentence(head(path)) + (f" ({duration[1]})" if duration else "")
+        groups.setdefault(group, {})[path.stem] = described
     return groups
 
 
@@ -76,7 +78,7 @@ def groups_named(name: str) -> dict[str, dict[str, str]]:
         True
     """
     described = descriptions()
-    stems = {group: group.partition(" ")[0].removesuffix("s") for group in described}
+    stems = {group: "recipe" if group == RECIPES else group.partition(" ")[0] for group in described}
     return {group: described[group] for group, stem in stems.items() if name in (stem, f"{stem}s", f"{stem}es")}
 
 
