@@ -32,6 +32,7 @@ from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_model
+from ibreg.runs.report.columns import print_columns, write_columns
 from ibreg.runs.tasks.classification import Classified, classify, mixup
 from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
@@ -48,6 +49,8 @@ def main(cfg: DictConfig) -> None:
     check_configuration(cfg, CONFIGS / "classification.yaml")
     accelerator = build_accelerator(cfg)
     data = datasets.load(**cfg.data)
+    if accelerator.is_main_process:
+        print_columns(data)
     check_steps(cfg, rows=len(data.train), processes=accelerator.num_processes)
     task = Task(
         data=dict.fromkeys(cfg.seeds, data),
@@ -65,6 +68,8 @@ def run(
     cfg: DictConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
     """Trains and selects, tests and plots."""
+    if accelerator.is_main_process:
+        write_columns(data, folder)
     trained = train_all(cfg, task, accelerator, folder)
 
     def evaluated(trial: Trial, part: Rows, draws: int) -> Classified:

@@ -40,6 +40,7 @@ from ibreg.runs.data.split import load_splits
 from ibreg.runs.folder import write_rows
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_model
+from ibreg.runs.report.columns import print_columns, write_columns
 from ibreg.runs.tasks.classification import classify
 from ibreg.runs.tasks.concepts.examination import Examined, check_interventions, examine, some_rows
 from ibreg.runs.tasks.concepts.training import trained_as, training_of, with_concepts
@@ -82,6 +83,8 @@ def main(cfg: DictConfig) -> None:
     accelerator = build_accelerator(cfg)
     data = load_splits(cfg, concept_data.load)
     first = data[cfg.seeds[0]]
+    if accelerator.is_main_process:
+        print_columns(first)
     check_interventions(cfg, first)
     for of_seed in data.values():
         check_steps(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
@@ -101,6 +104,8 @@ def run(
     cfg: DictConfig, data: Mapping[int, ConceptData], task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
     """Train and select, test, examine the concept models, write tables and plots."""
+    if accelerator.is_main_process:
+        write_columns(data[cfg.seeds[0]], folder)
     trained = train_all(cfg, task, accelerator, folder)
     selected = {
         method: [(trained.model(task, trial, accelerator.device), data[trial.seed]) for trial in trials]

@@ -35,6 +35,7 @@ from ibreg.runs.data.regression import RegressionData
 from ibreg.runs.data.split import load_splits
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_model
+from ibreg.runs.report.columns import print_columns, write_columns
 from ibreg.runs.tasks.regression.measuring import (
     Regressed,
     build_task_loss,
@@ -60,6 +61,8 @@ def main(cfg: DictConfig) -> None:
     check_task_losses(cfg)
     accelerator = build_accelerator(cfg)
     data = load_splits(cfg, regression_data.load)
+    if accelerator.is_main_process:
+        print_columns(data[cfg.seeds[0]])
     for of_seed in data.values():
         check_data(of_seed)
         check_steps(cfg, rows=len(of_seed.train), processes=accelerator.num_processes)
@@ -81,6 +84,8 @@ def run(
     cfg: DictConfig, data: Mapping[int, RegressionData], task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
     """Trains and selects, tests, attacks and plots."""
+    if accelerator.is_main_process:
+        write_columns(data[cfg.seeds[0]], folder)
     trained = train_all(cfg, task, accelerator, folder)
     matched = train_matched(trained, cfg, task, accelerator, folder, error="rmse") if cfg.attack.eps else {}
 

@@ -42,6 +42,7 @@ from ibreg.runs.data import classification as datasets
 from ibreg.runs.folder import CHECKPOINTS
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_method, build_network
+from ibreg.runs.report.columns import print_columns, write_columns
 from ibreg.runs.tasks.classification import classify
 from ibreg.runs.tasks.robustness.adopt import adopt, check_adoptable
 from ibreg.runs.tasks.robustness.adversarial import build_adversary
@@ -64,6 +65,8 @@ def main(cfg: DictConfig) -> None:
     check_configuration(cfg, CONFIGS / "robustness.yaml")
     accelerator = build_accelerator(cfg)
     data = datasets.load(**cfg.data)
+    if accelerator.is_main_process:
+        print_columns(data)
     check_robustness(cfg, data)
     check_steps(cfg, rows=len(data.train), processes=accelerator.num_processes)
     check_distillation(cfg, lambda: build_network(cfg, data.input_shape, data.classes, normalization=None))
@@ -89,6 +92,8 @@ def run(
     if cfg.checkpoint is not None and accelerator.is_main_process:
         adopt(Path(str(cfg.checkpoint)), folder)
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_columns(data, folder)
     trained = train_all(cfg, task, accelerator, folder)
     if not accelerator.is_main_process:
         return None

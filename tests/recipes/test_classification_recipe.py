@@ -200,8 +200,8 @@ def test_a_misspelt_key_is_refused_by_hydra(launch):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("a,b,kind\n1,x,0\n2,3,1\n", "'b'"),
-        ("a,b,kind\n1,,0\n2,3,1\n", "'b'"),
+        ("a,b,kind\n" + "1,2,0\n2,3,1\n" * 20 + "1,x,0\n", "column 'b', line 42: x is not a number"),
+        ("a,b,kind\n" + "1,inf,0\n2,3,1\n" * 20, "column 'b', line 2: inf is not a finite number"),
         ("a,b,kind\n", "no row|header|empty"),
         ("", "empty|header"),
         ("a,b,kind\n" + "1,2,0\n2,3,0\n" * 20, "one class|class"),

@@ -131,6 +131,8 @@ class Concepts:
     def read(cls, path: str | os.PathLike) -> Concepts:
         """Read a specification from a YAML file, the list that `of` takes. Requires PyYAML.
 
+        Names and values are the text of the file: `yes`, `on`, `010` and `12:30` need no quotes.
+
         Args:
             path: path of the file. ::
 
@@ -147,7 +149,8 @@ class Concepts:
 
         with open(path, encoding="utf-8") as file:
             try:
-                return cls.of(yaml.safe_load(file))
+                entries = yaml.load(file, yaml.BaseLoader)  # turns no text into booleans or numbers
+                return cls.of([_with_number(entry) for entry in entries] if isinstance(entries, list) else entries)
             except (ValueError, yaml.YAMLError) as error:
                 raise ValueError(f"{path} does not describe concepts: {error}") from error
 
@@ -315,6 +318,16 @@ class Concepts:
 
 
 Description = int | Sequence[str | Mapping[str, Any]] | Concepts
+
+
+def _with_number(entry: Any) -> Any:
+    """Return an entry of text with its weight as a number, if it is one."""
+    if not isinstance(entry, dict) or "weight" not in entry:
+        return entry
+    try:
+        return entry | {"weight": float(entry["weight"])}
+    except (TypeError, ValueError):
+        return entry
 
 
 def _by_run(concepts: Concepts, values: Tensor, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> Tensor:

@@ -53,8 +53,9 @@ class Variable:
         if isinstance(entry, str):
             entry = {"name": entry}
         if not isinstance(entry, Mapping) or "name" not in entry:
-            raise ValueError(f"a concept must be a name or a mapping with a name, got {entry!r}")
-        name = str(entry["name"])
+            hint = _QUOTES if isinstance(entry, bool) or entry is None else ""
+            raise ValueError(f"a concept must be a name or a mapping with a name, got {entry!r}{hint}")
+        name = _text("the name of a concept", entry["name"])
         unknown = [str(key) for key in entry if key not in FIELDS]
         if unknown:
             raise ValueError(
@@ -62,7 +63,8 @@ class Variable:
             )
         weight = float(AtLeast(0).check(f"the weight of concept {name!r}", entry.get("weight", 1.0)))
         if "values" not in entry:
-            return cls(name, entry.get("kind", "binary"), (column,), (), str(entry.get("group", name)), weight)
+            group = _text(f"the group of concept {name!r}", entry.get("group", name))
+            return cls(name, entry.get("kind", "binary"), (column,), (), group, weight)
         if entry.get("kind", "categorical") != "categorical" or "group" in entry:
             raise ValueError(
                 f"concept {name!r} has values, so it is categorical and a group of its own: leave out kind and group"
@@ -70,8 +72,8 @@ class Variable:
         values = entry["values"]
         if isinstance(values, str) or not isinstance(values, Sequence) or len(values) < 2:
             raise ValueError(f"the values of concept {name!r} must be a list of two or more, got {values!r}")
-        columns = tuple(range(column, column + len(values)))
-        return cls(name, "categorical", columns, tuple(map(str, values)), name, weight)
+        texts = tuple(_text(f"each value of concept {name!r}", value) for value in values)
+        return cls(name, "categorical", tuple(range(column, column + len(texts))), texts, name, weight)
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -88,3 +90,19 @@ class Variable:
             entry |= {"group": self.group} if self.group != self.name else {}
         entry |= {"weight": self.weight} if self.weight != 1 else {}
         return entry if len(entry) > 1 else self.name
+
+
+_QUOTES = ": YAML reads yes, no, on, off, true, false and null as other than text; quote them, as in 'yes'"
+
+
+def _text(what: str, value: Any) -> str:
+    """Return a name or value as text; numbers are written out.
+
+    Raises:
+        ValueError: If it is empty, or YAML has read it as a boolean or as nothing.
+    """
+    if isinstance(value, bool) or value is None:
+        raise ValueError(f"{what} must be a string, got {value!r}{_QUOTES}")
+    if not str(value).strip():
+        raise ValueError(f"{what} must not be empty, got {value!r}")
+    return str(value)

@@ -6,7 +6,7 @@ set without a test split, test rows are held out first. Statistics such as means
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,12 @@ from ibreg.runs.data.images import (
 )
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import Request, load_by_name
-from ibreg.runs.data.tables import feature_values, read_table, standardized, target_classes
+from ibreg.runs.data.table_split import is_special, split_table
+from ibreg.runs.data.tables.columns import ColumnReport
+from ibreg.runs.data.tables.encoding import encode
+from ibreg.runs.data.tables.reading import MISSING_MARKS, read_table
+from ibreg.runs.data.tables.roles import Roles
+from ibreg.runs.data.tables.targets import target_classes
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class ClassificationData:
         groups: for data with a spurious correlation, which an average hides: maps inputs and targets to the group index
             of each sample.
         group_names: one name per group.
+        input_names: one name per input of a table.
+        columns: what was done with every column of a table.
     """
 
     name: str
@@ -63,6 +70,8 @@ class ClassificationData:
     normalization: Normalization | None = None
     groups: Callable[[Tensor, Tensor], Tensor] | None = None
     group_names: tuple[str, ...] = ()
+    input_names: tuple[str, ...] = ()
+    columns: tuple[ColumnReport, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -308,27 +317,44 @@ def image_folder(
 
 
 def csv_file(
-    request: Request, *, path: str | Path, target: str, drop: Sequence[str] = (), test: float = 0.2
+    request: Request,
+    *,
+    path: str | Path,
+    target: str,
+    drop: Sequence[str] = (),
+    groups: str | None = None,
+    order: str | None = None,
+    kinds: Mapping[str, str] | None = None,
+    missing_marks: Sequence[str] = MISSING_MARKS,
+    test: float = 0.2,
 ) -> ClassificationData:
-    """Loads a table of numbers with a header; each column is standardized by the training rows.
+    """Loads a table with a header, csv or parquet; every column is encoded by statistics of the training rows.
 
     Args:
         request: options of all data sets.
-        path: comma-separated file, absolute, or relative to the data folder or to the current folder.
+        path: file, absolute, or relative to the data folder or to the current folder.
         target: column of the class, integers or strings.
         drop: columns to leave out.
+        groups: column of the groups, none of which is in two splits; None: rows are split at random.
+        order: column of numbers or times that orders the rows: the latest are test rows; None: at random.
+        kinds: what columns are read as where their cells do not decide it: number, boolean, text or date by column.
+        missing_marks: cells that stand for a missing value, in any case.
         test: fraction of the rows that are test rows.
 
     Raises:
-        ValueError: If a column does not exist, or a cell is no number; the message names the line.
+        ValueError: If a column does not exist, or a cell cannot be used; the message names the line.
     """
-    table = read_table(request.find(path, "table"), target, drop)
-    labels, class_names = target_classes(table)
-    values = feature_values(table)
-    splits = request.stratified_split(labels, class_names, test)
-    inputs = torch.tensor(standardized(values, splits[0]), dtype=torch.float32)
-    targets = torch.tensor(labels)
-    return _data("csv", [Rows(inputs[rows], targets[rows]) for rows in splits], class_names)
+    table = read_table(request.find(path, "table"), missing_marks)
+    roles = Roles.of(table, target, drop, groups, order, kinds)
+    labels, class_names = target_classes(table, roles.target)
+    if is_special(roles):
+        splits = split_table(request, table, roles, test, labels, class_names)
+    else:
+        splits = request.stratified_split(labels, class_names, test)
+    encoded = encode(table, roles, splits[0], {roles.target: ("class", f"{len(class_names)} classes")})
+    inputs, targets = torch.from_numpy(encoded.inputs), torch.from_numpy(labels)
+    data = _data("csv", [Rows(inputs[rows], targets[rows]) for rows in splits], class_names)
+    return replace(data, input_names=encoded.names, columns=encoded.columns)
 
 
 _SETS: dict[str, Callable[..., ClassificationData]] = {

@@ -14,6 +14,7 @@ from ibreg.layers.concept.specification import Concepts
 from ibreg.runs.data.images import VALUE_RANGE, Normalization
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import Request
+from ibreg.runs.data.tables.columns import ColumnReport
 
 
 class ConceptRows(Rows):
@@ -56,6 +57,10 @@ class ConceptData:
         concepts: specification of the concept labels.
         value_range: smallest and largest value of an input; None: no limits, as for tables.
         normalization: how a network normalizes the inputs; None: no normalization.
+        label_means: per concept, the mean of the training labels of a continuous one, in its own unit; else 0.
+        label_stds: per concept, their standard deviation; else 1. The rows hold (label - mean) / deviation.
+        input_names: one name per input of a table.
+        columns: what was done with every column of a table.
     """
 
     name: str
@@ -68,11 +73,20 @@ class ConceptData:
     concepts: Concepts
     value_range: tuple[float, float] | None = None
     normalization: Normalization | None = None
+    label_means: tuple[float, ...] = ()
+    label_stds: tuple[float, ...] = ()
+    input_names: tuple[str, ...] = ()
+    columns: tuple[ColumnReport, ...] = ()
 
     @property
     def classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """Converts labels or predicted values `(..., concepts)` to the units of continuous concepts, in float64."""
+        means, stds = (torch.tensor(each, dtype=torch.float64) for each in (self.label_means, self.label_stds))
+        return values.double() * stds.to(values.device) + means.to(values.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +128,9 @@ def assemble(
     shifted: ConceptRows | None = None,
     normalization: Normalization | None = None,
 ) -> ConceptData:
-    """Assemble a data set from its rows, and remove concept labels of training rows as requested.
+    """Assemble a data set: remove concept labels of training rows as requested, standardize those of continuous ones.
+
+    Continuous concepts are standardized by the training labels, so that their loss does not depend on their unit.
 
     Args:
         name: name in the registry.
@@ -131,13 +147,14 @@ def assemble(
     Raises:
         ValueError: If labels do not fit their specification, or a concept has none in the training rows.
     """
-    values = concepts.validate(torch.tensor(labels, dtype=torch.float32))
+    values = concepts.validate(torch.tensor(labels, dtype=torch.float64))
     training = torch.from_numpy(np.asarray(splits[0]))
     removed = request.rng(1).random((len(training), len(concepts.members))) < request.missing
     for group, columns in enumerate(concepts.members.values()):
         rows = training[torch.from_numpy(removed[:, group])]
         values[rows[:, None], torch.tensor(columns)] = torch.nan
     concepts.validate(values[training])
+    values, means, stds = _standardized(concepts, values, training)
     targets = torch.from_numpy(np.asarray(classes, dtype=np.int64))
     train, validation, test = (ConceptRows(inputs(rows), targets[rows], values[rows]) for rows in splits)
     return ConceptData(
@@ -151,4 +168,28 @@ def assemble(
         concepts,
         value_range=None if normalization is None else VALUE_RANGE,
         normalization=normalization,
+        label_means=means,
+        label_stds=stds,
     )
+
+
+def _standardized(
+    concepts: Concepts, labels: Tensor, training: Tensor
+) -> tuple[Tensor, tuple[float, ...], tuple[float, ...]]:
+    """Standardize continuous concepts by the training labels; return labels in float32, means and deviations."""
+    means, stds = torch.zeros(len(concepts)).double(), torch.ones(len(concepts)).double()
+    for column, kind in enumerate(concepts.kinds):
+        if kind == "continuous":
+            known = labels[training, column]
+            known = known[~known.isnan()]
+            scale = float(known.abs().max()) or 1.0  # squares of large or small values overflow or underflow
+            means[column] = (known / scale).mean() * scale
+            if known.min() < known.max():
+                stds[column] = (known / scale).std(correction=0) * scale
+    scaled = ((labels - means) / stds).float()
+    if (infinite := scaled.isinf().any(0)).any():
+        name = concepts.names[int(infinite.int().argmax())]
+        raise ValueError(
+            f"labels of concept {name!r} overflow when standardized by the training labels: check its values"
+        )
+    return scaled, tuple(means.tolist()), tuple(stds.tolist())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,12 +11,18 @@ import numpy as np
 import torch
 
 from ibreg.layers.concept.specification import Concepts
-from ibreg.layers.concept.variable import Variable
 from ibreg.runs.data import classification as data
+from ibreg.runs.data.concept_labels import concept_labels
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, assemble
 from ibreg.runs.data.image_files import ImageFiles
 from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD
-from ibreg.runs.data.tables import Table, feature_values, read_table, standardized, target_classes
+from ibreg.runs.data.table_split import is_special, split_table
+from ibreg.runs.data.tables.encoding import encode
+from ibreg.runs.data.tables.kinds import read_column
+from ibreg.runs.data.tables.reading import MISSING_MARKS, read_table
+from ibreg.runs.data.tables.roles import Roles
+from ibreg.runs.data.tables.standardization import standardized
+from ibreg.runs.data.tables.targets import target_classes
 
 
 def zoo(request: ConceptRequest, *, test: float = 0.25) -> ConceptData:
@@ -32,21 +38,23 @@ def zoo(request: ConceptRequest, *, test: float = 0.25) -> ConceptData:
             f"zoo is not in {file.parent.absolute()}: put zoo.csv there (UCI's zoo.data with a header: animal, the "
             "attributes, type), or set data.root or IBREG_DATA to the folder that has concepts/; it is not downloaded"
         )
-    table = read_table(file, "type", ["animal"])
-    classes, _ = target_classes(table)
+    table = read_table(file)
+    classes, _ = target_classes(table, "type")
     class_names = ["mammal", "bird", "reptile", "fish", "amphibian", "insect", "invertebrate"]
-    values = feature_values(table)
-    legs = values[:, table.features.index("legs")]
-    others = [column for column, name in enumerate(table.features) if name != "legs"]
+    attributes = Roles.of(table, "type", ["animal"]).features(table)
+    values = np.column_stack([read_column(table, name, "number").values for name in attributes])
+    legs = values[:, attributes.index("legs")]
+    binary = [name for name in attributes if name != "legs"]
+    others = [attributes.index(name) for name in binary]
     labels = np.column_stack([values[:, others], legs == 0, legs == 2, legs == 4, legs > 4])
-    names = [table.features[column] for column in others]
-    concepts = Concepts.of([*names, {"name": "legs", "values": ["none", 2, 4, "more"]}])
+    concepts = Concepts.of([*binary, {"name": "legs", "values": ["none", 2, 4, "more"]}])
     splits = request.stratified_split(classes, class_names, test)
     inputs = torch.tensor(standardized(values, splits[0]), dtype=torch.float32)
-    return assemble(
+    animals = assemble(
         "zoo", request, concepts, inputs=inputs.__getitem__, classes=classes, class_names=class_names, labels=labels,
         splits=splits,
     )  # fmt: skip
+    return replace(animals, input_names=tuple(attributes))
 
 
 def concept_csv(
@@ -56,17 +64,28 @@ def concept_csv(
     target: str,
     concepts: str | Sequence[str | Mapping[str, Any]],
     drop: Sequence[str] = (),
+    groups: str | None = None,
+    order: str | None = None,
+    kinds: Mapping[str, str] | None = None,
+    missing_marks: Sequence[str] = MISSING_MARKS,
     test: float = 0.2,
 ) -> ConceptData:
-    """Load a table with a header whose columns are features, concepts and the class; empty concept cells are missing.
+    """Load a table with a header, csv or parquet, whose columns are features, concepts and the class.
+
+    Features are encoded, and continuous concepts standardized, by statistics of the training rows.
 
     Args:
         request: options of all data sets.
-        path: comma-separated file, absolute, or relative to the data folder or to the current folder.
+        path: file, absolute, or relative to the data folder or to the current folder.
         target: column of the class, integers or strings.
         concepts: the concepts, one column each: names, or entries such as `{name: size, kind: continuous}` and
-            `{name: color, values: [red, blue]}`, or the path of a YAML file with such a list.
+            `{name: color, values: [red, blue]}`, or the path of a YAML file with such a list. Missing cells are missing
+            labels.
         drop: columns that are not used.
+        groups: column of the groups, none of which is in two splits; None: rows are split at random.
+        order: column of numbers or times that orders the rows: the latest are test rows; None: at random.
+        kinds: what columns are read as where their cells do not decide it: number, boolean, text or date by column.
+        missing_marks: cells that stand for a missing value, in any case.
         test: fraction of the rows that are test rows.
 
     Raises:
@@ -74,16 +93,23 @@ def concept_csv(
     """
     file = request.find(path, "table")
     specification = _specification(request, concepts)
-    table = read_table(file, target, [*drop, *(variable.name for variable in specification.variables)])
-    classes, class_names = target_classes(table)
-    labels = _concept_labels(table, specification)
-    values = feature_values(table)
-    splits = request.stratified_split(classes, class_names, test)
-    inputs = torch.tensor(standardized(values, splits[0]), dtype=torch.float32)
-    return assemble(
+    table = read_table(file, missing_marks)
+    variables = specification.variables
+    roles = Roles.of(table, target, drop, groups, order, kinds, [variable.name for variable in variables])
+    classes, class_names = target_classes(table, roles.target)
+    labels = concept_labels(table, specification)
+    if is_special(roles):
+        splits = split_table(request, table, roles, test, classes, class_names)
+    else:
+        splits = request.stratified_split(classes, class_names, test)
+    others = {variable.name: (f"{variable.kind} concept", "") for variable in variables}
+    encoded = encode(table, roles, splits[0], {roles.target: ("class", f"{len(class_names)} classes"), **others})
+    inputs = torch.from_numpy(encoded.inputs)
+    rows = assemble(
         "concept_csv", request, specification, inputs=inputs.__getitem__, classes=classes, class_names=class_names,
         labels=labels, splits=splits,
     )  # fmt: skip
+    return replace(rows, input_names=encoded.names, columns=encoded.columns)
 
 
 def concept_image_folder(
@@ -143,11 +169,8 @@ def _labels_of_files(folder: Path, name: str, concepts: Concepts, files: Sequenc
             f"no concept table at {file.absolute()}: a table with a column file, such as train/cat/1.jpg, and one for "
             "each concept is expected; data.table sets its name"
         )
-    # The column of the files cannot have missing cells, as those of a target.
-    table = read_table(file, "file")
-    unknown = [variable.name for variable in concepts.variables if variable.name not in table.cells]
-    if unknown:
-        raise ValueError(f"{file} has no column {unknown[0]!r}: it has {list(table.cells)}")
+    table = read_table(file)
+    Roles.of(table, "file", concepts=[variable.name for variable in concepts.variables])
     rows = {Path(cell).as_posix(): row for row, cell in enumerate(table.cells["file"])}
     wanted = [image.relative_to(folder).as_posix() for image in files]
     if absent := [image for image in wanted if image not in rows]:
@@ -155,7 +178,7 @@ def _labels_of_files(folder: Path, name: str, concepts: Concepts, files: Sequenc
             f"{file} has no row for {len(absent)} images, such as {absent[0]}: add one for each, with empty cells "
             "where concepts are unknown"
         )
-    return _concept_labels(table, concepts)[[rows[image] for image in wanted]]
+    return concept_labels(table, concepts)[[rows[image] for image in wanted]]
 
 
 def _specification(request: ConceptRequest, concepts: Any) -> Concepts:
@@ -167,33 +190,3 @@ def _specification(request: ConceptRequest, concepts: Any) -> Concepts:
             f"concepts must be a list of columns such as [red, round], or the path of a YAML file, got {concepts!r}"
         )
     return Concepts.of(cast(Sequence[Any], concepts))
-
-
-def _concept_labels(table: Table, concepts: Concepts) -> np.ndarray:
-    """Turn the columns of concepts into labels `(rows, concepts)`, one-hot where a variable has values."""
-    labels = []
-    for variable in concepts.variables:
-        cells = table.cells[variable.name]
-        _check_cells(variable, cells, table.lines)
-        known = np.array([bool(cell) for cell in cells])
-        if variable.values:
-            columns = [[float(cell == value) for cell in cells] for value in variable.values]
-        else:
-            columns = [[float(cell or 0) for cell in cells]]
-        labels += [np.where(known, np.array(column), np.nan) for column in columns]
-    return np.stack(labels, axis=1)
-
-
-def _check_cells(variable: Variable, cells: Sequence[str], lines: Sequence[int]) -> None:
-    """Raise a ValueError if a cell is not a number, or not one of the values of its variable; empty ones are valid."""
-    for cell, line in zip(cells, lines, strict=True):
-        if cell and not (cell in variable.values if variable.values else _is_number(cell)):
-            valid = f"one of {list(variable.values)}" if variable.values else "a number"
-            raise ValueError(f"column {variable.name!r}, line {line}, must be {valid} or empty (no label), got {cell}")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False

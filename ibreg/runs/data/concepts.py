@@ -23,7 +23,7 @@ from ibreg.runs.data.concept_tables import concept_csv, concept_image_folder, zo
 from ibreg.runs.data.images import Normalization, unit_range
 from ibreg.runs.data.shapes import SHAPE_CONCEPTS, draw_shapes
 from ibreg.runs.data.split import check_test_fraction, load_by_name
-from ibreg.runs.data.tables import standardized
+from ibreg.runs.data.tables.standardization import standardized
 
 # The digits with each concept. No two digits have the same concepts, so that together they determine the digit.
 DIGIT_CONCEPTS = {

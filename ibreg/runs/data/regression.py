@@ -7,7 +7,7 @@ targets, and columns of noise to the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ from ibreg.runs.data.images import VALUE_RANGE, Normalization
 from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import check_test_fraction, load_by_name
-from ibreg.runs.data.tables import Table, feature_values, read_table, standardized
+from ibreg.runs.data.table_split import is_special, split_table
+from ibreg.runs.data.tables.columns import ColumnReport
+from ibreg.runs.data.tables.encoding import encode
+from ibreg.runs.data.tables.reading import MISSING_MARKS, read_table
+from ibreg.runs.data.tables.roles import Roles
+from ibreg.runs.data.tables.standardization import standardized
+from ibreg.runs.data.tables.targets import target_quantities
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class RegressionData:
         quantity: name of the target, with its unit.
         value_range: smallest and largest value of an input; None: no limits, as for tables.
         normalization: how a network normalizes the inputs; None: no normalization.
+        input_names: one name per input of a table.
+        columns: what was done with every column of a table.
     """
 
     name: str
@@ -54,6 +62,8 @@ class RegressionData:
     quantity: str
     value_range: tuple[float, float] | None = None
     normalization: Normalization | None = None
+    input_names: tuple[str, ...] = ()
+    columns: tuple[ColumnReport, ...] = ()
 
     def in_units(self, standardized: Tensor) -> Tensor:
         """Converts standardized targets or predictions to the unit of the target, in float64."""
@@ -261,38 +271,50 @@ def _rotate(images: Tensor, angles: np.ndarray) -> Tensor:
 
 
 def csv_file(
-    request: RegressionRequest, *, path: str | Path, target: str, drop: Sequence[str] = (), test: float = 0.2
+    request: RegressionRequest,
+    *,
+    path: str | Path,
+    target: str,
+    drop: Sequence[str] = (),
+    groups: str | None = None,
+    order: str | None = None,
+    kinds: Mapping[str, str] | None = None,
+    missing_marks: Sequence[str] = MISSING_MARKS,
+    test: float = 0.2,
 ) -> RegressionData:
-    """Loads a table of numbers with a header; for a chronological split its rows must be in the order of time.
+    """Loads a table with a header, csv or parquet; every column is encoded by statistics of the training rows.
 
     Args:
-        request: options of all regression data sets.
-        path: comma-separated file, absolute, or relative to the data folder or to the current folder.
+        request: options of all data sets; `split="chronological"` takes the rows in the order of the file.
+        path: file, absolute, or relative to the data folder or to the current folder.
         target: column of the regression target.
         drop: columns to leave out.
+        groups: column of the groups, none of which is in two splits; None: rows are split at random.
+        order: column of numbers or times that orders the rows: the latest are test rows; None: at random.
+        kinds: what columns are read as where their cells do not decide it: number, boolean, text or date by column.
+        missing_marks: cells that stand for a missing value, in any case.
         test: fraction of the rows that are test rows.
 
     Raises:
-        ValueError: If a column does not exist, or a cell is no number; the message names the line.
+        ValueError: If a column does not exist, or a cell cannot be used; the message names the line.
     """
-    table = read_table(request.find(path, "table"), target, drop)
-    return _table("csv", table.target, request, feature_values(table), _quantities(table), test)
-
-
-def _quantities(table: Table) -> np.ndarray:
-    """Converts the target column to numbers `(rows,)`."""
-    values = []
-    for cell, line in zip(table.cells[table.target], table.lines, strict=True):
-        try:
-            values.append(float(cell))
-        except ValueError:
-            values.append(np.nan)
-        if not np.isfinite(values[-1]):
-            raise ValueError(
-                f"column {table.target!r}, line {line}: a regression target must be a finite number, got {cell}; for "
-                "classes use recipes/classification.py"
-            )
-    return np.array(values)
+    table = read_table(request.find(path, "table"), missing_marks)
+    roles = Roles.of(table, target, drop, groups, order, kinds)
+    targets = target_quantities(table, roles.target)
+    if not is_special(roles):
+        splits = request.split_rows(len(table), test)
+    elif request.split == "chronological":
+        raise ValueError(
+            "split=chronological takes the rows in the order of the file: leave it out with data.groups or data.order"
+        )
+    else:
+        splits = split_table(request, table, roles, test)
+    encoded = encode(table, roles, splits[0], {roles.target: ("regression target", "")})
+    noise = request.input_noise(len(table))
+    inputs = np.hstack([encoded.inputs, standardized(noise, splits[0])])
+    data = _data("csv", roles.target, request, torch.tensor(inputs, dtype=torch.float32), targets, splits)
+    names = (*encoded.names, *(f"noise {number}" for number in range(1, noise.shape[1] + 1)))
+    return replace(data, input_names=names, columns=encoded.columns)
 
 
 _UCI_ARCHIVES = "https://archive.ics.uci.edu/static/public"

@@ -186,13 +186,14 @@ def test_a_table_gives_features_concepts_and_classes(table):
     x, _, concepts = whole(found)
     assert concepts[:, 0].isnan().sum() == 1
     assert concepts[:, 1:4].isnan().all(1).sum() == 1
-    # The weight is 5 times the height, and goes in standardized by the training rows.
-    scale = found.train.concepts[:, 4]
-    assert_close(x[:, 0], (concepts[:, 4] - scale.mean()) / scale.std(correction=0))
+    # The weight is 5 times the height; both are standardized by the training rows.
+    assert_close(x[:, 0], concepts[:, 4])
+    assert_close(found.train.concepts[:, 4].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert_close(found.train.concepts[:, 4].std(correction=0), torch.tensor(1.0))
     known = ~concepts.isnan().any(1)
-    row = (concepts[known, 4] * 10).round()
-    assert torch.equal(concepts[known, 0], row % 2)
-    assert torch.equal(concepts[known, 1:4].argmax(1).float(), row % 3)
+    row = (found.in_units(concepts)[known, 4] * 10).round()
+    assert torch.equal(concepts[known, 0].double(), row % 2)
+    assert torch.equal(concepts[known, 1:4].argmax(1).double(), row % 3)
 
 
 def test_concepts_of_a_table_may_be_described_in_a_file(table, tmp_path):
@@ -210,7 +211,11 @@ def test_concepts_of_a_table_may_be_described_in_a_file(table, tmp_path):
     [
         ({"concepts": ["stripd"]}, "has no column 'stripd'; the closest is 'striped'"),
         ({"concepts": []}, "must be a list of columns such as"),
-        ({"concepts": ["hue"]}, "column 'hue', line 2, must be a number or empty .*, got red"),
+        (
+            {"concepts": ["hue"]},
+            r"column 'hue', line 2, must be a number or empty .*, got red; for text, list its values: "
+            r'\{name: hue, values: \["blue", "green", "red"\]\}',
+        ),
         ({"concepts": [{"name": "hue", "values": ["red", "blue"]}]}, "line 3, must be one of .*, got green"),
         ({"concepts": ["height"], "drop": ["name", "striped", "hue"]}, r"labels of concept 'height' must be in"),
         ({"concepts": [{"name": "striped", "knd": "binary"}]}, "has no field 'knd'"),

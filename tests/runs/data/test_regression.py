@@ -48,9 +48,9 @@ def whole(found):
 
 
 def write_table(folder, rows=100):
-    """Rows in the order of time: a column that counts them, one that is constant, and a target."""
+    """Rows in the order of time: a time, a column that is constant, and a target."""
     file = folder / "table.csv"
-    lines = ["time,flat,price", *(f"{row},7,{100 + 3 * row}" for row in range(rows))]
+    lines = ["time,flat,price", *(f"{row / 2},7,{100 + 3 * row}" for row in range(rows))]
     file.write_text("\n".join(lines) + "\n")
     return file
 

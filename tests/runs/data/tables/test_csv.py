@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ibreg.runs.data.classification import load
-from ibreg.runs.data.tables import standardized
+from ibreg.runs.data.tables.standardization import standardized
 
 DATA = Path(os.environ.get("IBREG_DATA") or "data")
 needs_zoo = pytest.mark.skipif(not (DATA / "concepts").is_dir(), reason="no concepts/zoo.csv under IBREG_DATA")
@@ -46,15 +46,15 @@ def test_columns_are_standardized_by_the_training_rows(tmp_path):
     assert (np.array(found.class_names)[labels] == kinds[rows]).all()
 
 
-def test_constant_columns_become_zero(tmp_path):
-    lines = ["flat,size,kind", *(f"0.1,{i},{'ab'[i % 2]}" for i in range(40))]
+def test_constant_columns_are_left_out(tmp_path):
+    lines = ["flat,size,kind", *(f"0.1,{i / 2},{'ab'[i % 2]}" for i in range(40))]
     found = load("csv", path=write_csv(tmp_path, lines), target="kind")
-    assert found.train.inputs[:, 0].abs().max() < 1e-6
-    assert found.test.inputs.isfinite().all()
+    assert found.input_names == ("size",)
+    assert found.columns[0].note == "left out: 0.1 in all training rows"
 
 
 def test_integer_classes_keep_their_own_order(tmp_path):
-    lines = ["size,grade", *(f"{i},{[10, 9, -1][i % 3]}" for i in range(60))]
+    lines = ["size,grade", *(f"{i / 2},{[10, 9, -1][i % 3]}" for i in range(60))]
     found = load("csv", path=write_csv(tmp_path, lines), target="grade")
     assert found.class_names == ("-1", "9", "10")
     size = found.train.inputs[:, 0]
@@ -63,7 +63,12 @@ def test_integer_classes_keep_their_own_order(tmp_path):
 
 
 def test_spaces_a_byte_order_mark_quotes_and_blank_lines_do_no_harm(tmp_path):
-    rows = ["\ufeffsize, kind", "", *(f'"{i}", "{["a b", "c,d"][i % 2]}"'.replace(", ", ",") for i in range(40)), ""]
+    rows = [
+        "\ufeffsize, kind",
+        "",
+        *(f'"{i / 2}", "{["a b", "c,d"][i % 2]}"'.replace(", ", ",") for i in range(40)),
+        "",
+    ]
     found = load("csv", path=write_csv(tmp_path, rows), target="kind")
     assert found.class_names == ("a b", "c,d")
 
@@ -77,15 +82,14 @@ def test_the_same_path_is_looked_up_under_the_root_first(tmp_path, monkeypatch):
     assert len(load("csv", root="root", path="table.csv", target="kind").test) == 24
 
 
-PAIR = ["a,b,kind", *(f"{i},{i * i},{'xy'[i % 2]}" for i in range(40))]
+PAIR = ["a,b,kind", *(f"{i / 2},{i * i},{'xy'[i % 2]}" for i in range(40))]
 
 
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        ([*PAIR[:5], "cat,1,x", *PAIR[5:]], {}, r"column 'a', line 6: cat\. .*data.drop=\[a\]"),
-        ([*PAIR[:5], "1,,x", *PAIR[5:]], {}, "column 'b', line 6: empty"),
-        ([*PAIR, "NaN,inf,x"], {}, r"column 'a', line 42: NaN; column 'b', line 42: inf\. .*data.drop=\[a,b\]"),
+        ([*PAIR[:5], "cat,1,x", *PAIR[5:]], {}, r"column 'a', line 6: cat is not a number.*data.drop=\[a\]"),
+        ([*PAIR, "NaN,inf,x"], {}, r"column 'b', line 42: inf is not a finite number.*data.drop=\[b\]"),
         ([*PAIR, "1,2,"], {}, "column 'kind', line 42: the target is missing"),
         ([*PAIR, "1,2"], {}, "line 42: 2 cells under a header of 3 columns"),
         (PAIR, {"target": "kinds"}, r"no column 'kinds'; the closest is 'kind' of \['a', 'b', 'kind'\]"),
@@ -93,7 +97,7 @@ PAIR = ["a,b,kind", *(f"{i},{i * i},{'xy'[i % 2]}" for i in range(40))]
         (PAIR, {"drop": "a"}, r"drop must be a list of columns, data.drop=\[a\], got 'a'"),
         (PAIR, {"drop": ["kind"]}, "drop must not contain the target 'kind'"),
         (PAIR, {"drop": ["a", "b"]}, "no feature column left"),
-        (PAIR, {"target": "a"}, "not a finite number: column 'kind', line 2: x"),
+        (PAIR, {"target": "a"}, "column 'a' holds fractions such as 0.5"),
         (PAIR[:1], {}, "has no rows"),
         ([""], {}, "has no rows"),
         ([line.replace(",", ";") for line in PAIR], {}, "separated by semicolons: save it with commas"),
@@ -141,8 +145,9 @@ def test_the_zoo_is_read():
     assert found.classes == 7
     assert found.input_shape == (16,)
     assert len(found.train) + len(found.validation) + len(found.test) == 101
-    with pytest.raises(ValueError, match="column 'animal', line 2: aardvark"):
-        load("csv", root=DATA, path="concepts/zoo.csv", target="type")
+    everything = load("csv", root=DATA, path="concepts/zoo.csv", target="type", test=0.3, validation=0.3, split_seed=1)
+    assert "nearly every cell is another text" in everything.columns[0].note
+    assert torch.equal(everything.test.inputs, found.test.inputs)
 
 
 def test_columns_of_any_size_are_standardized_and_constant_ones_are_0_in_all_rows():

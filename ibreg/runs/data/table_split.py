@@ -1,0 +1,152 @@
+"""Splits of the rows of a table: by groups that stay together, or in the order of a column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import ShuffleSplit, train_test_split
+
+from ibreg.runs.data.split import Request, check_test_fraction
+from ibreg.runs.data.tables.kinds import read_column
+from ibreg.runs.data.tables.reading import Table
+from ibreg.runs.data.tables.roles import Roles
+
+Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+CANDIDATES = 200  # random choices of groups, of which the one is taken whose fractions fit best
+
+
+def is_special(roles: Roles) -> bool:
+    """Tells whether a column of the table decides the split."""
+    return roles.groups is not None or roles.order is not None
+
+
+def split_table(
+    request: Request,
+    table: Table,
+    roles: Roles,
+    test: float,
+    labels: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+) -> Splits:
+    """Splits the rows by the column `roles.groups` or `roles.order`.
+
+    Args:
+        request: fraction of validation rows, seed, and number of training rows that are kept.
+        table: the table.
+        roles: which column decides.
+        test: fraction of the rows that are test rows.
+        labels: `(rows,)`, classes from 0; None: regression.
+        class_names: one name per class.
+
+    Returns:
+        The indices of the training, validation and test rows.
+
+    Raises:
+        ValueError: If a cell of the column is missing, a split would be empty, or a class has no training row.
+    """
+    check_test_fraction(test)
+    if class_names and len(class_names) < 2:
+        raise ValueError(f"the only class is {class_names[0]!r}: classification needs two or more")
+    classes = np.zeros(len(table), dtype=int) if labels is None else labels
+    if roles.groups is not None:
+        column, codes = roles.groups, _group_codes(table, roles.groups)
+        rows = np.arange(len(table))
+        rows, held_out = _hold_out_groups(rows, codes, classes, test, request.split_seed, column, "test")
+        train, validation = _hold_out_groups(
+            rows, codes, classes, request.validation, request.split_seed, column, "validation"
+        )
+        train = _limited(train, request, labels)
+    else:
+        assert roles.order is not None
+        column, codes = roles.order, _time_codes(table, roles)
+        rows = np.argsort(codes, kind="stable")
+        rows, held_out = _hold_out_latest(rows, codes, test, "test")
+        train, validation = _hold_out_latest(rows, codes, request.validation, "validation")
+        train = train[-request.limit :] if request.limit else train
+    for number, name in enumerate(class_names):
+        if not (classes[train] == number).any():
+            kind = "groups" if roles.groups is not None else "order"
+            remedy = f"remove data.{kind} to split at random, leave the class out, or set data.test closer to 0"
+            raise ValueError(f"{kind}={column!r} leaves no training row of class {name!r} among {len(train)}: {remedy}")
+    return train, validation, held_out
+
+
+def _group_codes(table: Table, column: str) -> np.ndarray:
+    missing = table.missing(column)
+    if missing.any():
+        raise ValueError(
+            f"{table.place(column, int(missing.argmax()))}: the group is missing; remove the row or fill it in"
+        )
+    return pd.factorize(table.cells[column])[0]
+
+
+def _hold_out_groups(
+    rows: np.ndarray, codes: np.ndarray, classes: np.ndarray, fraction: float, seed: int, column: str, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Holds out groups with about a fraction of the rows of each class."""
+    if not fraction:
+        return rows, rows[:0]
+    counts = pd.crosstab(codes[rows], classes[rows])
+    groups, table = counts.index.to_numpy(), counts.to_numpy()
+    if len(groups) < 2:
+        raise ValueError(
+            f"groups={column!r} has {len(groups)} group left for training and {split} rows: two or more are needed; "
+            "data.validation=0 holds out no validation rows"
+        )
+    held = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
+    choices = ShuffleSplit(CANDIDATES, test_size=held, random_state=seed).split(groups)
+    totals = table.sum(axis=0)
+
+    def misfit(chosen: np.ndarray) -> float:
+        of_classes = np.abs(table[chosen].sum(axis=0) / totals - fraction).max()
+        return float(of_classes + abs(table[chosen].sum() / totals.sum() - fraction))
+
+    best = min((chosen for _, chosen in choices), key=misfit)
+    taken = np.isin(codes[rows], groups[best])
+    return rows[~taken], rows[taken]
+
+
+def _limited(train: np.ndarray, request: Request, labels: np.ndarray | None) -> np.ndarray:
+    """Keeps a random number of training rows, of each class in proportion where that is possible."""
+    if not 0 < request.limit < len(train):
+        return train
+    strata = None if labels is None else labels[train]
+    if strata is not None and np.bincount(strata)[np.unique(strata)].min() < 2:
+        strata = None
+    kept, _ = train_test_split(train, train_size=request.limit, stratify=strata, random_state=request.split_seed)
+    return np.sort(kept)
+
+
+def _time_codes(table: Table, roles: Roles) -> np.ndarray:
+    """Numbers the cells of the order column in the order of numbers or times; equal ones have equal numbers."""
+    name = str(roles.order)
+    column = read_column(table, name, roles.kinds.get(name))
+    if column.missing.any():
+        row = int(column.missing.argmax())
+        raise ValueError(
+            f"{table.place(name, row)}: the cell that orders the row is missing; remove the row or fill it in"
+        )
+    if column.kind not in ("number", "date"):
+        raise ValueError(
+            f"order must be a column of numbers, or of dates and times such as 2020-12-31 18:00, but {name!r} is "
+            f"{column.kind}, such as {table.cells[name][0]}"
+        )
+    return np.unique(column.values[0].to_numpy(), return_inverse=True)[1]
+
+
+def _hold_out_latest(rows: np.ndarray, codes: np.ndarray, fraction: float, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Holds out the last of ordered rows, cut where the time changes, next to the wanted fraction."""
+    if not fraction:
+        return rows, rows[:0]
+    kept = len(rows) - round(fraction * len(rows))
+    if not 0 < kept < len(rows):
+        raise ValueError(
+            f"{split}={fraction} of {len(rows)} rows leaves one split empty: set data.{split} closer to 0.5"
+        )
+    changes = 1 + np.flatnonzero(np.diff(codes[rows]))
+    if len(changes):
+        kept = int(changes[np.abs(changes - kept).argmin()])
+    return rows[:kept], rows[kept:]
