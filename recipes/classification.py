@@ -16,39 +16,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import hydra
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig
 from torch import nn
 
 from ibreg.evaluation.classification.metrics import label_entropy
 from ibreg.plots.classification import information_curve, learning_curves, reliability_diagram
 from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.comparison import Trained, rehearse, train_all
-from ibreg.runs.config.checks import check_configuration, check_steps
-from ibreg.runs.config.composition import rate_bounds, register_with_hydra
+from ibreg.runs.config.composition import rate_bounds
+from ibreg.runs.config.entry import entry_point
+from ibreg.runs.config.recipe import check_steps
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_model
 from ibreg.runs.report.columns import print_columns, write_columns
-from ibreg.runs.tasks.classification import Classified, classify, mixup
+from ibreg.runs.tasks.classification import ClassificationConfig, Classified, classify, mixup
 from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy", "validation/rate")
 
-register_with_hydra()
 
-
-@hydra.main(config_path=str(CONFIGS), config_name="classification", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Checks the configuration and the data, opens the folder and runs what is not finished in it."""
-    check_configuration(cfg, CONFIGS / "classification.yaml")
+@entry_point(ClassificationConfig)
+def main(cfg: ClassificationConfig) -> float | None:
+    """Checks the data, opens the folder, runs what is not finished in it, and returns the validation error."""
     accelerator = build_accelerator(cfg)
-    data = datasets.load(**cfg.data)
+    data = datasets.load(**dict(cfg.data))
     if accelerator.is_main_process:
         print_columns(data)
     check_steps(cfg, rows=len(data.train), processes=accelerator.num_processes)
@@ -61,11 +56,11 @@ def main(cfg: DictConfig) -> None:
         mix=mixup(cfg.mixup, data.classes) if cfg.mixup else None,
     )
     rehearse(cfg, task)
-    launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
+    return launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
 
 
 def run(
-    cfg: DictConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path
+    cfg: ClassificationConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
     """Trains and selects, tests and plots."""
     if accelerator.is_main_process:
@@ -90,6 +85,7 @@ def run(
         tested={method: [each.metrics() for each in seeds] for method, seeds in tested.items()},
         selected=trained.choices(cfg),
         headline=columns(cfg),
+        validation=trained.validation("error"),
     )
 
 
@@ -99,7 +95,7 @@ def quality(validation: Mapping[str, float]) -> tuple[float, float]:
 
 
 def draw(
-    cfg: DictConfig,
+    cfg: ClassificationConfig,
     folder: Path,
     trained: Trained,
     tested: Mapping[str, Sequence[Classified]],
@@ -112,7 +108,7 @@ def draw(
         for method, seeds in tested.items()
     }
     reliability_diagram(pooled, folder / "reliability.png")
-    points, bounds = [], rate_bounds(cfg)
+    points, bounds = [], rate_bounds(cfg, cfg.bottlenecks)
     for trial, measured in curve.items():
         metrics = measured.metrics()
         if "rate" in metrics:
@@ -127,9 +123,9 @@ def draw(
         information_curve(points, folder / "information_curve.png", label_entropy=entropy)
 
 
-def columns(cfg: DictConfig) -> list[tuple[str, str, int, int]]:
+def columns(cfg: ClassificationConfig) -> list[tuple[str, str, int, int]]:
     """Returns the columns of the table; the heading of the rate names the information that it bounds from above."""
-    bounds = rate_bounds(cfg)
+    bounds = rate_bounds(cfg, cfg.bottlenecks)
     most = next(iter(bounds.values()), "I(X;Z)")
     bounded = ", ".join([most, *(f"{method}: {bound}" for method, bound in bounds.items() if bound != most)])
     return [

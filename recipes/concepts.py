@@ -19,9 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TypeGuard
 
-import hydra
 from accelerate import Accelerator
-from omegaconf import DictConfig
 from torch import nn
 
 from ibreg.evaluation.concepts.metrics import concept_metrics
@@ -32,8 +30,8 @@ from ibreg.plots.concepts import head_plot, intervention_plot, leakage_plot, sam
 from ibreg.regularized import Regularized
 from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.comparison import Trained, rehearse, train_all
-from ibreg.runs.config.checks import check_configuration, check_steps
-from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.config.entry import entry_point
+from ibreg.runs.config.recipe import check_steps
 from ibreg.runs.data import concepts as concept_data
 from ibreg.runs.data.concepts import ConceptData
 from ibreg.runs.data.split import load_splits
@@ -43,11 +41,10 @@ from ibreg.runs.methods import build_model
 from ibreg.runs.report.columns import print_columns, write_columns
 from ibreg.runs.tasks.classification import classify
 from ibreg.runs.tasks.concepts.examination import Examined, check_interventions, examine, some_rows
-from ibreg.runs.tasks.concepts.training import trained_as, training_of, with_concepts
+from ibreg.runs.tasks.concepts.training import ConceptsConfig, trained_as, training_of, with_concepts
 from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = (
     "train/loss",
     "train/penalty",
@@ -71,17 +68,12 @@ SHIFTED_COLUMNS = (
     ("test/shifted_truth_accuracy", "shifted, true concepts (%)", 100, 2),
 )
 
-register_with_hydra()
 
-
-@hydra.main(config_path=str(CONFIGS), config_name="concepts", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Check the configuration, open the run folder and run what is not finished in it."""
-    check_configuration(cfg, CONFIGS / "concepts.yaml")
-    for method in cfg.bottlenecks:
-        training_of(cfg, method)
+@entry_point(ConceptsConfig)
+def main(cfg: ConceptsConfig) -> float | None:
+    """Check the data, open the run folder, run what is not finished in it, and return the validation accuracy."""
     accelerator = build_accelerator(cfg)
-    data = load_splits(cfg, concept_data.load)
+    data = load_splits(cfg.data, cfg.seeds, concept_data.load, split_by_seed=cfg.split_by_seed)
     first = data[cfg.seeds[0]]
     if accelerator.is_main_process:
         print_columns(first)
@@ -97,11 +89,11 @@ def main(cfg: DictConfig) -> None:
         quality=quality,
     )
     rehearse(cfg, task)
-    launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
+    return launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
 
 
 def run(
-    cfg: DictConfig, data: Mapping[int, ConceptData], task: Task, accelerator: Accelerator, folder: Path
+    cfg: ConceptsConfig, data: Mapping[int, ConceptData], task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
     """Train and select, test, examine the concept models, write tables and plots."""
     if accelerator.is_main_process:
@@ -134,10 +126,11 @@ def run(
         tested=tested,
         selected=trained.choices(cfg),
         headline=[*COLUMNS, *(SHIFTED_COLUMNS if first.shifted is not None else ())],
+        validation=trained.validation("accuracy"),
     )
 
 
-def build_concept_model(cfg: DictConfig, data: ConceptData, trial: Trial) -> nn.Module:
+def build_concept_model(cfg: ConceptsConfig, data: ConceptData, trial: Trial) -> nn.Module:
     """Build the model of a method; a concept model gets the configured training of concepts and head."""
     model = build_model(cfg, trial, data.input_shape, data.classes, data.normalization)
     return trained_as(model, training_of(cfg, trial.method)) if has_concepts(model) else model
@@ -148,7 +141,7 @@ def has_concepts(model: nn.Module) -> TypeGuard[Regularized]:
     return isinstance(model, Regularized) and any(isinstance(module, ConceptLayer) for module in model.modules())
 
 
-def measure(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: Accelerator) -> dict[str, float]:
+def measure(cfg: ConceptsConfig, model: nn.Module, data: ConceptData, accelerator: Accelerator) -> dict[str, float]:
     """Measure predicted classes, and concepts if there are any, on the validation split."""
     assert data.validation is not None  # the engine measures on validation rows only if there are any
     metrics = classify(model, data.validation, accelerator, draws=cfg.prediction_draws).metrics()
@@ -158,7 +151,9 @@ def measure(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: A
     return metrics
 
 
-def test_metrics(cfg: DictConfig, model: nn.Module, data: ConceptData, accelerator: Accelerator) -> dict[str, float]:
+def test_metrics(
+    cfg: ConceptsConfig, model: nn.Module, data: ConceptData, accelerator: Accelerator
+) -> dict[str, float]:
     """Measure predicted classes on the test split, and on the shifted one if there is one."""
     metrics = classify(model, data.test, accelerator, draws=cfg.prediction_draws).metrics()
     if data.shifted is not None:
@@ -172,7 +167,7 @@ def quality(validation: Mapping[str, float]) -> tuple[float, float]:
     return validation["accuracy"] + validation.get("concept_accuracy", 0.0), -validation["nll"]
 
 
-def intervention_rows(cfg: DictConfig, examined: Mapping[str, Sequence[Examined]]) -> list[dict]:
+def intervention_rows(cfg: ConceptsConfig, examined: Mapping[str, Sequence[Examined]]) -> list[dict]:
     """List the points of all curves, with the interval over the orders of each training run."""
     return [
         {"method": method, "seed": seed, **panel._asdict(), **row}
@@ -183,7 +178,7 @@ def intervention_rows(cfg: DictConfig, examined: Mapping[str, Sequence[Examined]
     ]
 
 
-def leakage_rows(cfg: DictConfig, examined: Mapping[str, Sequence[Examined]]) -> list[dict]:
+def leakage_rows(cfg: ConceptsConfig, examined: Mapping[str, Sequence[Examined]]) -> list[dict]:
     """List all metrics of concept models, one row per training run."""
     return [
         {"method": method, "seed": seed, **of_seed.metrics}

@@ -16,19 +16,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import hydra
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from omegaconf import DictConfig
 from torch import nn
 
 from ibreg.plots.continual import accuracy_over_splits, decision_regions, key_usage
 from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.comparison import Trained, rehearse, train_all
-from ibreg.runs.config.checks import check_steps
-from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.config.entry import entry_point
+from ibreg.runs.config.recipe import check_steps
 from ibreg.runs.data import streams as continual_data
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.rows import Rows
@@ -36,25 +34,21 @@ from ibreg.runs.data.split import data_folder
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.models import encoders
 from ibreg.runs.models.features import encode, standardized
-from ibreg.runs.tasks.continual.checks import check_continual
+from ibreg.runs.tasks.continual.configuration import ContinualConfig
 from ibreg.runs.tasks.continual.stream import Stream, predicted_classes, random_stream, setting_of, stream_task
 from ibreg.runs.tasks.continual.testing import Tested, examine, restored
 from ibreg.runs.trials import SECOND, Trial
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 PLANE = 150  # points along a side of the plane of the decision regions
 
-register_with_hydra()
 
-
-@hydra.main(config_path=str(CONFIGS), config_name="continual", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Checks the configuration and the data, opens the folder and runs what is not finished in it."""
-    check_continual(cfg, CONFIGS / "continual.yaml")
+@entry_point(ContinualConfig)
+def main(cfg: ContinualConfig) -> float | None:
+    """Checks the data, opens the folder, runs what is not finished in it, and returns the validation accuracy."""
     accelerator = build_accelerator(cfg)
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("a learner is whole in every process: launch without --use_fsdp")
-    data = continual_data.load(**cfg.data)
+    data = continual_data.load(**dict(cfg.data))
     unlabeled = load_unlabeled(cfg, data)
     if not set(cfg.unlearning.classes) < set(range(data.classes)):
         raise ValueError(f"unlearning.classes must be some of the {data.classes} classes, got {cfg.unlearning.classes}")
@@ -70,18 +64,23 @@ def main(cfg: DictConfig) -> None:
         )
     stream = random_stream(rows=cfg.batch_size, features=features, classes=data.classes, unlabeled=len(unlabeled))
     rehearse(cfg, stream_task(cfg, dict.fromkeys(cfg.seeds, stream), accelerator.device))
-    launch(cfg, accelerator, lambda folder: run(cfg, data, unlabeled, encoder, accelerator, folder))
+    return launch(cfg, accelerator, lambda folder: run(cfg, data, unlabeled, encoder, accelerator, folder))
 
 
-def load_unlabeled(cfg: DictConfig, data: ClassificationData):
+def load_unlabeled(cfg: ContinualConfig, data: ClassificationData):
     """Loads the inputs that keys are initialized with: those of another data set, or the set's own."""
     if cfg.unlabeled.name is None:
         return continual_data.unlabeled_inputs(data, cfg.unlabeled.limit)
-    other = continual_data.load(**cfg.unlabeled, root=cfg.data.root, download=cfg.data.download, validation=0)
-    return other.train.inputs
+    return load_other(cfg, "unlabeled").train.inputs
 
 
-def class_splits(cfg: DictConfig, data: ClassificationData) -> dict[int, list[tuple[int, ...]]]:
+def load_other(cfg: ContinualConfig, section: str) -> ClassificationData:
+    """Loads the data set of a section other than `data`, from the same root."""
+    shared = {"root": cfg.data.root, "download": cfg.data.download, "validation": 0}
+    return continual_data.load(**dict(continual_data.request({**shared, **dict(getattr(cfg, section))}, section)))
+
+
+def class_splits(cfg: ContinualConfig, data: ClassificationData) -> dict[int, list[tuple[int, ...]]]:
     """Returns the classes of each split, for every seed in its own order."""
     splits = {}
     for seed in cfg.seeds:
@@ -90,14 +89,19 @@ def class_splits(cfg: DictConfig, data: ClassificationData) -> dict[int, list[tu
     return splits
 
 
-def build_encoder(cfg: DictConfig, input_shape: Sequence[int]) -> nn.Module:
+def build_encoder(cfg: ContinualConfig, input_shape: Sequence[int]) -> nn.Module:
     """Builds the frozen encoder; one that a previous run has trained is read from the cache."""
     root = data_folder(cfg.data.root)
     return encoders.build(**cfg.encoder, input_shape=input_shape, root=root, cache=Path(cfg.cache))
 
 
 def run(
-    cfg: DictConfig, data: ClassificationData, unlabeled, encoder: nn.Module, accelerator: Accelerator, folder: Path
+    cfg: ContinualConfig,
+    data: ClassificationData,
+    unlabeled,
+    encoder: nn.Module,
+    accelerator: Accelerator,
+    folder: Path,
 ) -> Outcome | None:
     """Encodes, trains and selects, tests and plots."""
     streams = build_streams(cfg, data, unlabeled, encoder, accelerator)
@@ -118,11 +122,12 @@ def run(
         tested={method: [of_seed.metrics for of_seed in seeds] for method, seeds in tested.items()},
         selected={method: setting_of(cfg, trials[0]) for method, trials in trained.selected.items()},
         headline=columns(cfg, tested),
+        validation=trained.validation("accuracy"),
     )
 
 
 def build_streams(
-    cfg: DictConfig, data: ClassificationData, unlabeled, encoder: nn.Module, accelerator: Accelerator
+    cfg: ContinualConfig, data: ClassificationData, unlabeled, encoder: nn.Module, accelerator: Accelerator
 ) -> dict[int, Stream]:
     """Encodes all rows once, and orders them by splits for every seed."""
 
@@ -136,7 +141,7 @@ def build_streams(
 
     ood = None
     if cfg.ood.name is not None:
-        ood = part(continual_data.load(**cfg.ood, root=cfg.data.root, download=cfg.data.download).test)
+        ood = part(load_other(cfg, "ood").test)
     parts = {
         "train": part(data.train),
         "validation": None if data.validation is None else part(data.validation),
@@ -158,7 +163,7 @@ def draw(folder: Path, data: ClassificationData, tested: Mapping[str, Sequence[T
 
 
 def draw_plane(
-    cfg: DictConfig,
+    cfg: ContinualConfig,
     folder: Path,
     data: ClassificationData,
     stream: Stream,
@@ -190,7 +195,7 @@ def draw_plane(
     )
 
 
-def columns(cfg: DictConfig, tested: Mapping[str, Sequence[Tested]]) -> list[tuple[str, str, int, int]]:
+def columns(cfg: ContinualConfig, tested: Mapping[str, Sequence[Tested]]) -> list[tuple[str, str, int, int]]:
     """Returns the columns of the table: the metrics that at least one method has."""
     shown = {
         "accuracy": "accuracy, all classes (%)",

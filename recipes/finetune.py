@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ibreg.optimization import learning_rate_groups
@@ -31,18 +29,17 @@ from ibreg.plots.classification import learning_curves, reliability_diagram
 from ibreg.plots.few_shot import images_curve
 from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.comparison import Trained, rehearse, train_all
-from ibreg.runs.config.checks import check_configuration, check_steps
-from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.config.entry import entry_point
+from ibreg.runs.config.recipe import check_steps
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.few_shot import few_shot
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_method
 from ibreg.runs.tasks.classification import Classified, classify, mixup
-from ibreg.runs.tasks.finetuning import backbone_of, check_fine_tuning, load, measure, new_parts, sets_to_test
+from ibreg.runs.tasks.finetuning import FinetuneConfig, backbone_of, load, measure, new_parts, sets_to_test
 from ibreg.runs.training import Task
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy", "validation/rate")
 SHOWN = {
     "accuracy": "accuracy (%)",
@@ -51,8 +48,6 @@ SHOWN = {
     "accuracy_shifted": "accuracy, shifted images (%)",
     "accuracy_other": "accuracy, other data (%)",
 }
-
-register_with_hydra()
 
 
 @dataclass(frozen=True)
@@ -68,15 +63,13 @@ class Part:
 
     name: str
     images: float
-    cfg: DictConfig
+    cfg: FinetuneConfig
     task: Task
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="finetune", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Checks the configuration and the data, opens the folder and runs what is not finished in it."""
-    check_configuration(cfg, CONFIGS / "finetune.yaml")
-    check_fine_tuning(cfg)
+@entry_point(FinetuneConfig)
+def main(cfg: FinetuneConfig) -> float | None:
+    """Checks the data, opens the folder, runs what is not finished in it, and returns the validation error."""
     accelerator = build_accelerator(cfg)
     source, data = load(cfg)
     tests = sets_to_test(cfg, data)
@@ -90,11 +83,11 @@ def main(cfg: DictConfig) -> None:
     for part in parts:
         rehearse(part.cfg, part.task)
     untouched = None if new else backbone
-    launch(cfg, accelerator, lambda folder: run(cfg, data.name, parts, untouched, tests, accelerator, folder))
+    return launch(cfg, accelerator, lambda folder: run(cfg, data.name, parts, untouched, tests, accelerator, folder))
 
 
 def part_of(
-    cfg: DictConfig,
+    cfg: FinetuneConfig,
     shots: int,
     data: ClassificationData,
     backbone: Callable[[int | None], nn.Module],
@@ -106,7 +99,7 @@ def part_of(
     rows = len(few[cfg.seeds[0]].train)
     processes = accelerator.num_processes
     batch = min(cfg.batch_size, rows // processes * processes)
-    own = OmegaConf.merge(cfg, {"batch_size": batch, "epochs": max(cfg.epochs, -(-cfg.steps // (rows // batch)))})
+    own = cfg.model_copy(update={"batch_size": batch, "epochs": max(cfg.epochs, -(-cfg.steps // (rows // batch)))})
     check_steps(own, rows=rows, processes=processes)
     task = Task(
         data=few,
@@ -123,7 +116,7 @@ def part_of(
 
 
 def run(
-    cfg: DictConfig,
+    cfg: FinetuneConfig,
     data: str,
     parts: Sequence[Part],
     untouched: Callable[[int | None], nn.Module] | None,
@@ -137,7 +130,7 @@ def run(
         return measure(model, tests, accelerator, draws=cfg.prediction_draws)
 
     before = None if untouched is None else tested(untouched(None).to(accelerator.device))[1]
-    rows, points, selected, results = [], [], {}, {}
+    rows, points, selected, results, validation = [], [], {}, {}, {}
     for part in parts:
         place = folder / CHECKPOINTS / part.name
         if accelerator.is_main_process:
@@ -155,13 +148,16 @@ def run(
         points += points_of(part, cfg.seeds, metrics)
         rows += [{"images": part.name} | row for row in trained.rows()]
         selected[part.name] = trained.choices(part.cfg)
+        validation = validation or trained.validation("error")  # of the first number of images, as the headline
         if accelerator.is_main_process:
             draw(folder, part.name, trained, {method: [each for each, _ in seeds] for method, seeds in found.items()})
     if not accelerator.is_main_process:
         return None
     write_rows(folder / METRICS, rows)
     images_curve(points, folder / "images.png")
-    return Outcome(data=data, tested=results, selected=selected, headline=columns(cfg, parts, results))
+    return Outcome(
+        data=data, tested=results, selected=selected, headline=columns(cfg, parts, results), validation=validation
+    )
 
 
 def points_of(
@@ -187,7 +183,7 @@ def draw(folder: Path, name: str, trained: Trained, tested: Mapping[str, Sequenc
 
 
 def columns(
-    cfg: DictConfig, parts: Sequence[Part], results: Mapping[str, Sequence[Mapping[str, float]]]
+    cfg: FinetuneConfig, parts: Sequence[Part], results: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> list[tuple[str, str, int, int]]:
     """Returns the columns of the table: the error for every number of images, other metrics for the middle one."""
     middle = parts[len(parts) // 2].name

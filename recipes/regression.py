@@ -18,18 +18,16 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-import hydra
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig
 from torch import nn
 
 from ibreg.plots.classification import learning_curves
 from ibreg.plots.regression import attack_curves, information_plane, prediction_plot, residual_plot
 from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.comparison import Trained, rehearse, train_all, train_matched
-from ibreg.runs.config.checks import check_configuration, check_steps
-from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.config.entry import entry_point
+from ibreg.runs.config.recipe import check_steps
 from ibreg.runs.data import regression as regression_data
 from ibreg.runs.data.regression import RegressionData
 from ibreg.runs.data.split import load_splits
@@ -38,29 +36,24 @@ from ibreg.runs.methods import build_model
 from ibreg.runs.report.columns import print_columns, write_columns
 from ibreg.runs.tasks.regression.measuring import (
     Regressed,
+    RegressionConfig,
     build_task_loss,
     check_data,
-    check_task_losses,
     errors_under_attack,
     regress,
 )
 from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "validation/rmse", "validation/r2", "validation/cs_qmi", "validation/rate")
 PLANES = {"information_plane.png": "validation/cs_qmi", "rate_plane.png": "validation/rate"}
 
-register_with_hydra()
 
-
-@hydra.main(config_path=str(CONFIGS), config_name="regression", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Checks the configuration and the data, opens the folder and runs what is not finished in it."""
-    check_configuration(cfg, CONFIGS / "regression.yaml")
-    check_task_losses(cfg)
+@entry_point(RegressionConfig)
+def main(cfg: RegressionConfig) -> float | None:
+    """Checks the data, opens the folder, runs what is not finished in it, and returns the validation RMSE."""
     accelerator = build_accelerator(cfg)
-    data = load_splits(cfg, regression_data.load)
+    data = load_splits(cfg.data, cfg.seeds, regression_data.load, split_by_seed=cfg.split_by_seed)
     if accelerator.is_main_process:
         print_columns(data[cfg.seeds[0]])
     for of_seed in data.values():
@@ -77,11 +70,11 @@ def main(cfg: DictConfig) -> None:
         quality=quality,
     )
     rehearse(cfg, task)
-    launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
+    return launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
 
 
 def run(
-    cfg: DictConfig, data: Mapping[int, RegressionData], task: Task, accelerator: Accelerator, folder: Path
+    cfg: RegressionConfig, data: Mapping[int, RegressionData], task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
     """Trains and selects, tests, attacks and plots."""
     if accelerator.is_main_process:
@@ -120,10 +113,13 @@ def run(
         },
         selected=trained.choices(cfg),
         headline=columns(cfg, data[cfg.seeds[0]]),
+        validation=trained.validation("rmse"),
     )
 
 
-def evaluate(cfg: DictConfig, model: nn.Module, data: RegressionData, accelerator: Accelerator, part: str) -> Regressed:
+def evaluate(
+    cfg: RegressionConfig, model: nn.Module, data: RegressionData, accelerator: Accelerator, part: str
+) -> Regressed:
     """Predicts the validation or the test split."""
     return regress(
         model,
@@ -152,7 +148,7 @@ def quality(validation: Mapping[str, float]) -> tuple[float]:
 
 
 def draw(
-    cfg: DictConfig,
+    cfg: RegressionConfig,
     folder: Path,
     data: RegressionData,
     trained: Trained,
@@ -188,7 +184,7 @@ def draw(
         attack_curves(points, folder / "attacks.png", unit=data.quantity, eps_unit=unit)
 
 
-def columns(cfg: DictConfig, data: RegressionData) -> list[tuple[str, str, int, int]]:
+def columns(cfg: RegressionConfig, data: RegressionData) -> list[tuple[str, str, int, int]]:
     """Returns the columns of the table, errors with four digits relative to the standard deviation of the target."""
     digits = max(3 - math.floor(math.log10(data.target_std)), 0)
     shown = [

@@ -18,10 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig
 from torch import nn
 
 from ibreg.evaluation.attacks.sanity import Check
@@ -36,8 +34,8 @@ from ibreg.plots.style import method_label, sort_methods
 from ibreg.runs.accelerator import build_accelerator
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.comparison import Trained, rehearse, train_all
-from ibreg.runs.config.checks import check_configuration, check_steps
-from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.config.entry import entry_point
+from ibreg.runs.config.recipe import check_steps
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.folder import CHECKPOINTS
 from ibreg.runs.launch import Outcome, launch
@@ -47,24 +45,21 @@ from ibreg.runs.tasks.classification import classify
 from ibreg.runs.tasks.robustness.adopt import adopt, check_adoptable
 from ibreg.runs.tasks.robustness.adversarial import build_adversary
 from ibreg.runs.tasks.robustness.checks import check_robustness
+from ibreg.runs.tasks.robustness.configuration import RobustnessConfig
 from ibreg.runs.tasks.robustness.distillation import Distilled, check_distillation, load_teacher, prune_smallest
 from ibreg.runs.tasks.robustness.measuring import NORMS, attack_metric, corruption_metric, measure_robustness, radii
 from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CURVES = ("train/loss", "train/penalty", "train/rate", "validation/nll", "validation/accuracy")
 ATTACKS = {"fgsm": "FGSM", "pgd": "PGD", "ensemble": "ensemble", "linf": "L-inf", "l2": "L2"}
 
-register_with_hydra()
 
-
-@hydra.main(config_path=str(CONFIGS), config_name="robustness", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """Checks the configuration and the data, opens the run's folder and runs what is unfinished in it."""
-    check_configuration(cfg, CONFIGS / "robustness.yaml")
+@entry_point(RobustnessConfig)
+def main(cfg: RobustnessConfig) -> float | None:
+    """Checks the data, opens the folder, runs what is not finished in it, and returns the validation accuracy."""
     accelerator = build_accelerator(cfg)
-    data = datasets.load(**cfg.data)
+    data = datasets.load(**dict(cfg.data))
     if accelerator.is_main_process:
         print_columns(data)
     check_robustness(cfg, data)
@@ -82,11 +77,11 @@ def main(cfg: DictConfig) -> None:
     rehearse(cfg, task)
     if cfg.checkpoint is not None:
         check_adoptable(cfg, task)
-    launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
+    return launch(cfg, accelerator, lambda folder: run(cfg, data, task, accelerator, folder))
 
 
 def run(
-    cfg: DictConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path
+    cfg: RobustnessConfig, data: datasets.ClassificationData, task: Task, accelerator: Accelerator, folder: Path
 ) -> Outcome | None:
     """Trains or adopts models, measures every one, and plots."""
     if cfg.checkpoint is not None and accelerator.is_main_process:
@@ -108,6 +103,7 @@ def run(
         tested={method: [metrics_of(measured) for measured in seeds] for method, seeds in report.items()},
         selected=trained.choices(cfg),
         headline=columns(cfg, data, report),
+        validation=trained.validation("accuracy"),
         checks=[
             {"method": method, "seed": seed} | check
             for method, seeds in report.items()
@@ -123,7 +119,7 @@ def run(
 
 
 def measure(
-    cfg: DictConfig,
+    cfg: RobustnessConfig,
     data: datasets.ClassificationData,
     task: Task,
     trained: Trained,
@@ -153,7 +149,7 @@ def metrics_of(measured: Mapping[str, Any]) -> dict[str, float]:
     )
 
 
-def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
+def build_model(cfg: RobustnessConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
     """Builds the model of a method, from the pruned weights of the teacher if there is one."""
 
     def network(code_features: int | None) -> nn.Module:
@@ -167,7 +163,7 @@ def build_model(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial
     return build_method(cfg, trial, network, example=torch.zeros(1, *data.input_shape))
 
 
-def build_loss(cfg: DictConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
+def build_loss(cfg: RobustnessConfig, data: datasets.ClassificationData, trial: Trial) -> nn.Module:
     """Builds the task loss: the cross-entropy, with distillation if there is a teacher."""
     if cfg.distillation.teacher is None:
         return nn.CrossEntropyLoss()
@@ -184,7 +180,7 @@ def surrogate_of(trained: Trained, trial: Trial) -> Trial:
 
 
 def plot(
-    cfg: DictConfig,
+    cfg: RobustnessConfig,
     folder: Path,
     data: datasets.ClassificationData,
     trained: Trained,
@@ -218,7 +214,7 @@ def plot(
     plot_attacked_images(folder, data, report)
 
 
-def rows_of(cfg: DictConfig, report: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> list[dict[str, Any]]:
+def rows_of(cfg: RobustnessConfig, report: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> list[dict[str, Any]]:
     """Lists the rows of all models, with method and seed."""
     return [
         {"method": method, "seed": seed} | row
@@ -250,7 +246,7 @@ def plot_attacked_images(
 
 
 def columns(
-    cfg: DictConfig, data: datasets.ClassificationData, report: Mapping[str, Sequence[Mapping[str, Any]]]
+    cfg: RobustnessConfig, data: datasets.ClassificationData, report: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[tuple[str, str, int, int]]:
     """Lists the columns of the table; those of a subset of the test rows name its size."""
     rows = len(data.test)

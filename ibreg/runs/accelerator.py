@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, DistributedType, FullyShardedDataParallelPlugin
-from omegaconf import DictConfig
+from accelerate.utils import DataLoaderConfiguration, DistributedType, FullyShardedDataParallelPlugin, LoggerType
+
+from ibreg.runs.config.section import Count, Section, Share, one_of
+
+TRACKERS = ("none", *map(str, LoggerType.list()))
 
 
-def build_accelerator(cfg: DictConfig) -> Accelerator:
+class AcceleratorConfig(Section):
+    """Devices, precision and trackers.
+
+    Attributes:
+        device: auto takes an accelerator if there is one.
+        precision: of the forward pass.
+        accumulate: batches per optimizer step.
+        ema: decay per step of the moving average of the weights that is evaluated; 0: none.
+        tracker: a tracker of accelerate.
+    """
+
+    device: Literal["auto", "cpu"]
+    precision: Literal["no", "bf16", "fp16"]
+    accumulate: Count
+    ema: Share
+    tracker: Annotated[str, *one_of(TRACKERS)]
+
+
+def build_accelerator(cfg: AcceleratorConfig) -> Accelerator:
     """Builds the accelerator of a run, for one process or several, on a CPU or elsewhere.
 
     Args:
@@ -23,7 +44,7 @@ def build_accelerator(cfg: DictConfig) -> Accelerator:
         ValueError: If the device does not have the precision, the tracker's package is not installed, or FSDP does not
             support what is configured.
     """
-    tracker = cfg.get("tracker", "none")
+    tracker = cfg.tracker
     if tracker not in ("none", "all", *map(str, get_available_trackers())):
         raise ValueError(f"tracker={tracker} needs a package that is not installed: pip install {tracker}, or use none")
     if sharded := os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -31,8 +52,8 @@ def build_accelerator(cfg: DictConfig) -> Accelerator:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     accelerator = Accelerator(
         cpu=cfg.device == "cpu",
-        mixed_precision=str(cfg.precision),
-        gradient_accumulation_steps=cfg.get("accumulate", 1),
+        mixed_precision=cfg.precision,
+        gradient_accumulation_steps=cfg.accumulate,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         log_with=None if tracker == "none" else tracker,
         project_dir=cfg.output_dir,
@@ -43,12 +64,12 @@ def build_accelerator(cfg: DictConfig) -> Accelerator:
         # On CPUs accelerate ignores FSDP silently, although torch and the rest of accelerate support it.
         plugin = accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
         if cfg.precision != "no":
-            plugin.set_mixed_precision(str(cfg.precision))
+            plugin.set_mixed_precision(cfg.precision)
         accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     if accelerator.distributed_type == DistributedType.FSDP:
         if not accelerator.is_fsdp2:
             raise ValueError("FSDP's first version is not supported: accelerate launch --use_fsdp --fsdp_version 2 ...")
-        if cfg.get("ema"):
+        if cfg.ema:
             raise ValueError(
                 f"ema={cfg.ema} averages whole weights, but with FSDP a process holds shards of them: use ema=0"
             )

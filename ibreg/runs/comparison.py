@@ -10,16 +10,26 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig
 from torch import nn
 
 from ibreg.optimization import training_mode
 from ibreg.regularized import Penalized
+from ibreg.runs.config.recipe import RunConfig
 from ibreg.runs.folder import METRICS, write_rows
 from ibreg.runs.methods import beta_used, build_schedule
 from ibreg.runs.progress import EpochProgress
 from ibreg.runs.training import Run, Task, train
-from ibreg.runs.trials import Trial, as_good_as, epochs_in_all, epochs_of, methods, plan, points_of, select
+from ibreg.runs.trials import (
+    ComparisonConfig,
+    Trial,
+    as_good_as,
+    epochs_in_all,
+    epochs_of,
+    methods,
+    plan,
+    points_of,
+    select,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,15 @@ class Trained:
         rows = [row for trials in self.selected.values() for trial in trials for row in self.states[trial]["rows"]]
         return [{key: row.get(key) for key in shown} for row in rows]
 
-    def choices(self, cfg: DictConfig) -> dict[str, Any]:
+    def validation(self, metric: str) -> dict[str, list[float]]:
+        """Returns a validation metric of the selected trials, for each method in the order of the seeds."""
+        return {
+            method: [self.states[trial]["validation"][metric] for trial in trials]
+            for method, trials in self.selected.items()
+            if all(metric in (self.states[trial]["validation"] or ()) for trial in trials)
+        }
+
+    def choices(self, cfg: ComparisonConfig) -> dict[str, Any]:
         """Returns what was selected on validation data, for the summary."""
         return {
             method: {
@@ -65,7 +83,7 @@ class Trained:
         }
 
 
-def rehearse(cfg: DictConfig, task: Task) -> None:
+def rehearse(cfg: RunConfig, task: Task) -> None:
     """Runs one batch through every method at every grid point, so that errors occur before a folder is made."""
     for method in methods(cfg):
         for point in points_of(cfg, method):
@@ -83,7 +101,7 @@ def rehearse(cfg: DictConfig, task: Task) -> None:
                 schedule.step(output)
 
 
-def train_all(cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Path) -> Trained:
+def train_all(cfg: RunConfig, task: Task, accelerator: Accelerator, folder: Path) -> Trained:
     """Trains the comparison, selects, and trains the remaining trials of the selected points and the sweep."""
     comparison, sweep = plan(cfg)
     epochs = epochs_in_all(cfg, lambda cfg, trial: epochs_of(cfg, trial) * len(task.stages(trial)))
@@ -99,7 +117,7 @@ def train_all(cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Pat
 
 
 def train_matched(
-    trained: Trained, cfg: DictConfig, task: Task, accelerator: Accelerator, folder: Path, *, error: str
+    trained: Trained, cfg: RunConfig, task: Task, accelerator: Accelerator, folder: Path, *, error: str
 ) -> dict[str, list[Trial]]:
     """Trains controls that end at the epoch where they reach the validation error of a method, see `as_good_as`.
 

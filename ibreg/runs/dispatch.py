@@ -1,42 +1,73 @@
-"""Chooses a function by name, with its name and options checked before it is called."""
+"""Chooses a function by name; its keyword-only arguments are the options, checked by their annotations.
+
+def huber(*, delta: Annotated[float, Field(gt=0)] = 1.0): ...
+"""
+
+from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any, get_type_hints
+
+from pydantic import create_model
+
+from ibreg.runs.config.section import AnySection, Section, did_you_mean, read
 
 
 def choose(
-    kind: str, name: str, functions: Mapping[str, Callable], options: Iterable[str], *, beside: str = ""
+    kind: str, name: str, functions: Mapping[str, Callable], options: Mapping[str, Any], section: str = ""
 ) -> Callable:
-    """Returns the function of a name, after checking that it takes these options.
+    """Returns the function of a name with its options, after checking them.
 
     Args:
-        kind: What the functions make, for messages.
-        name: One of the keys of `functions`.
-        functions: Functions by name; their options are their keyword-only arguments.
-        options: Names of the options that are set.
-        beside: What the message on unknown options says after those that the function has.
+        kind: what the functions make, for messages.
+        name: one of the keys of `functions`.
+        functions: functions by name.
+        options: values of the keyword-only arguments of the function.
+        section: dotted key of the options in a configuration, for messages.
 
     Raises:
-        ValueError: For an unknown name or option, and a missing option; the message lists the valid ones.
+        ValueError: For an unknown name or option, a missing option, or a value that is not valid.
 
     Example:
-        >>> def mlp(features, *, hidden): ...
-        >>> choose("model", "mlp", {"mlp": mlp}, ["hiden"])
+        >>> def mlp(features, *, hidden: list[int]): ...
+        >>> choose("model", "mlp", {"mlp": mlp}, {"hiden": [3]}, "model")
         Traceback (most recent call last):
-        ValueError: mlp has no option ['hiden']: it has ['hidden']
+        ValueError: model has no key 'hiden' (did you mean 'hidden'?): it has hidden
     """
-    if name not in functions:
-        raise ValueError(f"no {kind} {name!r}: it is one of {sorted(functions)}")
-    function, options = functions[name], set(options)
-    valid = keyword_options(function)
-    if unknown := sorted(options - valid.keys()):
-        raise ValueError(f"{name} has no option {unknown}: it has {list(valid)}{beside}")
-    if missing := [option for option in valid if valid[option] is inspect.Parameter.empty and option not in options]:
-        raise ValueError(f"{name} needs the option {missing}")
-    return function
+    function = find(kind, name, functions, section)
+    checked = read(options_of(function), options, section or name)
+    return partial(function, **{option: getattr(checked, option) for option in options})
 
 
-def keyword_options(function: Callable) -> dict[str, object]:
+def find(kind: str, name: Any, functions: Mapping[str, Callable], section: str = "") -> Callable:
+    """Returns the function of a name.
+
+    Raises:
+        ValueError: If there is none; the message suggests the closest name and lists all.
+    """
+    if not isinstance(name, str) or name not in functions:
+        where = f"{section}.name: " if section else ""
+        raise ValueError(
+            f"{where}no {kind} {name!r}{did_you_mean(name, functions)}: it is one of {', '.join(sorted(functions))}"
+        )
+    return functions[name]
+
+
+@cache
+def options_of(function: Callable, base: type[AnySection] = Section) -> type[AnySection]:
+    """Returns the model of the options of a function, in addition to the keys of a base."""
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+    defaults = keyword_options(function)
+    fields: Any = {
+        name: (hints.get(name, Any), ... if default is inspect.Parameter.empty else default)
+        for name, default in defaults.items()
+    }
+    return create_model(getattr(function, "__name__", "Options"), __base__=base, **fields)
+
+
+def keyword_options(function: Callable) -> dict[str, Any]:
     """Lists the keyword-only arguments of a function with their defaults, `inspect.Parameter.empty` where none."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

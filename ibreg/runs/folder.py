@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from pydantic import model_validator
 
 from ibreg.runs.config.composition import identity_of
+from ibreg.runs.config.section import Name, Section
 
 if TYPE_CHECKING:  # slow to import, and a summary is read without it
     from accelerate import Accelerator
@@ -27,14 +29,38 @@ TRACKED = "tracked"  # what a tracker writes that keeps files, such as TensorBoa
 LOCK = ".lock"  # stays in the folder: a run is going on while the operating system holds the lock on the file
 
 
+class FolderConfig(Section):
+    """Where a run writes, and what it does with the files of an earlier one.
+
+    Attributes:
+        output_dir: folder of the run.
+        resume: whether a killed run is resumed.
+        overwrite: whether an existing run is replaced.
+    """
+
+    output_dir: Name
+    resume: bool
+    overwrite: bool
+
+    @model_validator(mode="after")
+    def _check_one_of_both(self):
+        if self.resume and self.overwrite:
+            raise ValueError("resume continues a run and overwrite replaces it: give one of them")
+        return self
+
+    def contents(self) -> dict[str, Any]:
+        """Returns the configuration in types of YAML and JSON."""
+        return self.model_dump(mode="json")
+
+
 @contextmanager
-def open_folder(cfg: DictConfig, accelerator: Accelerator) -> Iterator[Path]:
+def open_folder(cfg: FolderConfig, accelerator: Accelerator) -> Iterator[Path]:
     """Creates the run's folder, or continues in it with `resume=true`, or empties it with `overwrite=true`.
 
     The folder is locked until the context ends. The operating system releases the lock even if the process is killed.
 
     Args:
-        cfg: with `output_dir`, `resume` and `overwrite`.
+        cfg: the recipe's configuration.
         accelerator: only its main process locks and writes.
 
     Returns:
@@ -71,7 +97,7 @@ def _check_no_other_files(folder: Path) -> None:
         raise FileExistsError(f"{folder} holds files, but no run of a recipe: give another output_dir")
 
 
-def _prepare(cfg: DictConfig, folder: Path) -> None:
+def _prepare(cfg: FolderConfig, folder: Path) -> None:
     if (folder / CONFIG).is_file():
         if cfg.overwrite:
             _empty(folder)
@@ -80,7 +106,7 @@ def _prepare(cfg: DictConfig, folder: Path) -> None:
         else:
             state = "a finished run" if (folder / SUMMARY).is_file() else "an unfinished run (resume=true resumes it)"
             raise FileExistsError(f"{folder} holds {state}: overwrite=true replaces it")
-    replace(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
+    replace(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(cfg.contents())).encode())
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
 
 
@@ -101,9 +127,9 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def _check_same_run(cfg: DictConfig, folder: Path) -> None:
-    earlier: Any = OmegaConf.load(folder / CONFIG)
-    before, now = identity_of(earlier), identity_of(cfg)
+def _check_same_run(cfg: FolderConfig, folder: Path) -> None:
+    earlier: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    before, now = identity_of(earlier), identity_of(cfg.contents())
     different = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if different:
         raise ValueError(

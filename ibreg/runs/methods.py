@@ -5,25 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from omegaconf import DictConfig
+from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor, nn
 
-from ibreg import schedules
 from ibreg.hosts import CHILD
 from ibreg.prediction import predict
 from ibreg.regularized import Regularized, bottlenecks
 from ibreg.runs.config.composition import build_bottleneck, configured_beta
+from ibreg.runs.config.section import Count, Different, Name
 from ibreg.runs.data.images import Normalization
 from ibreg.runs.models import classifiers as models
-from ibreg.runs.trials import CONTROLS, Trial, option_of
+from ibreg.runs.trials import CONTROLS, ComparisonConfig, GridConfig, Trial, option_of
+from ibreg.schedules import Schedule
 from ibreg.surgery.injection import inject
+
+ModelSection = Annotated[SerializeAsAny[models.Model], BeforeValidator(models.model_options)]
+Modules = Name | Annotated[list[Name], Field(min_length=1), *Different]
+
+
+class MethodConfig(GridConfig):
+    """The network that methods are compared on.
+
+    Attributes:
+        model: name and options of the network.
+        inject_at: module after which bottlenecks are injected, or a list of modules.
+        draws: number of Monte Carlo samples of each code in training.
+        prediction_draws: number of Monte Carlo samples at prediction; 0: the mean code.
+    """
+
+    model: ModelSection
+    inject_at: Modules
+    draws: Count
+    prediction_draws: Annotated[int, Field(ge=0)]
 
 
 def build_method(
-    cfg: DictConfig, trial: Trial, network: Callable[[int | None], nn.Module], example: Tensor
+    cfg: MethodConfig, trial: Trial, network: Callable[[int | None], nn.Module], example: Tensor
 ) -> nn.Module:
     """Builds the model of a method: the network, with the layer of the method injected where it has one.
 
@@ -67,7 +87,7 @@ def build_method(
 
 
 def build_model(
-    cfg: DictConfig, trial: Trial, input_shape: Sequence[int], classes: int, normalization: Normalization | None
+    cfg: MethodConfig, trial: Trial, input_shape: Sequence[int], classes: int, normalization: Normalization | None
 ) -> nn.Module:
     """Builds the model of a method on the network that `model` configures, see `build_method`."""
     network = partial(build_network, cfg, input_shape, classes, normalization=normalization)
@@ -75,7 +95,7 @@ def build_model(
 
 
 def build_network(
-    cfg: DictConfig,
+    cfg: MethodConfig,
     input_shape: Sequence[int],
     classes: int,
     code_features: int | None = None,
@@ -83,9 +103,8 @@ def build_network(
     normalization: Normalization | None,
 ) -> nn.Module:
     """Builds the network that bottlenecks are injected into, its head for a code of `code_features` if given."""
-    options: Any = {key: value for key, value in cfg.model.items() if key != "inject_at"}
     return models.build(
-        **options,
+        **cfg.model.options(),
         input_shape=tuple(input_shape),
         classes=classes,
         code_features=code_features,
@@ -93,9 +112,9 @@ def build_network(
     )
 
 
-def modules_of(cfg: DictConfig, method: str) -> list[str]:
+def modules_of(cfg: MethodConfig, method: str) -> list[str]:
     """Returns the modules after which a method has its bottleneck: its own in `places`, else `inject_at`."""
-    at = (cfg.get("places") or {}).get(method, cfg.inject_at)
+    at = getattr(cfg, "places", {}).get(method, cfg.inject_at)
     return [at] if isinstance(at, str) else list(at)
 
 
@@ -104,7 +123,7 @@ def is_stochastic(model: nn.Module) -> bool:
     return any(layer.stochastic for layer in bottlenecks(model).values())
 
 
-def beta_used(cfg: DictConfig, trials: Sequence[Trial], states: Mapping[Trial, dict[str, Any]]) -> float | None:
+def beta_used(cfg: ComparisonConfig, trials: Sequence[Trial], states: Mapping[Trial, dict[str, Any]]) -> float | None:
     """Returns the beta of a method's training runs, tuned or configured; None for a control.
 
     With the target-rate schedule every run reaches a beta of its own: the mean of those at the selected epochs.
@@ -112,7 +131,7 @@ def beta_used(cfg: DictConfig, trials: Sequence[Trial], states: Mapping[Trial, d
     method, tuned = trials[0].method, trials[0].beta
     if method in CONTROLS or tuned is not None:
         return tuned
-    if cfg.schedule.name != "target_rate":
+    if not isinstance(cfg, GridConfig) or cfg.schedule.name != "target_rate":
         return configured_beta(cfg, method)
     weights = [states[trial]["weights"] for trial in trials]
     return fmean(
@@ -120,21 +139,8 @@ def beta_used(cfg: DictConfig, trials: Sequence[Trial], states: Mapping[Trial, d
     )
 
 
-def build_schedule(cfg: DictConfig, method: str, model: nn.Module) -> schedules.Schedule | None:
+def build_schedule(cfg: ComparisonConfig, method: str, model: nn.Module) -> Schedule | None:
     """Builds the schedule of beta of a method; None for controls and for a constant beta."""
-    if method in CONTROLS or "schedule" not in cfg:
+    if method in CONTROLS or not isinstance(cfg, GridConfig):
         return None
-    return SCHEDULES[cfg.schedule.name](cfg.schedule, method, model)
-
-
-def _target_rate(options: DictConfig, method: str, model: nn.Module) -> schedules.TargetRate:
-    rate = options.rate[method] if isinstance(options.rate, DictConfig) else options.rate
-    return schedules.TargetRate(model, float(rate))
-
-
-SCHEDULES: dict[str, Callable[[DictConfig, str, nn.Module], schedules.Schedule | None]] = {
-    "none": lambda options, method, model: None,
-    "linear_warmup": lambda options, method, model: schedules.LinearWarmup(model, options.steps),
-    "cosine": lambda options, method, model: schedules.Cosine(model, options.steps),
-    "target_rate": _target_rate,
-}
+    return cfg.schedule.build(method, model)

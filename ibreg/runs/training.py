@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast
-from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -34,10 +32,12 @@ from ibreg.runs.checkpoint import (
     optimizer_state,
     save_checkpoint,
 )
+from ibreg.runs.config.recipe import RunConfig
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.folder import CHECKPOINTS, METRICS, write_rows
 from ibreg.runs.methods import build_schedule
 from ibreg.runs.models.normalization import network_inputs
+from ibreg.runs.optimizers import build_lr_schedule, build_optimizer
 from ibreg.runs.progress import EpochProgress, described
 from ibreg.runs.seeding import EpochSampler, seed_all
 from ibreg.runs.tasks.robustness.adversarial import Adversary
@@ -84,15 +84,17 @@ class Task:
         """Returns the rows of each stage: all epochs on the first, then all epochs on the next."""
         return [self.data[trial.seed].train]
 
-    def prepare(self, cfg: DictConfig, trial: Trial, model: nn.Module) -> None:
+    def prepare(self, cfg: Any, trial: Trial, model: nn.Module) -> None:
         """Prepares a freshly built model for training."""
 
-    def optimizer(self, cfg: DictConfig, trial: Trial, model: nn.Module) -> Optimizer:
+    def optimizer(self, cfg: Any, trial: Trial, model: nn.Module) -> Optimizer:
         """Builds the optimizer of a model."""
         decay: Any = trial.weight_decay
-        return torch.optim.AdamW(
-            self.parameters(model), lr=cfg.lr, betas=tuple(cfg.adam_betas), weight_decay=decay, fused=True
-        )
+        return build_optimizer(cfg.optimizer, self.parameters(model), lr=cfg.lr, weight_decay=decay)
+
+    def lr_schedule(self, cfg: Any, trial: Trial, optimizer: Optimizer) -> LRScheduler:
+        """Builds the schedule of the learning rate, which is stepped once per epoch."""
+        return build_lr_schedule(cfg.lr_schedule, optimizer, epochs_of(cfg, trial))
 
     def batch_loss(
         self, model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, concepts: Tensor | None = None
@@ -112,7 +114,7 @@ class Task:
         """Observes the end of a stage and returns columns for its row of `metrics.csv`."""
         return {}
 
-    def row(self, cfg: DictConfig, trial: Trial) -> dict[str, Any]:
+    def row(self, cfg: Any, trial: Trial) -> dict[str, Any]:
         """Returns the columns of `metrics.csv` that identify a training run."""
         return trial.row()
 
@@ -126,7 +128,7 @@ class Task:
         return {}
 
     def keep(
-        self, cfg: DictConfig, trial: Trial, state: Mapping[str, Any], epoch: int, validation: Any, model: nn.Module
+        self, cfg: Any, trial: Trial, state: Mapping[str, Any], epoch: int, validation: Any, model: nn.Module
     ) -> dict[str, Any]:
         """Returns what is kept of a model: the best epoch so far, its validation metrics and its weights."""
         last = cfg.selection == "last" or trial.stop is not None
@@ -151,7 +153,7 @@ class Run:
         written: time of the last writing of `metrics.csv`.
     """
 
-    cfg: DictConfig
+    cfg: RunConfig
     task: Task
     accelerator: Accelerator
     folder: Path
@@ -196,7 +198,7 @@ def train(trial: Trial, run: Run) -> dict[str, Any]:
     for epoch in range(state["epoch"], epochs):
         losses = train_epoch(trial, run, parts, epoch)
         if not math.isfinite(losses["loss"]):
-            raise RuntimeError(
+            raise FloatingPointError(
                 f"{name}: the loss must be finite, got {losses['loss']} in epoch {epoch + 1}: lower lr or beta"
             )
         parts.gather()
@@ -229,7 +231,7 @@ def train_epoch(trial: Trial, run: Run, parts: Parts, epoch: int) -> dict[str, f
 
 def train_batch(run: Run, parts: Parts, batch: Sequence[Tensor], adversary: Adversary | None) -> dict[str, Tensor]:
     """Takes an optimizer step on a batch, or accumulates its gradient, and returns its loss, penalty and rate."""
-    task, accelerator, clip = run.task, run.accelerator, run.cfg.get("clip")
+    task, accelerator, clip = run.task, run.accelerator, run.cfg.clip
     if task.mix is not None:
         batch = task.mix(*batch)
     with accelerator.accumulate(parts.model):
@@ -334,7 +336,7 @@ def build_parts(trial: Trial, run: Run, state: Mapping[str, Any] | None) -> Part
     task.prepare(cfg, trial, model)
     criterion = Penalized(task.loss(trial))
     optimizer = task.optimizer(cfg, trial, model)
-    lr_schedule = build_lr_schedule(cfg, optimizer, epochs_of(cfg, trial))
+    lr_schedule = task.lr_schedule(cfg, trial, optimizer)
     beta_schedule = build_schedule(cfg, trial.method, model)
     if state is not None:
         model.load_state_dict(state["model"])
@@ -342,25 +344,17 @@ def build_parts(trial: Trial, run: Run, state: Mapping[str, Any] | None) -> Part
     stages = [(rows, accelerator.prepare_data_loader(batches_of(trial, cfg, rows))) for rows in task.stages(trial)]
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)
-    ema = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.get("ema") else None
+    ema = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema)) if cfg.ema else None
     parts = Parts(model, plain, whole or plain, criterion, optimizer, lr_schedule, stages, beta_schedule, ema)
     if state is not None:
         parts.load_state_dict(state)
     return parts
 
 
-def batches_of(trial: Trial, cfg: DictConfig, rows: Rows) -> DataLoader:
+def batches_of(trial: Trial, cfg: RunConfig, rows: Rows) -> DataLoader:
     """Returns the training batches of a trial, in an order determined by its key and the epoch."""
     sampler = EpochSampler(len(rows), seed=trial.key[0] + 1_000_003 * trial.key[1])
     return loader(rows, cfg.batch_size, sampler=sampler, drop_last=True)
-
-
-def build_lr_schedule(cfg: DictConfig, optimizer: Optimizer, epochs: int) -> LRScheduler:
-    """Builds the schedule that multiplies lr by `lr_factor`, every `lr_every` epochs or at each of a list of epochs."""
-    every = cfg.get("lr_every")
-    if isinstance(every, ListConfig):
-        return MultiStepLR(optimizer, list(every), cfg.lr_factor)
-    return StepLR(optimizer, every or epochs, cfg.lr_factor if every else 1.0)
 
 
 def quantities(loss: Tensor, output: Any) -> dict[str, Tensor]:

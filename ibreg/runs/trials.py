@@ -5,22 +5,141 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, model_validator
 
-from ibreg.runs.config.composition import configured_beta, rate_bounds
+from ibreg.runs.beta_schedules import BetaSchedule
+from ibreg.runs.config.composition import BottleneckConfig, build_bottleneck, configured_beta, rate_bounds
+from ibreg.runs.config.section import Count, Different, Names, NotNegative, Section, did_you_mean
 
 FACTORS = (0.1, 1, 10)
 INFORMATION = ("I(X;Z)", "I(X;Z|Y)")
 SECOND = {"null": "none"}  # second initializations, and the method whose grid point each of them takes
 
 
+class ComparisonConfig(BottleneckConfig):
+    """The methods that a run compares.
+
+    Attributes:
+        bottlenecks: one or several, trained next to the controls.
+        control: whether the model without a bottleneck is trained too.
+        seeds: of the training runs, the same for all methods.
+        epochs: passes over the training rows.
+        tune: whether grid points are selected on validation data.
+    """
+
+    bottlenecks: Annotated[list[str], *Different]
+    control: bool
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, examples=[[0, 1, 2]]), *Different]
+    epochs: Count
+    tune: bool
+
+    @model_validator(mode="after")
+    def _check_bottlenecks(self):
+        if own := set(CONTROLS) & set(self.bottlenecks):
+            raise ValueError(f"bottlenecks must be none of the controls {', '.join(CONTROLS)}, got {', '.join(own)}")
+        for method in self.bottlenecks:
+            build_bottleneck(self, method)
+        if not methods(self):
+            raise ValueError("there is nothing to train: name bottlenecks, or use control=true")
+        return self
+
+
+class Grid(Section):
+    """The values that methods are tuned over, equally many for each.
+
+    Attributes:
+        beta: of every bottleneck; None: 0.1, 1 and 10 times the beta that it is configured with.
+        betas: of some bottlenecks, instead.
+        weight_decay: of the controls.
+    """
+
+    beta: list[NotNegative] | None
+    betas: dict[str, list[NotNegative]]
+    weight_decay: list[NotNegative]
+
+
+class Sweep(Section):
+    """The information curve.
+
+    Attributes:
+        betas: one training run for each.
+        epochs: of each.
+    """
+
+    betas: list[NotNegative]
+    epochs: Count
+
+
+class GridConfig(ComparisonConfig):
+    """Methods with weight decay and beta.
+
+    Attributes:
+        weight_decay: of all methods; with `tune` that of controls is from the grid.
+        grid: the values that methods are tuned over.
+        schedule: of beta over the training steps.
+    """
+
+    weight_decay: NotNegative
+    grid: Grid
+    schedule: BetaSchedule
+
+    @model_validator(mode="after")
+    def _check_grid(self):
+        rates = self.schedule.rate if isinstance(self.schedule.rate, dict) else {}
+        for key, named in (("grid.betas", self.grid.betas), ("schedule.rate", rates)):
+            if unknown := [method for method in named if method not in self.bottleneck]:
+                raise ValueError(
+                    f"{key} must be of {', '.join(self.bottleneck)}, got {', '.join(unknown)}"
+                    f"{did_you_mean(unknown[0], self.bottleneck)}"
+                )
+        if rates and (without := [method for method in self.bottlenecks if method not in rates]):
+            raise ValueError(f"schedule.rate has no rate for {', '.join(without)}: give one number for all, or add it")
+        for method in self.bottlenecks:
+            if self.tune and not len(beta_grid(self, method)) == len(self.grid.weight_decay) > 0:
+                raise ValueError(
+                    f"grid.weight_decay and the grid of beta of {method} (grid.beta, or its own in grid.betas) must "
+                    "have equally many values, so that the control is tuned as hard"
+                )
+        names = [trial.name for trials in plan(self) for trial in trials]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                "two training runs are the same: values of a grid of beta, of grid.weight_decay and sweep.betas must "
+                "differ"
+            )
+        return self
+
+
+class SweepConfig(GridConfig):
+    """Methods with an information curve.
+
+    Attributes:
+        sweep: the information curve.
+    """
+
+    sweep: Sweep
+
+
+class SettingsConfig(ComparisonConfig):
+    """Methods that are tuned over a list of settings each.
+
+    Attributes:
+        learners: methods without a bottleneck.
+        settings: of each method, mappings of its options.
+        tuning_seeds: number of seeds that settings are tried on.
+    """
+
+    learners: Names
+    settings: dict[str, list[dict[str, Any]]]
+    tuning_seeds: Count
+
+
 class Point(NamedTuple):
     """A point of the grid of a method.
 
     Attributes:
-        weight_decay: AdamW's; None where the optimizer has none.
+        weight_decay: of the optimizer; None where the method has its own.
         setting: the option that the grid of the method is over, usually `beta`, and its value; None for a method that
             keeps its configured options.
     """
@@ -41,17 +160,17 @@ class Control:
             registered one of the same name, where the other methods have their bottleneck.
     """
 
-    compared: Callable[[DictConfig], bool]
-    configured: Callable[[DictConfig], Point]
-    grid: Callable[[DictConfig], list[Point]]
+    compared: Callable[[ComparisonConfig], bool]
+    configured: Callable[[Any], Point]
+    grid: Callable[[Any], list[Point]]
     option: str | None = None
 
 
-def _plain(cfg: DictConfig) -> Point:
+def _plain(cfg: GridConfig) -> Point:
     return Point(float(cfg.weight_decay))
 
 
-def _decays(cfg: DictConfig) -> list[Point]:
+def _decays(cfg: GridConfig) -> list[Point]:
     return [Point(float(decay)) for decay in cfg.grid.weight_decay]
 
 
@@ -59,7 +178,7 @@ CONTROLS = {
     "none": Control(lambda cfg: True, _plain, _decays),
     "null": Control(lambda cfg: True, _plain, _decays),
     "decayed": Control(  # with a weight decay of its own, which is not tuned
-        lambda cfg: bool(cfg.get("decayed_control")),
+        lambda cfg: bool(getattr(cfg, "decayed_control", 0)),
         lambda cfg: Point(float(cfg.decayed_control)),
         lambda cfg: [Point(float(cfg.decayed_control))],
     ),
@@ -134,35 +253,36 @@ def option_of(trial: Trial) -> tuple[str, float] | None:
     return None if option is None else (option, trial.setting[1])
 
 
-def methods(cfg: DictConfig) -> list[str]:
+def methods(cfg: ComparisonConfig) -> list[str]:
     """Lists the compared methods: controls, in some recipes learners without a bottleneck, and bottlenecks."""
     controls = [name for name, control in CONTROLS.items() if control.compared(cfg)]
-    return [*(controls if cfg.control else ()), *cfg.get("learners", ()), *cfg.bottlenecks]
+    return [*(controls if cfg.control else ()), *getattr(cfg, "learners", ()), *cfg.bottlenecks]
 
 
-def points_of(cfg: DictConfig, method: str) -> list[Point]:
+def points_of(cfg: ComparisonConfig, method: str) -> list[Point]:
     """Returns the points that a method is trained at: with `tune` those of its grid, else the configured one."""
-    if "settings" in cfg:  # a list for each method, of which a trial has the index
+    if isinstance(cfg, SettingsConfig):  # a list for each method, of which a trial has the index
         return [Point(None, ("setting", index)) for index in range(len(settings_of(cfg, method)))]
+    assert isinstance(cfg, GridConfig)
     if method in CONTROLS:
         return CONTROLS[method].grid(cfg) if cfg.tune else [CONTROLS[method].configured(cfg)]
     decay = float(cfg.weight_decay)
     return [Point(decay, ("beta", float(beta))) for beta in beta_grid(cfg, method)] if cfg.tune else [Point(decay)]
 
 
-def settings_of(cfg: DictConfig, method: str) -> list[dict[str, Any]]:
+def settings_of(cfg: SettingsConfig, method: str) -> list[dict[str, Any]]:
     """Returns the settings that a method is trained with: with `tune` all of its list in `settings`, else the first."""
-    given: Any = OmegaConf.to_container(cfg.settings[SECOND.get(method, method)], resolve=True)
+    given = cfg.settings[SECOND.get(method, method)]
     return given if cfg.tune else given[:1]
 
 
-def beta_grid(cfg: DictConfig, method: str) -> Sequence[float]:
+def beta_grid(cfg: GridConfig, method: str) -> Sequence[float]:
     """Returns the grid of beta of a bottleneck: betas of different bottlenecks have no common scale."""
     own = cfg.grid.betas.get(method, cfg.grid.beta)
     return [factor * configured_beta(cfg, method) for factor in FACTORS] if own is None else own
 
 
-def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
+def plan(cfg: ComparisonConfig) -> tuple[list[Trial], list[Trial]]:
     """Lists the trials of the comparison, without those of a second initialization, and of the information curve.
 
     A method with several points is tuned on the first `tuning_seeds` seeds, by default on all of them.
@@ -170,25 +290,25 @@ def plan(cfg: DictConfig) -> tuple[list[Trial], list[Trial]]:
     comparison = []
     for method in methods(cfg):
         points = points_of(cfg, method) if method not in SECOND else []
-        seeds = cfg.seeds[: cfg.get("tuning_seeds")] if len(points) > 1 else cfg.seeds
+        seeds = cfg.seeds[: getattr(cfg, "tuning_seeds", None)] if len(points) > 1 else cfg.seeds
         comparison += [Trial(method, seed, *point) for seed in seeds for point in points]
     sweep = []
     # With a target rate beta is not fixed.
-    if "sweep" in cfg and cfg.schedule.name != "target_rate":
+    if isinstance(cfg, SweepConfig) and cfg.schedule.name != "target_rate":
         first = Trial("", cfg.seeds[0], float(cfg.weight_decay), sweep=True)
-        swept = [method for method, bound in rate_bounds(cfg).items() if bound in INFORMATION]
+        swept = [method for method, bound in rate_bounds(cfg, cfg.bottlenecks).items() if bound in INFORMATION]
         settings = [("beta", float(beta)) for beta in cfg.sweep.betas]
         sweep = [replace(first, method=method, setting=setting) for method in swept for setting in settings]
     return comparison, sweep
 
 
-def epochs_of(cfg: DictConfig, trial: Trial) -> int:
+def epochs_of(cfg: ComparisonConfig, trial: Trial) -> int:
     """Returns the number of epochs of a trial, over each of its stages."""
-    return trial.stop or (cfg.sweep.epochs if trial.sweep else cfg.epochs)
+    return trial.stop or (cfg.sweep.epochs if trial.sweep and isinstance(cfg, SweepConfig) else cfg.epochs)
 
 
 def select(
-    cfg: DictConfig, comparison: Sequence[Trial], quality: Callable[[Trial], tuple[float, ...]]
+    cfg: ComparisonConfig, comparison: Sequence[Trial], quality: Callable[[Trial], tuple[float, ...]]
 ) -> dict[str, list[Trial]]:
     """Selects one grid point for each method by its mean quality over seeds; of equal ones the first.
 
@@ -244,7 +364,7 @@ def as_good_as(
     return stopped
 
 
-def epochs_in_all(cfg: DictConfig, epochs: Callable[[DictConfig, Trial], int] = epochs_of) -> int:
+def epochs_in_all(cfg: ComparisonConfig, epochs: Callable[[ComparisonConfig, Trial], int] = epochs_of) -> int:
     """Returns the number of epochs of all trials of a run together, those of the selected points included."""
     comparison, sweep = plan(cfg)
     selected = select(cfg, comparison, lambda trial: ())  # any point: there are equally many trials of each

@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torchvision
+from pydantic import Field
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from ibreg.runs.config.section import Count
 from ibreg.runs.data.colored import GROUPS, groups_of, paint
 from ibreg.runs.data.image_files import ImageFiles
 from ibreg.runs.data.image_folders import ClassFolders, train_and_test
@@ -26,12 +28,13 @@ from ibreg.runs.data.images import (
     IMAGENET_STD,
     VALUE_RANGE,
     Normalization,
+    PerChannel,
     channels_first,
     crop_and_flip,
     unit_range,
 )
 from ibreg.runs.data.rows import Rows
-from ibreg.runs.data.split import Request, load_by_name
+from ibreg.runs.data.split import Fraction, Request, load_request, request_of
 from ibreg.runs.data.table_split import is_special, split_table
 from ibreg.runs.data.tables.columns import ColumnReport
 from ibreg.runs.data.tables.encoding import encode
@@ -104,7 +107,20 @@ def load(name: str, **options: Any) -> ClassificationData:
         >>> len(data.train), len(data.validation), len(data.test)
         (1077, 360, 360)
     """
-    return load_by_name("data set", name, _SETS, Request, options)
+    return load_request(SETS, request({"name": name, **options}))
+
+
+def request(options: Mapping[str, Any], section: str = "data") -> Request:
+    """Checks the options of a data set.
+
+    Args:
+        options: those of `load`, with the `name`.
+        section: their key in a configuration, for messages.
+
+    Raises:
+        ValueError: If a name or option is unknown, or a value is not valid.
+    """
+    return request_of("data set", SETS, Request, options, section)
 
 
 def names() -> list[str]:
@@ -114,7 +130,7 @@ def names() -> list[str]:
         >>> names()
         ['cifar10', 'colored_mnist', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist']
     """
-    return sorted(_SETS)
+    return sorted(SETS)
 
 
 def _image_data(
@@ -136,7 +152,7 @@ def _data(name: str, splits: Sequence[Rows], class_names: Sequence[str]) -> Clas
 
 
 def digits(
-    request: Request, *, test: float = 0.2, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
+    request: Request, *, test: Fraction = 0.2, mean: PerChannel = 0.5, std: PerChannel = 0.5
 ) -> ClassificationData:
     """Loads scikit-learn's 1,797 handwritten digits, grayscale images of 8 x 8; no file is needed.
 
@@ -154,9 +170,7 @@ def digits(
     return _image_data("digits", splits, class_names, mean, std)
 
 
-def mnist(
-    request: Request, *, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
-) -> ClassificationData:
+def mnist(request: Request, *, mean: PerChannel = 0.5, std: PerChannel = 0.5) -> ClassificationData:
     """Loads MNIST: 60,000 + 10,000 handwritten digits, grayscale images of 28 x 28.
 
     Args:
@@ -170,11 +184,11 @@ def mnist(
 def colored_mnist(
     request: Request,
     *,
-    correlation: float = 0.9,
-    test_correlation: float = 0.5,
-    label_noise: float = 0.0,
-    mean: float | Sequence[float] = 0.5,
-    std: float | Sequence[float] = 0.5,
+    correlation: Annotated[float, Field(ge=0, le=1)] = 0.9,
+    test_correlation: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0,
+    mean: PerChannel = 0.5,
+    std: PerChannel = 0.5,
 ) -> ClassificationData:
     """Loads MNIST in red or green; the class is whether the digit is 5 or more, see `colored.paint`.
 
@@ -201,9 +215,7 @@ def colored_mnist(
     return replace(colored, groups=groups_of, group_names=GROUPS)
 
 
-def fashion_mnist(
-    request: Request, *, mean: float | Sequence[float] = 0.5, std: float | Sequence[float] = 0.5
-) -> ClassificationData:
+def fashion_mnist(request: Request, *, mean: PerChannel = 0.5, std: PerChannel = 0.5) -> ClassificationData:
     """Loads Fashion-MNIST: 60,000 + 10,000 grayscale images of 28 x 28.
 
     Args:
@@ -217,8 +229,8 @@ def fashion_mnist(
 def cifar10(
     request: Request,
     *,
-    mean: float | Sequence[float] = IMAGENET_MEAN,
-    std: float | Sequence[float] = IMAGENET_STD,
+    mean: PerChannel = IMAGENET_MEAN,
+    std: PerChannel = IMAGENET_STD,
     augment: bool = False,
 ) -> ClassificationData:
     """Loads CIFAR-10: 50,000 + 10,000 RGB images of 32 x 32.
@@ -272,12 +284,12 @@ def image_folder(
     request: Request,
     *,
     path: str | Path,
-    image_size: int = 224,
-    mean: float | Sequence[float] = IMAGENET_MEAN,
-    std: float | Sequence[float] = IMAGENET_STD,
+    image_size: Count = 224,
+    mean: PerChannel = IMAGENET_MEAN,
+    std: PerChannel = IMAGENET_STD,
     augment: bool = False,
-    broken: str = "stop",
-    workers: int = 0,
+    broken: Literal["stop", "skip"] = "stop",
+    workers: Annotated[int, Field(ge=0)] = 0,
 ) -> ClassificationData:
     """Loads images from `path/train/<class>/` and `path/test/<class>/`, decoded batch by batch.
 
@@ -298,12 +310,6 @@ def image_folder(
     Raises:
         ValueError: If train and test have different classes, or a class has no image.
     """
-    if broken not in ("stop", "skip"):
-        raise ValueError(f"broken must be stop or skip, got {broken!r}")
-    if not (isinstance(image_size, int) and image_size > 0):
-        raise ValueError(f"image_size must be a number of pixels of at least 1, got {image_size!r}")
-    if not (type(workers) is int and workers >= 0):
-        raise ValueError(f"workers must be an integer of at least 0, got {workers!r}")
     folder = request.find(path, "image folder")
     train, test = train_and_test(folder, skip_broken=broken == "skip")
 
@@ -320,13 +326,13 @@ def csv_file(
     request: Request,
     *,
     path: str | Path,
-    target: str,
-    drop: Sequence[str] = (),
-    groups: str | None = None,
-    order: str | None = None,
-    kinds: Mapping[str, str] | None = None,
+    target: str | int,
+    drop: Sequence[str | int] = (),
+    groups: str | int | None = None,
+    order: str | int | None = None,
+    kinds: Mapping[str, Literal["number", "boolean", "text", "date"]] | None = None,
     missing_marks: Sequence[str] = MISSING_MARKS,
-    test: float = 0.2,
+    test: Fraction = 0.2,
 ) -> ClassificationData:
     """Loads a table with a header, csv or parquet; every column is encoded by statistics of the training rows.
 
@@ -357,7 +363,7 @@ def csv_file(
     return replace(data, input_names=encoded.names, columns=encoded.columns)
 
 
-_SETS: dict[str, Callable[..., ClassificationData]] = {
+SETS: dict[str, Callable[..., ClassificationData]] = {
     "digits": digits,
     "mnist": mnist,
     "colored_mnist": colored_mnist,

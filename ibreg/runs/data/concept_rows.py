@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ibreg.layers.concept.specification import Concepts
+from ibreg.runs.config.section import Share
 from ibreg.runs.data.images import VALUE_RANGE, Normalization
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import Request
@@ -89,26 +90,17 @@ class ConceptData:
         return values.double() * stds.to(values.device) + means.to(values.device)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ConceptRequest(Request):
     """Options that all data sets with concepts have, in addition to those of every data set.
 
-    Args:
+    Attributes:
         validation: fraction of the training rows that is held out, in [0, 1); 0: none.
         missing: fraction of the concept labels of the training rows that is removed at random, in [0, 1); a categorical
             group loses all its columns together.
-
-    Raises:
-        ValueError: If a value is out of range.
     """
 
-    validation: float = 0.2
-    missing: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not (isinstance(self.missing, int | float) and 0 <= self.missing < 1):
-            raise ValueError(f"missing must be a fraction of at least 0 (none) and less than 1, got {self.missing!r}")
+    validation: Share = 0.2
+    missing: Share = 0.0
 
     def rng(self, purpose: int) -> np.random.Generator:
         """Return a generator for one use of randomness: 0 inputs, 1 labels that are removed, 2 shifted inputs."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from ibreg.layers.concept.specification import Concepts
+from ibreg.runs.config.section import Count
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.concept_labels import concept_labels
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, assemble
 from ibreg.runs.data.image_files import ImageFiles
-from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD
+from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, PerChannel
+from ibreg.runs.data.split import Fraction
 from ibreg.runs.data.table_split import is_special, split_table
 from ibreg.runs.data.tables.encoding import encode
 from ibreg.runs.data.tables.kinds import read_column
@@ -25,7 +28,7 @@ from ibreg.runs.data.tables.standardization import standardized
 from ibreg.runs.data.tables.targets import target_classes
 
 
-def zoo(request: ConceptRequest, *, test: float = 0.25) -> ConceptData:
+def zoo(request: ConceptRequest, *, test: Fraction = 0.25) -> ConceptData:
     """Load 101 animals of 7 types, whose inputs and concepts are 15 binary attributes and the number of legs.
 
     Args:
@@ -61,14 +64,14 @@ def concept_csv(
     request: ConceptRequest,
     *,
     path: str | Path,
-    target: str,
-    concepts: str | Sequence[str | Mapping[str, Any]],
-    drop: Sequence[str] = (),
-    groups: str | None = None,
-    order: str | None = None,
-    kinds: Mapping[str, str] | None = None,
+    target: str | int,
+    concepts: str | Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)],
+    drop: Sequence[str | int] = (),
+    groups: str | int | None = None,
+    order: str | int | None = None,
+    kinds: Mapping[str, Literal["number", "boolean", "text", "date"]] | None = None,
     missing_marks: Sequence[str] = MISSING_MARKS,
-    test: float = 0.2,
+    test: Fraction = 0.2,
 ) -> ConceptData:
     """Load a table with a header, csv or parquet, whose columns are features, concepts and the class.
 
@@ -116,13 +119,13 @@ def concept_image_folder(
     request: ConceptRequest,
     *,
     path: str | Path,
-    concepts: str | Sequence[str | Mapping[str, Any]],
+    concepts: str | Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)],
     table: str = "concepts.csv",
-    image_size: int = 224,
-    mean: float | Sequence[float] = IMAGENET_MEAN,
-    std: float | Sequence[float] = IMAGENET_STD,
-    broken: str = "stop",
-    workers: int = 0,
+    image_size: Count = 224,
+    mean: PerChannel = IMAGENET_MEAN,
+    std: PerChannel = IMAGENET_STD,
+    broken: Literal["stop", "skip"] = "stop",
+    workers: Annotated[int, Field(ge=0)] = 0,
 ) -> ConceptData:
     """Load images from `path/train/<class>/` and `path/test/<class>/`, and their concepts from a table in `path`.
 

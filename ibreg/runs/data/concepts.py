@@ -7,22 +7,23 @@ random, as annotations are often incomplete.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ibreg.layers.concept.specification import Concepts
-from ibreg.layers.constraints import AtLeast, Between, Count
+from ibreg.runs.config.section import Count, NotNegative
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, ConceptRows, assemble
 from ibreg.runs.data.concept_tables import concept_csv, concept_image_folder, zoo
 from ibreg.runs.data.images import Normalization, unit_range
 from ibreg.runs.data.shapes import SHAPE_CONCEPTS, draw_shapes
-from ibreg.runs.data.split import check_test_fraction, load_by_name
+from ibreg.runs.data.split import Fraction, load_request, request_of
 from ibreg.runs.data.tables.standardization import standardized
 
 # The digits with each concept. No two digits have the same concepts, so that together they determine the digit.
@@ -59,7 +60,20 @@ def load(name: str, **options: Any) -> ConceptData:
         >>> x.shape, c.shape
         (torch.Size([1, 8, 8]), torch.Size([6]))
     """
-    return load_by_name("data set with concepts", name, _SETS, ConceptRequest, options)
+    return load_request(SETS, request({"name": name, **options}))
+
+
+def request(options: Mapping[str, Any], section: str = "data") -> ConceptRequest:
+    """Check the options of a data set.
+
+    Args:
+        options: those of `load`, with the `name`.
+        section: their key in a configuration, for messages.
+
+    Raises:
+        ValueError: If a name or option is unknown, or a value is not valid.
+    """
+    return request_of("data set with concepts", SETS, ConceptRequest, options, section)
 
 
 def names() -> list[str]:
@@ -69,10 +83,10 @@ def names() -> list[str]:
         >>> names()[:4]
         ['concept_csv', 'concept_image_folder', 'digits_concepts', 'dot']
     """
-    return sorted(_SETS)
+    return sorted(SETS)
 
 
-def xor(request: ConceptRequest, *, size: int = 3000, test: float = 0.2) -> ConceptData:
+def xor(request: ConceptRequest, *, size: Count = 3000, test: Fraction = 0.2) -> ConceptData:
     """Generate points of the unit square, whose class is whether exactly one coordinate is above one half.
 
     Args:
@@ -80,12 +94,12 @@ def xor(request: ConceptRequest, *, size: int = 3000, test: float = 0.2) -> Conc
         size: number of points in all splits together.
         test: fraction of them that are test rows.
     """
-    points = request.rng(0).random((_size(size), 2))
+    points = request.rng(0).random((size, 2))
     labels = points > 0.5
     return _points("xor", request, Concepts.of(["right", "upper"]), points, labels, labels[:, 0] ^ labels[:, 1], test)
 
 
-def trigonometry(request: ConceptRequest, *, size: int = 3000, test: float = 0.2) -> ConceptData:
+def trigonometry(request: ConceptRequest, *, size: Count = 3000, test: Fraction = 0.2) -> ConceptData:
     """Generate three latent numbers, observed through sine, cosine and their norm; the concepts are their signs.
 
     h ~ N(0, 2²), x = (sin h_i + h_i, cos h_i + h_i, |h|²), c_i = [h_i > 0], y = [sum h > 1].
@@ -95,13 +109,13 @@ def trigonometry(request: ConceptRequest, *, size: int = 3000, test: float = 0.2
         size: number of samples in all splits together.
         test: fraction of them that are test rows.
     """
-    latent = 2 * request.rng(0).standard_normal((_size(size), 3))
+    latent = 2 * request.rng(0).standard_normal((size, 3))
     inputs = np.hstack([np.sin(latent) + latent, np.cos(latent) + latent, (latent**2).sum(1, keepdims=True)])
     concepts = Concepts.of([f"hidden_{index}_positive" for index in range(3)])
     return _points("trigonometry", request, concepts, inputs, latent > 0, latent.sum(1) > 1, test)
 
 
-def dot(request: ConceptRequest, *, size: int = 3000, test: float = 0.2) -> ConceptData:
+def dot(request: ConceptRequest, *, size: Count = 3000, test: Fraction = 0.2) -> ConceptData:
     """Generate two latent vectors, observed through sum and difference; the class is the sign of their product.
 
     v1, v3 ~ N(0, 2²) in two dimensions, v2 = 1, v4 = -1, x = (v1 + v3, v1 - v3), c = ([v1.v2 > 0], [v3.v4 > 0]),
@@ -112,14 +126,14 @@ def dot(request: ConceptRequest, *, size: int = 3000, test: float = 0.2) -> Conc
         size: number of samples in all splits together.
         test: fraction of them that are test rows.
     """
-    first, third = 2 * request.rng(0).standard_normal((2, _size(size), 2))
+    first, third = 2 * request.rng(0).standard_normal((2, size, 2))
     inputs = np.hstack([first + third, first - third])
     labels = np.stack([first.sum(1) > 0, -third.sum(1) > 0], axis=1)
     concepts = Concepts.of(["first_up", "third_down"])
     return _points("dot", request, concepts, inputs, labels, (first * third).sum(1) > 0, test)
 
 
-def digits_concepts(request: ConceptRequest, *, test: float = 0.2) -> ConceptData:
+def digits_concepts(request: ConceptRequest, *, test: Fraction = 0.2) -> ConceptData:
     """Load scikit-learn's 1,797 handwritten digits with six concepts each, such as even, prime, closed loop.
 
     The concepts are functions of the digit and together determine it. No file is needed.
@@ -140,7 +154,11 @@ def digits_concepts(request: ConceptRequest, *, test: float = 0.2) -> ConceptDat
 
 
 def mnist_addition(
-    request: ConceptRequest, *, size: int = 10_000, test: float = 0.2, threshold: int | None = None
+    request: ConceptRequest,
+    *,
+    size: Count = 10_000,
+    test: Fraction = 0.2,
+    threshold: Annotated[int, Field(ge=0, lt=18)] | None = None,
 ) -> ConceptData:
     """Load pairs of MNIST digits side by side, 28 x 56; the concepts are the two digits, the class is their sum.
 
@@ -150,8 +168,6 @@ def mnist_addition(
         test: fraction of the pairs that are test rows, made of MNIST's test images.
         threshold: the class is whether the sum is above this number; None: the sum itself, 19 classes.
     """
-    if threshold is not None and not (isinstance(threshold, int) and 0 <= threshold < 18):
-        raise ValueError(f"threshold must be a sum of two digits from 0 to 17, or null for the sum, got {threshold!r}")
     images, digits, held_out = _mnist(request, size, test, per_row=2)
     sums = digits.sum(1)
     classes = sums if threshold is None else (sums > threshold).astype(int)
@@ -165,7 +181,7 @@ def mnist_addition(
     )  # fmt: skip
 
 
-def mnist_parity(request: ConceptRequest, *, size: int = 10_000, test: float = 0.2) -> ConceptData:
+def mnist_parity(request: ConceptRequest, *, size: Count = 10_000, test: Fraction = 0.2) -> ConceptData:
     """Load MNIST digits; the concept is the digit, the class is whether it is odd.
 
     Args:
@@ -185,11 +201,11 @@ def mnist_parity(request: ConceptRequest, *, size: int = 10_000, test: float = 0
 def shapes(
     request: ConceptRequest,
     *,
-    size: int = 4000,
-    test: float = 0.25,
-    image_size: int = 24,
-    noise: float = 0.25,
-    spurious: float = 0.95,
+    size: Count = 4000,
+    test: Fraction = 0.25,
+    image_size: Annotated[int, Field(ge=8)] = 24,
+    noise: NotNegative = 0.25,
+    spurious: Annotated[float, Field(ge=0, le=1)] = 0.95,
 ) -> ConceptData:
     """Generate images of shapes, whose class is whether two or more of circle, large and striped are true.
 
@@ -205,12 +221,8 @@ def shapes(
         noise: standard deviation of the noise of pixels, whose range is [0, 1].
         spurious: fraction of the images whose background agrees with their class: 0.5: independent, 1: all.
     """
-    if not (isinstance(image_size, int) and image_size >= 8):
-        raise ValueError(f"image_size must be a number of pixels of at least 8, got {image_size!r}")
-    AtLeast(0).check("noise", noise)
-    Between(0, 1).check("spurious", spurious)
     rng = request.rng(0)
-    labels = rng.integers(2, size=(_size(size), len(SHAPE_CONCEPTS)))
+    labels = rng.integers(2, size=(size, len(SHAPE_CONCEPTS)))
     classes = (labels[:, :3].sum(1) >= 2).astype(int)
     labels[:, 4] = np.where(rng.random(size) < spurious, classes, 1 - classes)
     flipped = np.column_stack([labels[:, :4], 1 - labels[:, 4]])
@@ -224,10 +236,6 @@ def shapes(
         shifted=ConceptRows(shifted[rows], torch.tensor(classes)[rows], torch.tensor(flipped[rows]).float()),
         normalization=Normalization.of(0.5, 0.5, channels=3),
     )  # fmt: skip
-
-
-def _size(size: int) -> int:
-    return Count("number of samples").check("size", size)
 
 
 def _points(
@@ -254,9 +262,8 @@ def _mnist(request: ConceptRequest, size: int, test: float, *, per_row: int) -> 
 
     The test rows are the last ones, made of MNIST's test images.
     """
-    check_test_fraction(test)
     digits = data.load("mnist", root=request.root, download=request.download, validation=0)
-    held_out = round(test * _size(size))
+    held_out = round(test * size)
     rng = request.rng(0)
     images, labels = [], []
     for split, count in ((digits.train, size - held_out), (digits.test, held_out)):
@@ -279,7 +286,7 @@ def _splits_before(
     return train, validation, np.arange(count, len(classes))
 
 
-_SETS: dict[str, Callable[..., ConceptData]] = {
+SETS: dict[str, Callable[..., ConceptData]] = {
     "xor": xor,
     "trigonometry": trigonometry,
     "dot": dot,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of the red, green and blue channel of values in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PerChannel = float | Annotated[Sequence[float], Field(min_length=1)]  # one number, or one per channel
 VALUE_RANGE = (0.0, 1.0)  # of the images of every data set; the network normalizes them
 
 

@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from sklearn.datasets import fetch_california_housing, load_diabetes
 from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive
 from torchvision.transforms.functional import InterpolationMode, rotate
 
+from ibreg.runs.config.section import Count
 from ibreg.runs.data import classification as data
-from ibreg.runs.data.images import VALUE_RANGE, Normalization
+from ibreg.runs.data.images import VALUE_RANGE, Normalization, PerChannel
 from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.rows import Rows
-from ibreg.runs.data.split import check_test_fraction, load_by_name
+from ibreg.runs.data.split import Fraction, load_request, request_of
 from ibreg.runs.data.table_split import is_special, split_table
 from ibreg.runs.data.tables.columns import ColumnReport
 from ibreg.runs.data.tables.encoding import encode
@@ -90,11 +92,27 @@ def load(name: str, **options: Any) -> RegressionData:
         >>> y.shape, round(float(diabetes.in_units(y)), 3)
         (torch.Size([1]), 222.0)
     """
-    if options.get("split") == "chronological" and name in _SETS and name not in _IN_TIME:
+    return load_request(SETS, request({"name": name, **options}))
+
+
+def request(options: Mapping[str, Any], section: str = "data") -> RegressionRequest:
+    """Checks the options of a data set.
+
+    Args:
+        options: those of `load`, with the `name`.
+        section: their key in a configuration, for messages.
+
+    Raises:
+        ValueError: If a name or option is unknown, a value is not valid, or a chronological split is asked for a set
+            whose rows have no order.
+    """
+    asked = request_of("regression data set", SETS, RegressionRequest, options, section)
+    if asked.split == "chronological" and asked.name not in _IN_TIME:
         raise ValueError(
-            f"split must be random for {name}: its rows have no time order, unlike those of {list(_IN_TIME)}"
+            f"{section}.split must be random for {asked.name}, whose rows have no time order, unlike those of "
+            f"{', '.join(_IN_TIME)}, got chronological"
         )
-    return load_by_name("regression data set", name, _SETS, RegressionRequest, options)
+    return asked
 
 
 def names() -> list[str]:
@@ -104,10 +122,10 @@ def names() -> list[str]:
         >>> names()
         ['appliances_energy', 'beijing_pm25', 'bike_sharing', 'california_housing', 'csv', 'diabetes', 'rotated_mnist']
     """
-    return sorted(_SETS)
+    return sorted(SETS)
 
 
-def diabetes(request: RegressionRequest, *, test: float = 0.2) -> RegressionData:
+def diabetes(request: RegressionRequest, *, test: Fraction = 0.2) -> RegressionData:
     """Loads scikit-learn's 442 diabetes patients; they come with scikit-learn, no file is needed.
 
     Args:
@@ -118,7 +136,7 @@ def diabetes(request: RegressionRequest, *, test: float = 0.2) -> RegressionData
     return _table("diabetes", "disease progression after a year (score)", request, values, targets, test)
 
 
-def california_housing(request: RegressionRequest, *, test: float = 0.2) -> RegressionData:
+def california_housing(request: RegressionRequest, *, test: Fraction = 0.2) -> RegressionData:
     """Loads the 1990 census of California without the 992 districts at the price cap: 19,648 rows of 8 columns.
 
     The target is the logarithm of the median price, as in Yu et al. 2024 (arXiv 2404.17951).
@@ -144,7 +162,7 @@ def california_housing(request: RegressionRequest, *, test: float = 0.2) -> Regr
     )
 
 
-def bike_sharing(request: RegressionRequest, *, test: float = 0.2) -> RegressionData:
+def bike_sharing(request: RegressionRequest, *, test: Fraction = 0.2) -> RegressionData:
     """Loads 17,379 hours of Bike Sharing; the target is the number of rentals, the inputs are calendar and weather.
 
     The counts of casual and registered users are left out, as they sum to the target. Season, month, hour, weekday and
@@ -163,7 +181,7 @@ def bike_sharing(request: RegressionRequest, *, test: float = 0.2) -> Regression
     return _table("bike_sharing", "bicycles per hour", request, np.hstack(values), targets, test)
 
 
-def beijing_pm25(request: RegressionRequest, *, test: float = 0.2) -> RegressionData:
+def beijing_pm25(request: RegressionRequest, *, test: Fraction = 0.2) -> RegressionData:
     """Loads 41,757 hours of the PM2.5 concentration in Beijing; the inputs are weather, hour and month.
 
     Hours without a measurement are dropped. Hour and month are encoded by sine and cosine, the wind direction is
@@ -187,7 +205,9 @@ def beijing_pm25(request: RegressionRequest, *, test: float = 0.2) -> Regression
     return _table("beijing_pm25", "PM2.5 (µg/m³)", request, np.hstack(values), targets, test)
 
 
-def appliances_energy(request: RegressionRequest, *, random_columns: bool = True, test: float = 0.2) -> RegressionData:
+def appliances_energy(
+    request: RegressionRequest, *, random_columns: bool = True, test: Fraction = 0.2
+) -> RegressionData:
     """Loads Appliances Energy: 19,735 intervals of ten minutes; the target is the energy that appliances used.
 
     The inputs are sensors, weather, time and weekday. The time of day is encoded by sine and cosine, the weekday is
@@ -198,8 +218,6 @@ def appliances_energy(request: RegressionRequest, *, random_columns: bool = True
         random_columns: whether the columns rv1 and rv2 are kept, which hold the same noise, added by the authors.
         test: fraction of the rows that are test rows.
     """
-    if not isinstance(random_columns, bool):
-        raise ValueError(f"random_columns must be true or false, got {random_columns!r}")
     cells = _uci_table("appliances_energy", request)
     date = cells.pop("date").astype("datetime64[s]")
     day = date.astype("datetime64[D]")
@@ -216,12 +234,12 @@ def appliances_energy(request: RegressionRequest, *, random_columns: bool = True
 def rotated_mnist(
     request: RegressionRequest,
     *,
-    size: int = 10_000,
-    largest_angle: float = 45.0,
-    rotation_seed: int = 0,
-    test: float = 0.2,
-    mean: float = 0.5,
-    std: float = 0.5,
+    size: Count = 10_000,
+    largest_angle: Annotated[float, Field(gt=0, le=180)] = 45.0,
+    rotation_seed: Annotated[int, Field(ge=0)] = 0,
+    test: Fraction = 0.2,
+    mean: PerChannel = 0.5,
+    std: PerChannel = 0.5,
 ) -> RegressionData:
     """Loads MNIST digits, each rotated by a random angle, which is the target; test images are those of MNIST.
 
@@ -236,8 +254,6 @@ def rotated_mnist(
     """
     if request.noise_columns:
         raise ValueError(f"noise_columns={request.noise_columns} are for tables: rotated_mnist has images")
-    _check_rotation(size, largest_angle, rotation_seed)
-    check_test_fraction(test)
     digits = data.load("mnist", root=request.root, download=request.download, validation=0)
     held_out = round(test * size)
     rng = np.random.default_rng(rotation_seed)
@@ -255,15 +271,6 @@ def rotated_mnist(
     return replace(rotated, value_range=VALUE_RANGE, normalization=Normalization.of(mean, std, channels=1))
 
 
-def _check_rotation(size: int, largest_angle: float, rotation_seed: int) -> None:
-    if not (isinstance(size, int) and size > 0):
-        raise ValueError(f"size must be a number of images of at least 1, got {size!r}")
-    if not (isinstance(largest_angle, int | float) and 0 < largest_angle <= 180):
-        raise ValueError(f"largest_angle must be in degrees, more than 0 and at most 180, got {largest_angle!r}")
-    if not (isinstance(rotation_seed, int) and rotation_seed >= 0):
-        raise ValueError(f"rotation_seed must be an integer of at least 0, got {rotation_seed!r}")
-
-
 def _rotate(images: Tensor, angles: np.ndarray) -> Tensor:
     """Rotates each image `(channels, height, width)` by its angle in degrees."""
     pairs = zip(images, angles.tolist(), strict=True)
@@ -274,13 +281,13 @@ def csv_file(
     request: RegressionRequest,
     *,
     path: str | Path,
-    target: str,
-    drop: Sequence[str] = (),
-    groups: str | None = None,
-    order: str | None = None,
-    kinds: Mapping[str, str] | None = None,
+    target: str | int,
+    drop: Sequence[str | int] = (),
+    groups: str | int | None = None,
+    order: str | int | None = None,
+    kinds: Mapping[str, Literal[number, boolean, text, date]] | None = None,
     missing_marks: Sequence[str] = MISSING_MARKS,
-    test: float = 0.2,
+    test: Fraction = 0.2,
 ) -> RegressionData:
     """Loads a table with a header, csv or parquet; every column is encoded by statistics of the training rows.
 
@@ -382,7 +389,7 @@ def _data(name, quantity, request: RegressionRequest, inputs: Tensor, targets: n
     return RegressionData(name, train, validation if len(validation) else None, test, shape, mean, std, quantity)
 
 
-_SETS: dict[str, Callable[..., RegressionData]] = {
+SETS: dict[str, Callable[..., RegressionData]] = {
     "diabetes": diabetes,
     "california_housing": california_housing,
     "bike_sharing": bike_sharing,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from ibreg.runs.data.split import Request, check_test_fraction
+from ibreg.runs.config.section import NotNegative, Share
+from ibreg.runs.data.split import Request
 
 
-@dataclass(frozen=True, kw_only=True)
 class RegressionRequest(Request):
     """Options that all regression data sets have, in addition to those of every data set.
 
-    Args:
+    Attributes:
         validation: fraction of the training rows that is held out, in [0, 1); 0: none.
         split_seed: seed of the split and of the noise.
         limit: number of training rows that are kept; 0: all. A chronological split keeps the latest.
@@ -24,30 +24,16 @@ class RegressionRequest(Request):
         target_noise: standard deviation of the noise that is added to the training targets alone, as a multiple of
             the standard deviation of the targets.
 
-    Raises:
-        ValueError: If a value is out of range.
-
     Example:
         >>> request = RegressionRequest(validation=0.25, split="chronological")
         >>> [rows.tolist() for rows in request.split_rows(10, test=0.2)]
         [[0, 1, 2, 3, 4, 5], [6, 7], [8, 9]]
     """
 
-    validation: float = 0.2
-    split: str = "random"
-    noise_columns: int = 0
-    target_noise: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.split not in ("random", "chronological"):
-            raise ValueError(f"split must be random or chronological, got {self.split!r}")
-        if not (isinstance(self.noise_columns, int) and self.noise_columns >= 0):
-            raise ValueError(f"noise_columns must be a number of columns, 0 for none, got {self.noise_columns!r}")
-        if not (isinstance(self.target_noise, int | float) and 0 <= self.target_noise < math.inf):
-            raise ValueError(
-                f"target_noise must be in standard deviations of the target, 0 for none, got {self.target_noise!r}"
-            )
+    validation: Share = 0.2
+    split: Literal["random", "chronological"] = "random"
+    noise_columns: Annotated[int, Field(ge=0)] = 0
+    target_noise: NotNegative = 0.0
 
     def split_rows(self, count: int, test: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Splits rows into training, validation and test rows, at random or in their own order.
@@ -59,8 +45,6 @@ class RegressionRequest(Request):
         Raises:
             ValueError: If a fraction is out of range, or a split would be empty.
         """
-        if test is not None:
-            check_test_fraction(test)
         order = np.arange(count) if self.split == "chronological" else self._rng(0).permutation(count)
         train, held_out = _hold_out_last(order, test or 0, "test")
         train, validation = _hold_out_last(train, self.validation, "validation")

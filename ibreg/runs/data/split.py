@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from omegaconf import DictConfig
+from pydantic import Field
 from sklearn.model_selection import train_test_split
 
-from ibreg.runs.dispatch import choose, keyword_options
+from ibreg.runs.config.section import Section, Share, read
+from ibreg.runs.dispatch import find, keyword_options, options_of
 
 Loaded = TypeVar("Loaded")
+AnyRequest = TypeVar("AnyRequest", bound="Request")
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+SplitSeed = Annotated[int, Field(ge=0, lt=2**32)]
+Limit = Annotated[int, Field(ge=0)]
 
 
 def data_folder(root: str | Path | None) -> Path:
@@ -28,36 +33,24 @@ def data_folder(root: str | Path | None) -> Path:
     return Path(root or os.environ.get("IBREG_DATA") or "data").expanduser()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Section):
     """Options that all data sets have: the location of their files and the split of their rows.
 
-    Args:
+    Attributes:
+        name: name of the data set.
         root: folder of the data; None: the environment variable `IBREG_DATA`, else `data`.
         download: whether missing files are downloaded, where that is possible.
         validation: fraction of the training rows that is held out, in [0, 1); 0: none.
         split_seed: seed of every split, and of data that are generated.
         limit: number of training rows that are kept, stratified; 0: all.
-
-    Raises:
-        ValueError: If a value is out of range.
     """
 
+    name: str = ""
     root: str | Path | None = None
     download: bool = False
-    validation: float = 0.1
-    split_seed: int = 0
-    limit: int = 0
-
-    def __post_init__(self):
-        if not (isinstance(self.validation, int | float) and 0 <= self.validation < 1):
-            raise ValueError(
-                f"validation must be a fraction of at least 0 (none) and less than 1, got {self.validation!r}"
-            )
-        if not (isinstance(self.split_seed, int) and 0 <= self.split_seed < 2**32):
-            raise ValueError(f"split_seed must be an integer from 0 to 2**32 - 1, got {self.split_seed!r}")
-        if not (isinstance(self.limit, int) and self.limit >= 0):
-            raise ValueError(f"limit must be a number of training rows, 0 for all, got {self.limit!r}")
+    validation: Share = 0.1
+    split_seed: SplitSeed = 0
+    limit: Limit = 0
 
     @property
     def folder(self) -> Path:
@@ -100,8 +93,6 @@ class Request:
         Raises:
             ValueError: If a fraction is out of range, there is one class alone, or a class is too rare for all splits.
         """
-        if test is not None:
-            check_test_fraction(test)
         if len(class_names) < 2:
             raise ValueError(f"the only class is {class_names[0]!r}: classification needs two or more")
         train, held_out = self._hold_out(np.arange(len(labels)), test, "test", labels, class_names)
@@ -143,48 +134,49 @@ class Request:
         return kept
 
 
-def check_test_fraction(test: float) -> None:
-    """Checks the fraction of test rows.
-
-    Raises:
-        ValueError: If it is not between 0 and 1.
-    """
-    if not (isinstance(test, int | float) and 0 < test < 1):
-        raise ValueError(f"test must be a fraction of more than 0 and less than 1, got {test!r}")
-
-
-def load_by_name(
+def request_of(
     kind: str,
-    name: str,
-    sets: Mapping[str, Callable[..., Loaded]],
-    request: type[Request],
+    sets: Mapping[str, Callable[..., Any]],
+    request: type[AnyRequest],
     options: Mapping[str, Any],
-) -> Loaded:
-    """Loads a data set by name, from a request, which holds the options that all sets share, and its own options.
+    section: str = "data",
+) -> AnyRequest:
+    """Checks the options of a data set: those that all sets share, and the keyword-only arguments of its own function.
 
     Args:
         kind: kind of the sets, for messages.
-        name: one of `sets`.
-        sets: functions of a request and keyword-only options.
-        request: class of the request.
-        options: values by name.
+        sets: functions by name, of a request and keyword-only options.
+        request: class of the request, which declares the shared options.
+        options: values by name, with the `name` of the set.
+        section: key of the options in a configuration, for messages.
 
     Raises:
-        ValueError: If a name or option is unknown, or a value is out of range.
+        ValueError: If a name or option is unknown, or a value is not valid.
     """
-    shared = keyword_options(request)
-    own = {option: value for option, value in options.items() if option not in shared}
-    function = choose(kind, name, sets, own, beside=f", all sets {list(shared)}")
-    return function(request(**{option: value for option, value in options.items() if option in shared}), **own)
+    if not isinstance(options, Mapping) or options.get("name") is None:
+        raise ValueError(f"{section}.name has no value: choose {section}=NAME, one of {', '.join(sorted(sets))}")
+    return read(options_of(find(kind, options["name"], sets, section), request), options, section)
 
 
-def load_splits(cfg: DictConfig, load: Callable[..., Loaded]) -> dict[int, Loaded]:
-    """Loads the data for every seed: each with its own split, or all with the same one if `split_by_seed=false`.
+def load_request(sets: Mapping[str, Callable[..., Loaded]], request: Request) -> Loaded:
+    """Loads a data set from its checked options."""
+    function = sets[request.name]
+    return function(request, **{option: getattr(request, option) for option in keyword_options(function)})
+
+
+def load_splits(
+    request: Request, seeds: Sequence[int], load: Callable[..., Loaded], *, split_by_seed: bool
+) -> dict[int, Loaded]:
+    """Loads the data for every seed: each with its own split, or all with the same one.
 
     Args:
-        cfg: the recipe's configuration: `seeds`, `split_by_seed` and the options of `data`.
-        load: takes the options of `data`, `split_seed` among them; called once per split.
+        request: the options of the data set.
+        seeds: seeds of the training runs.
+        load: takes the options, `split_seed` among them; called once per split.
+        split_by_seed: whether seed s splits with `split_seed` + s.
     """
-    split_seeds = {seed: cfg.data.get("split_seed", 0) + (seed if cfg.split_by_seed else 0) for seed in cfg.seeds}
-    loaded = {split_seed: load(**{**cfg.data, "split_seed": split_seed}) for split_seed in set(split_seeds.values())}
+    split_seeds = {seed: request.split_seed + (seed if split_by_seed else 0) for seed in seeds}
+    loaded = {
+        split_seed: load(**{**dict(request), "split_seed": split_seed}) for split_seed in set(split_seeds.values())
+    }
     return {seed: loaded[split_seed] for seed, split_seed in split_seeds.items()}

@@ -6,18 +6,18 @@ classes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ibreg.runs.config.section import Count, Positive
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.rows import Rows
-from ibreg.runs.data.split import Request, load_by_name
+from ibreg.runs.data.split import Fraction, Request, load_request, request_of
 
 TOY_CLASSES = 8
 TOY_EXTENT = 1.5  # the plane around the ring of the toy's classes, from -TOY_EXTENT to TOY_EXTENT
@@ -42,13 +42,23 @@ def load(name: str, **options: Any) -> ClassificationData:
         >>> data.classes, data.input_shape, len(data.train), len(data.test)
         (8, (2,), 1080, 1200)
     """
-    if name in _SETS:
-        return load_by_name("data set", name, _SETS, Request, options)
-    if name not in names():
-        raise ValueError(f"no data set {name!r}: it is one of {names()}")
-    if options.get("augment"):
-        raise ValueError("data.augment=true changes images at random, but each is encoded once: it must be false")
-    return datasets.load(name, **options)
+    return load_request(SETS, request({"name": name, **options}))
+
+
+def request(options: Mapping[str, Any], section: str = "data") -> Request:
+    """Checks the options of a data set.
+
+    Args:
+        options: those of `load`, with the `name`.
+        section: their key in a configuration, for messages.
+
+    Raises:
+        ValueError: If a name or option is unknown, a value is not valid, or images would be augmented.
+    """
+    asked = request_of("data set", SETS, Request, options, section)
+    if getattr(asked, "augment", False):
+        raise ValueError(f"{section}.augment must be false, as each image is encoded once, got true")
+    return asked
 
 
 def names() -> list[str]:
@@ -58,7 +68,7 @@ def names() -> list[str]:
         >>> names()
         ['cifar10', 'colored_mnist', 'csv', 'digits', 'fashion_mnist', 'image_folder', 'mnist', 'toy_gaussians']
     """
-    return sorted([*_SETS, *datasets.names()])
+    return sorted(SETS)
 
 
 def unlabeled_inputs(data: ClassificationData, limit: int = 0, seed: int = 0):
@@ -131,7 +141,7 @@ def rows_of(rows: Rows, classes: tuple[int, ...]) -> Rows:
 
 
 def toy_gaussians(
-    request: Request, *, rows: int = 2400, deviation: float = 0.12, test: float = 0.5
+    request: Request, *, rows: Count = 2400, deviation: Positive = 0.12, test: Fraction = 0.5
 ) -> ClassificationData:
     """Samples eight Gaussian classes in the plane, on a ring of radius 1.
 
@@ -142,12 +152,10 @@ def toy_gaussians(
         test: fraction of the rows that are test rows.
 
     Raises:
-        ValueError: If `rows` is no positive multiple of the classes, or `deviation` is not above 0.
+        ValueError: If `rows` is no multiple of the classes.
     """
-    if type(rows) is not int or rows < TOY_CLASSES or rows % TOY_CLASSES:
-        raise ValueError(f"rows must be a positive multiple of the {TOY_CLASSES} classes, got {rows!r}")
-    if not (isinstance(deviation, int | float) and 0 < deviation < math.inf):
-        raise ValueError(f"deviation must be a number above 0, in radii of the ring, got {deviation!r}")
+    if rows % TOY_CLASSES:
+        raise ValueError(f"data.rows must be a multiple of the {TOY_CLASSES} classes, got {rows}")
     labels = np.repeat(np.arange(TOY_CLASSES), rows // TOY_CLASSES)
     angles = 2 * np.pi * labels / TOY_CLASSES
     noise = deviation * np.random.default_rng((request.split_seed, 0)).standard_normal((rows, 2))
@@ -166,5 +174,5 @@ def _plane(seed: int) -> Tensor:
     return torch.tensor(points, dtype=torch.float32)
 
 
-_SETS: dict[str, Callable[..., ClassificationData]] = {"toy_gaussians": toy_gaussians}
+SETS: dict[str, Callable[..., ClassificationData]] = {**datasets.SETS, "toy_gaussians": toy_gaussians}
 _UNLABELED: dict[str, Callable[[int], Tensor]] = {"toy_gaussians": _plane}

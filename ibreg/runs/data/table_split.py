@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import ShuffleSplit, train_test_split
 
-from ibreg.runs.data.split import Request, check_test_fraction
+from ibreg.runs.data.split import Request
 from ibreg.runs.data.tables.kinds import read_column
 from ibreg.runs.data.tables.reading import Table
 from ibreg.runs.data.tables.roles import Roles
@@ -47,7 +47,6 @@ def split_table(
     Raises:
         ValueError: If a cell of the column is missing, a split would be empty, or a class has no training row.
     """
-    check_test_fraction(test)
     if class_names and len(class_names) < 2:
         raise ValueError(f"the only class is {class_names[0]!r}: classification needs two or more")
     classes = np.zeros(len(table), dtype=int) if labels is None else labels

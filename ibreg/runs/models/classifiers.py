@@ -5,21 +5,57 @@ The YAML of each names the module after which a bottleneck belongs, `inject_at`.
 
 import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torchvision
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ibreg.runs.config.section import Count, Name, Names, Section, read
 from ibreg.runs.data.images import Normalization
-from ibreg.runs.dispatch import choose
+from ibreg.runs.dispatch import choose, find, options_of
 from ibreg.runs.models.hubs import timm_model, transformers_model
 from ibreg.runs.models.normalization import add_normalization
 from ibreg.runs.models.weights import adopt_weights, read_weights
+
+
+class Model(Section):
+    """The keys of every model; those of its own are the keyword-only arguments of its function.
+
+    Attributes:
+        name: one of `names()`.
+        inject_at: module after which a bottleneck is injected, or a list of modules.
+    """
+
+    name: str
+    inject_at: Name | Names
+
+    def options(self) -> dict[str, Any]:
+        """Returns name and own options, as `build` takes them."""
+        return {key: value for key, value in self if key != "inject_at"}
+
+
+def model_options(options: Mapping[str, Any], section: str = "model") -> Model:
+    """Checks the options of a model.
+
+    Args:
+        options: `name`, `inject_at` and the model's own.
+        section: their key in a configuration, for messages.
+
+    Raises:
+        ValueError: If a name or option is unknown, or a value is not valid.
+    """
+    for key in ("name", "inject_at"):
+        if not isinstance(options, Mapping) or options.get(key) is None:
+            raise ValueError(
+                f"{section}.{key} has no value: choose {section}=NAME, one of {', '.join(names())}, which sets one"
+            )
+    return read(options_of(find("model", options["name"], _MODELS, section), Model), options, section)
 
 
 def build(
@@ -59,16 +95,16 @@ def build(
 def _build(
     name: str, input_shape: tuple[int, ...], classes: int, code_features: int | None, options: dict[str, Any]
 ) -> nn.Module:
-    function = choose("model", name, _MODELS, options)
+    function = choose("model", name, _MODELS, options, "model")
     with_trunk = [model for model in names() if "code_features" in inspect.signature(_MODELS[model]).parameters]
     if name in with_trunk:
-        return function(input_shape, classes, code_features, **options)
+        return function(input_shape, classes, code_features)
     if code_features is not None:
         raise ValueError(
             f"{name} has no trunk of its own, so its head cannot read code_features={code_features}: use a bottleneck "
             f"with as many output as input features, or one of {with_trunk}"
         )
-    return function(input_shape, classes, **options)
+    return function(input_shape, classes)
 
 
 def names() -> list[str]:
@@ -197,9 +233,9 @@ def mlp(
     classes: int,
     code_features: int | None = None,
     *,
-    hidden: Sequence[int] = (256, 128),
-    decoder: Sequence[int] = (),
-    initialization: str = "default",
+    hidden: Sequence[Count] = (256, 128),
+    decoder: Sequence[Count] = (),
+    initialization: Literal["default", "xavier"] = "default",
 ) -> nn.Module:
     """Builds a multilayer perceptron for inputs of any shape.
 
@@ -211,11 +247,6 @@ def mlp(
         decoder: widths of the hidden layers of the head; empty: a linear head.
         initialization: "default", that of torch, or "xavier": uniform weights, zero biases.
     """
-    for option, widths in (("hidden", hidden), ("decoder", decoder)):
-        if not isinstance(widths, Sequence) or not all(isinstance(width, int) and width > 0 for width in widths):
-            raise ValueError(f"{option} must be a list of widths of at least 1, such as [256, 128], got {widths!r}")
-    if initialization not in _INITIALIZATIONS:
-        raise ValueError(f"initialization must be one of {sorted(_INITIALIZATIONS)}, got {initialization!r}")
     return MLP(prod(input_shape), classes, hidden, code_features, decoder).apply(_INITIALIZATIONS[initialization])
 
 
@@ -240,7 +271,11 @@ def lenet(input_shape: tuple[int, ...], classes: int, code_features: int | None 
 
 
 def resnet20(
-    input_shape: tuple[int, ...], classes: int, *, depth: int = 20, weights: str | Path | None = None
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    depth: Annotated[int, Field(ge=8)] = 20,
+    weights: str | Path | None = None,
 ) -> nn.Module:
     """Builds a CIFAR residual network, optionally with published weights.
 
@@ -252,8 +287,8 @@ def resnet20(
             are repeated to three channels if the weights are for RGB.
     """
     channels, _, _ = _image("resnet20", input_shape, smallest=8)
-    if not (isinstance(depth, int) and depth >= 8 and depth % 6 == 2):
-        raise ValueError(f"depth must be 6 n + 2 (20, 32, 44, 56 or 110 in the paper), got {depth!r}")
+    if depth % 6 != 2:
+        raise ValueError(f"model.depth must be 6 n + 2 (20, 32, 44, 56 or 110 in the paper), got {depth}")
     state = {} if weights is None else read_weights(weights)
     repeated = channels == 1 and "conv1.weight" in state and state["conv1.weight"].shape[1] == 3
     model = ResNet(3 if repeated else channels, classes, depth)

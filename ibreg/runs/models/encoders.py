@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from ibreg.runs.config.section import Count, Positive
 from ibreg.runs.data import streams as continual_data
 from ibreg.runs.data.classification import ClassificationData
-from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalization
+from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, Normalization, PerChannel
 from ibreg.runs.data.rows import loader
 from ibreg.runs.dispatch import choose
 from ibreg.runs.models import classifiers as models
@@ -44,8 +46,8 @@ def build(name: str, *, input_shape: Sequence[int], root: Path, cache: Path, **o
         >>> encoder(torch.rand(5, 1, 8, 8)).shape
         torch.Size([5, 64])
     """
-    function = choose("encoder", name, _ENCODERS, options)
-    return function(tuple(input_shape), root, cache, **options).eval().requires_grad_(False)
+    function = choose("encoder", name, _ENCODERS, options, "encoder")
+    return function(tuple(input_shape), root, cache).eval().requires_grad_(False)
 
 
 def names() -> list[str]:
@@ -69,7 +71,7 @@ class Encoder(nn.Module):
         normalization: mean and standard deviation, one per channel of the network.
 
     Raises:
-        ValueError: If the network has no such module, or a side is not above 0.
+        ValueError: If the network has no such module.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
@@ -91,9 +93,6 @@ class Encoder(nn.Module):
         known = [name for name, _ in network.named_modules() if name]
         if not places or set(places) - set(known):
             raise ValueError(f"places must name one or more modules of the encoder, of {known}, got {list(places)}")
-        for option, side in (("pool", pool), ("image_size", image_size)):
-            if not (type(side) is int and side > 0) and not (option == "image_size" and side is None):
-                raise ValueError(f"{option} must be a side of at least 1, got {side!r}")
         self.network = create_feature_extractor(network.eval(), list(places))
         self.places = list(places)
         self.pool, self.image_size = pool, image_size
@@ -132,11 +131,11 @@ def pretrained(
     cache: Path,
     *,
     model: Mapping[str, Any],
-    places: Sequence[str],
-    pool: int = 1,
-    image_size: int | None = None,
-    mean: float | Sequence[float] = IMAGENET_MEAN,
-    std: float | Sequence[float] = IMAGENET_STD,
+    places: Annotated[Sequence[str], Field(min_length=1)],
+    pool: Count = 1,
+    image_size: Count | None = None,
+    mean: PerChannel = IMAGENET_MEAN,
+    std: PerChannel = IMAGENET_STD,
 ) -> nn.Module:
     """Builds an encoder with weights of a file or of torchvision, for images of 1 or 3 channels.
 
@@ -170,12 +169,12 @@ def trained(
     *,
     data: Mapping[str, Any],
     model: Mapping[str, Any],
-    places: Sequence[str],
-    pool: int = 1,
-    epochs: int = 5,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    seed: int = 0,
+    places: Annotated[Sequence[str], Field(min_length=1)],
+    pool: Count = 1,
+    epochs: Count = 5,
+    batch_size: Count = 128,
+    lr: Positive = 1e-3,
+    seed: Annotated[int, Field(ge=0)] = 0,
 ) -> nn.Module:
     """Trains a classifier on another data set, once, and uses it as encoder.
 
@@ -192,10 +191,7 @@ def trained(
         lr: learning rate of AdamW.
         seed: seed of initialization and order.
     """
-    for option, number in (("epochs", epochs), ("batch_size", batch_size)):
-        if type(number) is not int or number < 1:
-            raise ValueError(f"encoder.{option} must be an integer of at least 1, got {number!r}")
-    other = continual_data.load(**{"root": root, "validation": 0, **data})
+    other = continual_data.load(**dict(continual_data.request({"root": root, "validation": 0, **data}, "encoder.data")))
     channels, *size = other.input_shape
     _check_image(input_shape, channels)
     if size[0] != size[1]:

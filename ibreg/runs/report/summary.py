@@ -116,6 +116,7 @@ def write_summary(
     device: str | torch.device | None = None,
     command: str | None = None,
     headline: Sequence[Column] | None = None,
+    validation: Mapping[str, Sequence[float]] | None = None,
     checks: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes the `summary.json` of a run atomically, with versions and hardware.
@@ -135,6 +136,7 @@ def write_summary(
         device: device of the run; by default the current accelerator, or the CPU if there is none.
         command: command that repeats the run.
         headline: columns of its table, each (key, heading, scale, digits).
+        validation: the metric of the first column on validation data, of every seed, for each method.
         checks: outcomes of sanity checks, if there are any.
 
     Example:
@@ -164,6 +166,8 @@ def write_summary(
         summary["command"] = command
     if headline is not None:
         summary["headline"] = headline
+    if validation is not None:
+        summary["validation"] = validation
     if checks:
         summary["checks"] = list(checks)
     path = Path(path)

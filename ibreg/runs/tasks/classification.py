@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from accelerate import Accelerator
+from pydantic import BeforeValidator, ConfigDict, SerializeAsAny
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import MixUp
 
 from ibreg.evaluation.classification.metrics import classification_metrics, information_bound
+from ibreg.runs.config.recipe import TrainingConfig
+from ibreg.runs.config.section import NotNegative, Share
+from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.rows import Rows
+from ibreg.runs.data.split import Request
 from ibreg.runs.methods import is_stochastic
 from ibreg.runs.tasks.evaluation import evaluate
+from ibreg.runs.trials import SweepConfig
+
+
+class ClassificationConfig(TrainingConfig, SweepConfig):
+    """The keys of the classification recipe.
+
+    Attributes:
+        data: the data set.
+        label_smoothing: fraction of every label that is spread over all classes.
+        mixup: alpha of mixup; 0: no mixup.
+    """
+
+    model_config = ConfigDict(title="classification")
+    data: Annotated[SerializeAsAny[Request], BeforeValidator(datasets.request)]
+    label_smoothing: Share
+    mixup: NotNegative
 
 
 class Classified(NamedTuple):

@@ -1,4 +1,4 @@
-"""Fine-tuning: checks of its configuration, the pretrained backbone, the test sets, and the metrics on them."""
+"""Fine-tuning: its configuration, the pretrained backbone, the test sets, and the metrics on them."""
 
 from __future__ import annotations
 
@@ -6,71 +6,141 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from ibreg.evaluation import corruptions
 from ibreg.optimization import FREEZE_MODES, freeze, head_name
-from ibreg.runs.config.checks import is_number, require
 from ibreg.runs.config.composition import build_bottleneck
+from ibreg.runs.config.recipe import TrainingConfig
+from ibreg.runs.config.section import (
+    Count,
+    Different,
+    Name,
+    Names,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+    one_of,
+)
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.few_shot import corrupted, of_classes, spread
 from ibreg.runs.data.rows import Rows
-from ibreg.runs.data.split import data_folder
+from ibreg.runs.data.split import Request, data_folder
 from ibreg.runs.models import classifiers as models
 from ibreg.runs.models.pretraining import pretrain
 from ibreg.runs.seeding import seed_all
 from ibreg.runs.tasks.classification import Classified, classify
+from ibreg.runs.trials import Grid
 
-INTEGERS = {"steps": 0, "pretraining.epochs": 1, "test_rows": 0, "corrupted.rows": 0, "shifted.rows": 0}
+NumberOrAll = Annotated[int, Field(ge=0)]  # 0: all
 ON_OTHER_IMAGES = ("accuracy", "error", "nll", "ece")
 
 
-def check_fine_tuning(cfg: DictConfig) -> None:
-    """Checks the keys that only this recipe has.
+class Pretraining(Section):
+    """Pretraining of a backbone without a file of weights.
 
-    Raises:
-        ValueError: If something is wrong; the message names the key and what is valid.
+    Attributes:
+        classes: indices of the classes to pretrain on, which are not fine-tuned; empty: no pretraining.
+        epochs: passes over their rows.
+        lr: learning rate.
     """
-    shots = list(cfg.shots) if isinstance(cfg.shots, ListConfig) else []
-    valid = shots and len(set(shots)) == len(shots) and all(type(count) is int and count >= 0 for count in shots)
-    require(valid, "shots", "one or more different numbers of images per class, 0 for all", cfg.shots)
-    require(cfg.mode in FREEZE_MODES, "mode", f"one of {', '.join(FREEZE_MODES)}", cfg.mode)
-    require(isinstance(cfg.new_head, bool), "new_head", "true or false", cfg.new_head)
-    for key in ("lr_backbone", "pretraining.lr"):
-        value = OmegaConf.select(cfg, key)
-        require(is_number(value, least=0), key, "a number of at least 0", value)
-    for key, least in INTEGERS.items():
-        value = OmegaConf.select(cfg, key)
-        require(type(value) is int and value >= least, key, f"an integer of at least {least}", value)
-    for key in ("pretraining.classes", "corrupted.kinds", "shifted.kinds"):
-        value = OmegaConf.select(cfg, key)
-        require(isinstance(value, ListConfig), key, "a list, [] for none", value)
-    valid = isinstance(cfg.other_data, DictConfig | None)
-    require(valid, "other_data", "null or overrides of data such as {path: other_pets}", cfg.other_data)
-    names = corruptions.names()
-    for section in ("corrupted", "shifted"):
-        unknown, severity = sorted(set(cfg[section].kinds) - set(names)), cfg[section].severity
-        require(not unknown, f"{section}.kinds", f"some of {', '.join(names)}", ", ".join(unknown))
-        require(severity in (1, 2, 3, 4, 5), f"{section}.severity", "1, 2, 3, 4 or 5", severity)
-    if cfg.mode == "frozen":
-        idle = [method for method in cfg.bottlenecks if not build_bottleneck(cfg, method).sized]
-        if idle:
-            raise ValueError(f"mode=frozen trains bottlenecks alone, and {', '.join(idle)} has no parameters")
+
+    classes: Annotated[list[Annotated[int, Field(ge=0)]], *Different]
+    epochs: Count
+    lr: Positive
 
 
-def load(cfg: DictConfig) -> tuple[Rows | None, ClassificationData]:
+class Degraded(Section):
+    """A test set of corrupted or shifted images.
+
+    Attributes:
+        kinds: kinds of corruption, whose mean is taken; empty: no such test set.
+        severity: from 1 (mild) to 5 (severe).
+        rows: number of test images, evenly spaced; 0: all.
+    """
+
+    kinds: Annotated[list[Annotated[str, *one_of(corruptions.names())]], *Different]
+    severity: Annotated[int, Field(ge=1, le=5)]
+    rows: NumberOrAll
+
+
+class DropoutGrid(Grid):
+    """The values that methods are tuned over, equally many for each.
+
+    Attributes:
+        dropout: rates of the control with dropout, in pairs with weight decay.
+    """
+
+    dropout: list[Share]
+
+
+class FinetuneConfig(TrainingConfig):
+    """The keys of the fine-tuning recipe.
+
+    Attributes:
+        data: the data set.
+        shots: labeled images per class, including those held out; 0: all.
+        mode: what is trained besides bottlenecks.
+        last_stage: modules of mode=last_stage; None: the last child with parameters before the head.
+        new_head: whether the head is re-initialized.
+        pretraining: of a backbone without a file of weights.
+        dropout: rate of the control with dropout.
+        grid: the values that methods are tuned over.
+        steps: smallest number of training steps.
+        lr_backbone: learning rate of all parameters but those of bottleneck and head.
+        label_smoothing: fraction of every label that is spread over all classes.
+        mixup: alpha of mixup; 0: no mixup.
+        test_rows: test images, evenly spaced; 0: all.
+        corrupted: test set of corrupted images.
+        shifted: test set of rotated and translated images.
+        other_data: overrides of `data`, for a test set of another data set.
+    """
+
+    model_config = ConfigDict(title="finetune")
+    data: Annotated[SerializeAsAny[Request], BeforeValidator(datasets.request)]
+    shots: Annotated[list[NumberOrAll], Field(min_length=1), *Different]
+    mode: Annotated[str, *one_of(FREEZE_MODES)]
+    last_stage: Name | Names | None
+    new_head: bool
+    pretraining: Pretraining
+    dropout: Share
+    grid: DropoutGrid
+    steps: NumberOrAll
+    lr_backbone: NotNegative
+    label_smoothing: Share
+    mixup: NotNegative
+    test_rows: NumberOrAll
+    corrupted: Degraded
+    shifted: Degraded
+    other_data: dict[str, Any] | None
+
+    @model_validator(mode="after")
+    def _check_trained_parts(self):
+        if self.tune and len(self.grid.dropout) != len(self.grid.weight_decay):
+            raise ValueError(
+                "grid.dropout and grid.weight_decay must have equally many values: they are tried in pairs"
+            )
+        if self.mode == "frozen":
+            idle = [method for method in self.bottlenecks if not build_bottleneck(self, method).sized]
+            if idle:
+                raise ValueError(f"mode=frozen trains bottlenecks alone, and {', '.join(idle)} has no parameters")
+        return self
+
+
+def load(cfg: FinetuneConfig) -> tuple[Rows | None, ClassificationData]:
     """Loads the rows to pretrain on, if any, and the data to fine-tune on, without a validation split.
 
     Raises:
         ValueError: If the inputs are no images, or there are no such classes.
     """
-    data = datasets.load(**{**cfg.data, "validation": 0})
+    data = datasets.load(**{**dict(cfg.data), "validation": 0})
     if len(data.input_shape) != 3:
         raise ValueError(f"fine-tuning takes images, but an input of {data.name} has the shape {data.input_shape}")
     if not cfg.pretraining.classes:
@@ -80,13 +150,15 @@ def load(cfg: DictConfig) -> tuple[Rows | None, ClassificationData]:
     return first.train, of_classes(data, [label for label in range(data.classes) if label not in source])
 
 
-def backbone_of(cfg: DictConfig, data: ClassificationData, source: Rows | None) -> Callable[[int | None], nn.Module]:
+def backbone_of(
+    cfg: FinetuneConfig, data: ClassificationData, source: Rows | None
+) -> Callable[[int | None], nn.Module]:
     """Returns a builder of the pretrained network, frozen as configured; its argument is as in `build_network`.
 
     Raises:
         ValueError: When it is called, for weights of another network, and modules that do not exist.
     """
-    options: Any = {key: value for key, value in cfg.model.items() if key != "inject_at"}
+    options = cfg.model.options()
     if options.get("weights") is not None:
         root = data_folder(cfg.data.root)
         under = root / Path(options["weights"]).expanduser()
@@ -130,7 +202,7 @@ def new_parts(backbone: Callable[[int | None], nn.Module]) -> list[str]:
     return [name for name in first if not torch.equal(first[name], second[name])]
 
 
-def sets_to_test(cfg: DictConfig, data: ClassificationData) -> dict[str, list[Rows]]:
+def sets_to_test(cfg: FinetuneConfig, data: ClassificationData) -> dict[str, list[Rows]]:
     """Returns the test sets: the clean images, corrupted and shifted ones, and those of another data set.
 
     Raises:
@@ -138,12 +210,13 @@ def sets_to_test(cfg: DictConfig, data: ClassificationData) -> dict[str, list[Ro
     """
     test = spread(data.test, cfg.test_rows)
     sets = {"clean": [test]}
-    for name in ("corrupted", "shifted"):
-        rows = spread(test, cfg[name].rows)
-        made = [corrupted(rows, kind, cfg[name].severity) for kind in cfg[name].kinds]
+    for name, degraded in (("corrupted", cfg.corrupted), ("shifted", cfg.shifted)):
+        rows = spread(test, degraded.rows)
+        made = [corrupted(rows, kind, degraded.severity) for kind in degraded.kinds]
         sets |= {name: made} if made else {}
     if cfg.other_data is not None:
-        other = datasets.load(**{**cfg.data, "validation": 0, **cfg.other_data})
+        asked = {**dict(cfg.data), "validation": 0, **cfg.other_data}
+        other = datasets.load(**dict(datasets.request(asked, "other_data")))
         if cfg.pretraining.classes:
             other = of_classes(other, [c for c in range(other.classes) if c not in cfg.pretraining.classes])
         if (other.class_names, other.input_shape) != (data.class_names, data.input_shape):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import Field
 from torch import Tensor, nn
 
 from ibreg.evaluation.concepts.curves import InterventionCurve, intervention_curve
@@ -17,13 +17,47 @@ from ibreg.evaluation.concepts.policies import POLICIES
 from ibreg.evaluation.concepts.predictions import accuracy, predict_concepts
 from ibreg.evaluation.concepts.probes import LEAST_SAMPLES
 from ibreg.evaluation.concepts.reliance import ablated, completeness, concept_reliance, head_effects
-from ibreg.layers.constraints import OneOf
 from ibreg.plots.concepts import ConceptSample
+from ibreg.runs.config.section import Count, Different, Names, NotNegative, Section, one_of
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRows
 
 SAMPLES_SHOWN = 4
 # Number of samples that effects of a head are averaged over: each concept and value takes a forward pass.
 SAMPLES_OF_EFFECTS = 200
+
+
+class Interventions(Section):
+    """The measurement of accuracy against the number of interventions.
+
+    Attributes:
+        policies: the orders of interventions; empty: none.
+        wrong: whether interventions that set wrong values are measured too.
+        by: what an intervention sets: all concepts of a group, or one concept.
+        costs: of interventions, by name; others cost 1.
+        orders: random orders that the random policy is averaged over.
+        rows: largest number of test rows that are intervened on.
+    """
+
+    policies: Annotated[list[Annotated[str, *one_of(POLICIES)]], *Different]
+    wrong: bool
+    by: Literal["group", "concept"]
+    costs: dict[str, NotNegative]
+    orders: Annotated[int, Field(ge=5)]
+    rows: Count
+
+
+class ExaminationConfig(Section):
+    """What is examined of a trained concept model.
+
+    Attributes:
+        rows: largest number of test rows; also of the training rows of percentiles and means.
+        edit: concepts that the head is evaluated without.
+        interventions: their measurement.
+    """
+
+    rows: Count
+    edit: Names
+    interventions: Interventions
 
 
 class Panel(NamedTuple):
@@ -58,7 +92,7 @@ class Examined:
 
 
 def examine(
-    model: nn.Module, data: ConceptData, options: DictConfig, device: torch.device, *, reference: float | None
+    model: nn.Module, data: ConceptData, options: ExaminationConfig, device: torch.device, *, reference: float | None
 ) -> Examined:
     """Measure everything about one model.
 
@@ -104,7 +138,7 @@ def row_numbers(split: ConceptRows, count: int) -> list[int]:
     return sorted(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count].tolist())
 
 
-def panels(options: DictConfig, data: ConceptData) -> list[Panel]:
+def panels(options: ExaminationConfig, data: ConceptData) -> list[Panel]:
     """List the curves: each policy on the test split, random wrong values, the first policy on the shifted split."""
     policies = options.interventions.policies
     listed = [Panel("test", policy, False) for policy in policies]
@@ -115,37 +149,26 @@ def panels(options: DictConfig, data: ConceptData) -> list[Panel]:
     return listed
 
 
-def check_interventions(cfg: DictConfig, data: ConceptData) -> None:
+def check_interventions(cfg: ExaminationConfig, data: ConceptData) -> None:
     """Check the options of the examination before anything is trained.
 
     Raises:
-        ValueError: If a policy, a kind of intervention, a cost or a concept to edit does not exist.
+        ValueError: If a cost is of no intervention, or a concept to edit does not exist.
     """
     options = cfg.interventions
-    for key, value in (("interventions.policies", options.policies), ("edit", cfg.edit)):
-        if not isinstance(value, ListConfig):
-            raise ValueError(f"{key} must be a list of names, got {value}")
-    if not isinstance(options.costs, DictConfig):
-        raise ValueError(f"interventions.costs must map interventions to costs, {{even: 2}}, got {options.costs}")
-    for policy in options.policies:
-        OneOf(POLICIES).check("each of interventions.policies", policy)
     try:
-        intervention_costs(intervention_groups(data.concepts, options.by), _costs(options))
-    except (TypeError, ValueError) as error:  # a string as a cost is a TypeError
+        intervention_costs(intervention_groups(data.concepts, options.by), options.costs)
+    except ValueError as error:
         raise ValueError(f"interventions.costs: {error}") from error
     for name in cfg.edit:
         data.concepts.index(name)
-
-
-def _costs(options: DictConfig) -> dict[str, float]:
-    return cast(dict[str, float], OmegaConf.to_container(options.costs))
 
 
 def _curve(
     model: nn.Module,
     data: ConceptData,
     panel: Panel,
-    options: DictConfig,
+    options: ExaminationConfig,
     device: torch.device,
     training_logits: Tensor,
 ) -> InterventionCurve:
@@ -153,7 +176,7 @@ def _curve(
     asked = options.interventions
     x, target, labels = some_rows(getattr(data, panel.part), asked.rows, device)
     return intervention_curve(
-        model, x, target, labels, policy=panel.policy, wrong=panel.wrong, by=asked.by, costs=_costs(asked),
+        model, x, target, labels, policy=panel.policy, wrong=panel.wrong, by=asked.by, costs=asked.costs,
         orders=asked.orders, training_logits=training_logits,
     )  # fmt: skip
 
@@ -172,7 +195,7 @@ def _agreement(effects: Tensor, data: ConceptData) -> dict[str, float]:
 
 
 def _edited(
-    model: nn.Module, data: ConceptData, options: DictConfig, device: torch.device, training_logits: Tensor
+    model: nn.Module, data: ConceptData, options: ExaminationConfig, device: torch.device, training_logits: Tensor
 ) -> dict[str, float]:
     """Measure the accuracy without the edited concepts, and on the shifted split also with the true concepts."""
     metrics = {}

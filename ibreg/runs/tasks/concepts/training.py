@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from pydantic import BeforeValidator, ConfigDict, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from ibreg.evaluation.concepts.interventions import concept_layer
 from ibreg.layers.concept.base import ConceptIntervention, ConceptLayer
-from ibreg.layers.constraints import OneOf
 from ibreg.layers.intervention import intervening
 from ibreg.regularized import Regularized, RegularizedOutput
 from ibreg.runs.config.composition import build_bottleneck
-from ibreg.runs.data.concept_rows import ConceptData
+from ibreg.runs.config.recipe import TrainingConfig
+from ibreg.runs.config.section import did_you_mean, one_of
+from ibreg.runs.data import concepts as concept_data
+from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest
+from ibreg.runs.tasks.concepts.examination import ExaminationConfig
 
 
-def with_concepts(cfg: DictConfig, data: ConceptData) -> DictConfig:
+def with_concepts(cfg: ConceptsConfig, data: ConceptData) -> ConceptsConfig:
     """Return the configuration with the concepts of the data in all concept layers that do not set their own.
 
     A layer without a head of its own gets the size of its code, so that the network's head fits.
@@ -30,8 +33,7 @@ def with_concepts(cfg: DictConfig, data: ConceptData) -> DictConfig:
     Raises:
         ValueError: If a layer does not learn concepts from labels, or has other concepts than the data.
     """
-    cfg = cfg.copy()
-    OmegaConf.set_struct(cfg, False)
+    sections = {method: dict(options) for method, options in cfg.bottleneck.items()}
     for method in cfg.bottlenecks:
         layer = build_bottleneck(cfg, method)
         if not isinstance(layer, ConceptLayer):
@@ -41,34 +43,25 @@ def with_concepts(cfg: DictConfig, data: ConceptData) -> DictConfig:
                 f"bottleneck {method} is not trained with labels but fitted to a frozen network: see "
                 "ibreg.layers.concept.fitting, and leave it out of this recipe"
             )
-        options = cfg.bottleneck[method]
+        options = sections[method]
         if layer.concepts is None:
             layer = cast(ConceptLayer, build_bottleneck(cfg, method, concepts=data.concepts))
-            options.concepts = data.concepts.entries()  # the configuration is a file
+            options["concepts"] = data.concepts.entries()  # the configuration is a file
         if cfg.balanced and layer.pos_weight is None:
-            options.pos_weight = data.concepts.positive_weights(data.train.concepts)
+            options["pos_weight"] = data.concepts.positive_weights(data.train.concepts)
         if len(layer.concepts) != len(data.concepts):
             raise ValueError(
                 f"bottleneck.{method}.concepts must be {len(data.concepts)} as in the labels of {data.name}, got "
                 f"{len(layer.concepts)}: {', '.join(data.concepts.names)}"
             )
         if layer.head in (None, "identity") and layer.out_features is None:
-            options.head, options.out_features = "identity", layer.code_features
-    return cfg
+            options |= {"head": "identity", "out_features": layer.code_features}
+    return cfg.model_copy(update={"bottleneck": sections})
 
 
-def training_of(cfg: DictConfig, method: str) -> str:
-    """Return the training of a method: that of `trainings` if it is listed there, else `training`.
-
-    Raises:
-        ValueError: If the training or the method does not exist.
-    """
-    if not isinstance(cfg.trainings, DictConfig):
-        raise ValueError(f"trainings must map methods to their training, {{concept: sequential}}, got {cfg.trainings}")
-    unknown = [str(key) for key in cfg.trainings if key not in cfg.bottleneck]
-    if unknown:
-        raise ValueError(f"trainings must be of {', '.join(map(str, cfg.bottleneck))}, got one of {', '.join(unknown)}")
-    return OneOf(TRAININGS).check(f"training of {method}", cfg.trainings.get(method, cfg.training))
+def training_of(cfg: ConceptsConfig, method: str) -> str:
+    """Return the training of a method: that of `trainings` if it is listed there, else `training`."""
+    return cfg.trainings.get(method, cfg.training)
 
 
 def trained_as(model: Regularized, training: str) -> Regularized:
@@ -130,3 +123,31 @@ TRAININGS: dict[str, Callable[[Regularized], Regularized]] = {
     "sequential": _sequential,
     "independent": _independent,
 }
+
+
+class ConceptsConfig(TrainingConfig, ExaminationConfig):
+    """The keys of the recipe of concept bottlenecks.
+
+    Attributes:
+        data: the data set.
+        split_by_seed: whether every seed splits, or generates, the data anew.
+        training: how concepts and head are trained, see `trained_as`.
+        trainings: training of single methods.
+        balanced: whether positive labels of binary concepts have weight negatives / positives.
+    """
+
+    model_config = ConfigDict(title="concepts")
+    data: Annotated[SerializeAsAny[ConceptRequest], BeforeValidator(concept_data.request)]
+    split_by_seed: bool
+    training: Annotated[str, *one_of(TRAININGS)]
+    trainings: dict[str, Annotated[str, *one_of(TRAININGS)]]
+    balanced: bool
+
+    @model_validator(mode="after")
+    def _check_trainings(self):
+        if unknown := [method for method in self.trainings if method not in self.bottleneck]:
+            raise ValueError(
+                f"trainings must be of {', '.join(self.bottleneck)}, got {', '.join(unknown)}"
+                f"{did_you_mean(unknown[0], self.bottleneck)}"
+            )
+        return self

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from ibreg.runs.config.section import Count, NotNegative
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.dispatch import choose
 from ibreg.runs.models.classifiers import MLP
@@ -205,7 +206,9 @@ class Replay(Learner):
         self.seen += len(x)
 
 
-def build(name: str, *, features: int, classes: int, criterion: nn.Module, options: Mapping[str, Any]) -> Learner:
+def build(
+    name: str, *, features: int, classes: int, criterion: nn.Module, options: Mapping[str, Any], section: str = ""
+) -> Learner:
     """Builds a learner without a bottleneck by name.
 
     Args:
@@ -214,6 +217,7 @@ def build(name: str, *, features: int, classes: int, criterion: nn.Module, optio
         classes: Number of classes of all splits.
         criterion: Task loss of logits and classes.
         options: The learner's own, as they stand under `learner` in `configs/continual.yaml`.
+        section: Their key in a configuration, for messages.
 
     Raises:
         ValueError: If the name or an option is unknown, or a value is out of range.
@@ -223,7 +227,7 @@ def build(name: str, *, features: int, classes: int, criterion: nn.Module, optio
         >>> learner.logits(torch.randn(5, 4)).shape
         torch.Size([5, 3])
     """
-    return choose("learner", name, LEARNERS, options)(features, classes, criterion, **options)
+    return choose("learner", name, LEARNERS, options, section)(features, classes, criterion)
 
 
 def names() -> list[str]:
@@ -237,15 +241,7 @@ def names() -> list[str]:
 
 
 def _network(features: int, classes: int, hidden: Sequence[int]) -> nn.Module:
-    if not isinstance(hidden, Sequence) or not all(type(width) is int and width > 0 for width in hidden):
-        raise ValueError(f"hidden must be a list of sizes of 1 or more, such as [256], or [] for none, got {hidden!r}")
     return MLP(features, classes, hidden)
-
-
-def _at_least_1(**options: int) -> None:
-    for option, number in options.items():
-        if type(number) is not int or number < 1:
-            raise ValueError(f"{option} must be an integer of at least 1, got {number!r}")
 
 
 def linear(features: int, classes: int, criterion: nn.Module) -> Learner:
@@ -253,7 +249,7 @@ def linear(features: int, classes: int, criterion: nn.Module) -> Learner:
     return Learner(_network(features, classes, ()), criterion)
 
 
-def mlp(features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[int] = (256,)) -> Learner:
+def mlp(features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[Count] = (256,)) -> Learner:
     """Builds a multilayer perceptron with hidden layers of the given sizes."""
     return Learner(_network(features, classes, hidden), criterion)
 
@@ -263,26 +259,22 @@ def ewc(
     classes: int,
     criterion: nn.Module,
     *,
-    hidden: Sequence[int] = (256,),
-    strength: float = 100.0,
-    samples: int = 200,
+    hidden: Sequence[Count] = (256,),
+    strength: NotNegative = 100.0,
+    samples: Count = 200,
 ) -> Learner:
     """Builds a perceptron with elastic weight consolidation."""
-    _at_least_1(samples=samples)
-    if not (isinstance(strength, int | float) and 0 <= strength < float("inf")):
-        raise ValueError(f"strength must be a finite number of at least 0, got {strength!r}")
     return ElasticWeights(_network(features, classes, hidden), criterion, strength=strength, samples=samples)
 
 
 def replay(
-    features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[int] = (256,), memory: int = 200
+    features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[Count] = (256,), memory: Count = 200
 ) -> Learner:
     """Builds a perceptron with experience replay."""
-    _at_least_1(memory=memory)
     return Replay(_network(features, classes, hidden), criterion, memory=memory, features=features)
 
 
-def joint(features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[int] = ()) -> Learner:
+def joint(features: int, classes: int, criterion: nn.Module, *, hidden: Sequence[Count] = ()) -> Learner:
     """Builds the upper bound of a stream: a learner of all classes at once, linear by default."""
     return Learner(_network(features, classes, hidden), criterion)
 

@@ -13,17 +13,19 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ibreg.layers.key_value.codebooks import MovingCodebooks
 from ibreg.regularized import Penalized
 from ibreg.runs.config.composition import build_bottleneck
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.data.streams import rows_of
+from ibreg.runs.optimizers import constant
 from ibreg.runs.tasks.continual import learners
 from ibreg.runs.tasks.continual.bottlenecked import Bottlenecked
+from ibreg.runs.tasks.continual.configuration import ContinualConfig
 from ibreg.runs.tasks.continual.learners import Learner
 from ibreg.runs.training import Task
 from ibreg.runs.trials import CONTROLS, Trial, settings_of
@@ -80,14 +82,18 @@ class StreamTask(Task):
         stream = self.data[trial.seed]
         return [rows_of(stream.train, classes) for classes in stream.stages(trial.method)]
 
-    def prepare(self, cfg: DictConfig, trial: Trial, model: nn.Module) -> None:
+    def prepare(self, cfg: ContinualConfig, trial: Trial, model: nn.Module) -> None:
         """Initializes keys with the unlabeled rows."""
         unlabeled, described = self.data[trial.seed].unlabeled, str(cfg.bottleneck.get(trial.method))
-        _learner(model).prepare(unlabeled, cfg.initialize, Path(cfg.cache), described=described)
+        _learner(model).prepare(unlabeled, dict(cfg.initialize), Path(cfg.cache), described=described)
 
-    def optimizer(self, cfg: DictConfig, trial: Trial, model: nn.Module) -> Optimizer:
+    def optimizer(self, cfg: ContinualConfig, trial: Trial, model: nn.Module) -> Optimizer:
         """Builds SGD with the learning rate of the setting."""
         return torch.optim.SGD(_learner(model).parameter_groups(setting_of(cfg, trial)["lr"]), momentum=cfg.momentum)
+
+    def lr_schedule(self, cfg: ContinualConfig, trial: Trial, optimizer: Optimizer) -> LRScheduler:
+        """Keeps the learning rate."""
+        return constant(optimizer, cfg.epochs)
 
     def batch_loss(
         self, model: nn.Module, criterion: Penalized, x: Tensor, y: Tensor, concepts: Tensor | None = None
@@ -108,7 +114,7 @@ class StreamTask(Task):
         classes = self.data[trial.seed].stages(trial.method)[stage]
         return {"split": stage + 1, "classes": " ".join(map(str, classes))}
 
-    def row(self, cfg: DictConfig, trial: Trial) -> dict[str, Any]:
+    def row(self, cfg: ContinualConfig, trial: Trial) -> dict[str, Any]:
         """Returns method, seed, index of the setting, and learning rate."""
         return {
             "method": trial.method,
@@ -126,14 +132,20 @@ class StreamTask(Task):
         return {"snapshots": [_changed(_learner(model).network, {})]}
 
     def keep(
-        self, cfg: DictConfig, trial: Trial, state: Mapping[str, Any], epoch: int, validation: Any, model: nn.Module
+        self,
+        cfg: ContinualConfig,
+        trial: Trial,
+        state: Mapping[str, Any],
+        epoch: int,
+        validation: Any,
+        model: nn.Module,
     ) -> dict[str, Any]:
         """Returns the snapshots so far with that of this stage, and its validation metrics."""
         snapshots = state["snapshots"]
         return {"validation": validation, "snapshots": [*snapshots, _changed(_learner(model).network, snapshots[0])]}
 
 
-def stream_task(cfg: DictConfig, streams: Mapping[int, Stream], device: torch.device) -> StreamTask:
+def stream_task(cfg: ContinualConfig, streams: Mapping[int, Stream], device: torch.device) -> StreamTask:
     """Builds the task of a run.
 
     Args:
@@ -150,13 +162,13 @@ def stream_task(cfg: DictConfig, streams: Mapping[int, Stream], device: torch.de
     )
 
 
-def setting_of(cfg: DictConfig, trial: Trial) -> dict[str, Any]:
+def setting_of(cfg: ContinualConfig, trial: Trial) -> dict[str, Any]:
     """Returns the setting of a trial: `lr` and options of its method."""
     index: Any = trial.value("setting")
     return settings_of(cfg, trial.method)[index]
 
 
-def build_learner(cfg: DictConfig, trial: Trial, stream: Stream) -> Learner:
+def build_learner(cfg: ContinualConfig, trial: Trial, stream: Stream) -> Learner:
     """Builds the learner of a trial, freshly initialized, its keys not initialized yet.
 
     Raises:
@@ -173,7 +185,7 @@ def build_learner(cfg: DictConfig, trial: Trial, stream: Stream) -> Learner:
     return learner
 
 
-def _build(cfg: DictConfig, method: str, options: dict[str, Any], *, features: int, classes: int) -> Learner:
+def _build(cfg: ContinualConfig, method: str, options: dict[str, Any], *, features: int, classes: int) -> Learner:
     criterion = nn.CrossEntropyLoss(label_smoothing=cfg.label_smoothing)
     if method in cfg.bottlenecks:
         # Its code is the logits, unless another size is configured.
@@ -181,8 +193,9 @@ def _build(cfg: DictConfig, method: str, options: dict[str, Any], *, features: i
         layer = build_bottleneck(cfg, method, in_features=features, out_features=size, **options)
         return Bottlenecked(layer, classes, criterion)
     name = "linear" if method in CONTROLS else method
-    shared: Any = OmegaConf.to_container(cfg.learner.get(name, OmegaConf.create({})), resolve=True)
-    return learners.build(name, features=features, classes=classes, criterion=criterion, options=shared | options)
+    own = cfg.learner.get(name, {}) | options
+    section = f"learner.{name}"
+    return learners.build(name, features=features, classes=classes, criterion=criterion, options=own, section=section)
 
 
 def measure(learner: Learner, validation: Rows | None, device: torch.device) -> dict[str, float]:

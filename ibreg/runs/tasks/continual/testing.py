@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from sklearn.metrics import roc_auc_score
 
 from ibreg.evaluation.continual import (
@@ -19,13 +18,14 @@ from ibreg.evaluation.continual import (
 )
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.data.streams import rows_of
+from ibreg.runs.tasks.continual.configuration import ContinualConfig, Unlearning
 from ibreg.runs.tasks.continual.learners import Learner
 from ibreg.runs.tasks.continual.stream import Stream, build_learner, predicted_classes
 from ibreg.runs.trials import Trial
 from ibreg.surgery.unlearning import unlearn
 
 
-def restored(cfg: DictConfig, trial: Trial, stream: Stream, state: Mapping[str, Any], stage: int) -> Learner:
+def restored(cfg: ContinualConfig, trial: Trial, stream: Stream, state: Mapping[str, Any], stage: int) -> Learner:
     """Returns a learner as it was after a stage; stage 0 is before the first split."""
     learner = build_learner(cfg, trial, stream)
     snapshots = state["snapshots"]
@@ -50,7 +50,9 @@ class Tested:
     used: list[float]
 
 
-def examine(cfg: DictConfig, trial: Trial, stream: Stream, state: Mapping[str, Any], device: torch.device) -> Tested:
+def examine(
+    cfg: ContinualConfig, trial: Trial, stream: Stream, state: Mapping[str, Any], device: torch.device
+) -> Tested:
     """Measures on the test rows what a learner was before the first split and after each."""
     learners = [restored(cfg, trial, stream, state, stage).to(device) for stage in range(len(state["snapshots"]))]
     stages = stream.stages(trial.method)
@@ -73,7 +75,7 @@ def examine(cfg: DictConfig, trial: Trial, stream: Stream, state: Mapping[str, A
 
 
 @torch.no_grad()
-def unlearned(learner: Learner, stream: Stream, options: DictConfig, device: torch.device) -> dict[str, float]:
+def unlearned(learner: Learner, stream: Stream, options: Unlearning, device: torch.device) -> dict[str, float]:
     """Makes a learner with keys forget classes, measures it on the test rows, and undoes the unlearning.
 
     Args:

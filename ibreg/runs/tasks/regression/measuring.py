@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from omegaconf import DictConfig, OmegaConf
+from pydantic import BeforeValidator, ConfigDict, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from ibreg.evaluation.attacks.gradient import fgsm, pgd
@@ -17,7 +17,11 @@ from ibreg.functional import cs_qmi
 from ibreg.modes import captured, evaluating
 from ibreg.prediction import predict
 from ibreg.regularized import unwrap
+from ibreg.runs.config.recipe import TrainingConfig
+from ibreg.runs.config.section import Count, Different, NotNegative, Section
+from ibreg.runs.data import regression as regression_data
 from ibreg.runs.data.regression import RegressionData
+from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.methods import is_stochastic
 from ibreg.runs.models.normalization import network_inputs
@@ -27,6 +31,50 @@ from ibreg.runs.trials import SECOND, methods
 
 # Number of rows that the information of code and input is measured on, as a mean over batches.
 INFORMATION_ROWS = 1000
+
+
+class Attack(Section):
+    """FGSM and PGD on the selected models.
+
+    Attributes:
+        eps: L-inf radii, in units of pixels or standardized values; empty: no attack.
+        steps: of PGD.
+        rows: largest number of attacked test rows.
+        draws: samples of the expectation over the code.
+    """
+
+    eps: Annotated[list[NotNegative], *Different]
+    steps: Count
+    rows: Count
+    draws: Count
+
+
+class RegressionConfig(TrainingConfig):
+    """The keys of the regression recipe.
+
+    Attributes:
+        data: the data set.
+        split_by_seed: whether every seed splits the data anew.
+        task_loss: name and options of the loss.
+        task_losses: those of some methods, instead.
+        attack: the attacks on the selected models.
+    """
+
+    model_config = ConfigDict(title="regression")
+    data: Annotated[SerializeAsAny[RegressionRequest], BeforeValidator(regression_data.request)]
+    split_by_seed: bool
+    task_loss: dict[str, Any]
+    task_losses: dict[str, dict[str, Any]]
+    attack: Attack
+
+    @model_validator(mode="after")
+    def _check_task_losses(self):
+        known = ["none", *self.bottleneck]
+        if unknown := [method for method in self.task_losses if method not in known]:
+            raise ValueError(f"task_losses must be of {', '.join(known)}, got {', '.join(unknown)}")
+        for method in methods(self):
+            build_task_loss(self, method)
+        return self
 
 
 class Regressed(NamedTuple):
@@ -117,7 +165,7 @@ def code_information(model: nn.Module, inputs: Tensor, *, module: str, batch_siz
 
 
 def errors_under_attack(
-    model: nn.Module, data: RegressionData, options: DictConfig, device: torch.device, *, draws: int = 0
+    model: nn.Module, data: RegressionData, options: Attack, device: torch.device, *, draws: int = 0
 ) -> dict[str, float]:
     """Measures the RMSE of the first test rows, in the unit of the target, without attack and under FGSM and PGD.
 
@@ -157,7 +205,7 @@ def errors_under_attack(
     return rmse
 
 
-def build_task_loss(cfg: DictConfig, method: str) -> nn.Module:
+def build_task_loss(cfg: RegressionConfig, method: str) -> nn.Module:
     """Builds the task loss of a method: its own in `task_losses`, else `task_loss`.
 
     Raises:
@@ -165,31 +213,8 @@ def build_task_loss(cfg: DictConfig, method: str) -> nn.Module:
     """
     method = SECOND.get(method, method)
     own = method in cfg.task_losses
-    options, key = (cfg.task_losses[method], f"task_losses.{method}") if own else (cfg.task_loss, "task_loss")
-    if not isinstance(options, DictConfig) or "name" not in options:
-        raise ValueError(f"{key} must be a name and options, such as {{name: huber, delta: 1.0}}, got {options}")
-    try:
-        chosen: Any = OmegaConf.to_container(options, resolve=True)
-        return task_losses.build(**chosen)
-    except (TypeError, ValueError) as error:  # a string where a number belongs is a TypeError
-        raise ValueError(f"{key}: {error}") from error
-
-
-def check_task_losses(cfg: DictConfig) -> None:
-    """Checks the task losses of all methods.
-
-    Raises:
-        ValueError: If one of them cannot be built, or there is no such method.
-    """
-    own: Any = cfg.task_losses
-    if not isinstance(own, DictConfig):
-        raise ValueError(f"task_losses must be the losses of some methods, {{hsic: {{name: huber}}}}, got {own}")
-    known = ["none", *map(str, cfg.bottleneck)]
-    unknown = [str(method) for method in own if method not in known]
-    if unknown:
-        raise ValueError(f"task_losses has {', '.join(unknown)}, which is no method: there are {', '.join(known)}")
-    for method in methods(cfg):
-        build_task_loss(cfg, method)
+    options, section = (cfg.task_losses[method], f"task_losses.{method}") if own else (cfg.task_loss, "task_loss")
+    return task_losses.build(options.get("name"), section, **{key: options[key] for key in options if key != "name"})
 
 
 def check_data(data: RegressionData) -> None:

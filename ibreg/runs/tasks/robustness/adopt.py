@@ -8,14 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ibreg.runs.checkpoint import load_checkpoint
 from ibreg.runs.config.composition import identity_of
+from ibreg.runs.config.recipe import RunConfig
+from ibreg.runs.config.section import read
 from ibreg.runs.folder import CHECKPOINTS, CONFIG, SUMMARY
+from ibreg.runs.tasks.classification import ClassificationConfig
+from ibreg.runs.tasks.robustness.configuration import RobustnessConfig
 from ibreg.runs.training import Task
 from ibreg.runs.trials import plan
 
+RECIPES: dict[str, type[RunConfig]] = {"classification": ClassificationConfig, "robustness": RobustnessConfig}
 # Keys that concern measuring and showing trained models; all other keys that both runs have determine the models.
 NOT_OF_THE_TRAINING = (
     "recipe",
@@ -30,7 +35,7 @@ NOT_OF_THE_TRAINING = (
 )
 
 
-def check_adoptable(cfg: DictConfig, task: Task) -> None:
+def check_adoptable(cfg: RobustnessConfig, task: Task) -> None:
     """Checks that the run `checkpoint` is finished, has the same configuration, and holds weights of these models.
 
     Args:
@@ -49,19 +54,20 @@ def check_adoptable(cfg: DictConfig, task: Task) -> None:
         raise FileNotFoundError(
             f"checkpoint={folder} is no finished run: set it to the folder of a run that has {CONFIG} and {SUMMARY}"
         )
-    other = cast(DictConfig, OmegaConf.load(folder / CONFIG))
-    if other.recipe not in ("classification", "robustness"):
-        raise ValueError(f"checkpoint={folder} is a run of {other.recipe}: it has no classifiers")
+    other = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
+    if other["recipe"] not in RECIPES:
+        raise ValueError(f"checkpoint={folder} is a run of {other['recipe']}: it has no classifiers")
     if "adversarial" not in other and cfg.adversarial.name != "none":
         raise ValueError(f"checkpoint={folder} was trained on clean inputs: set adversarial.name=none")
-    wanted, own = _of_the_training(other, cfg), _of_the_training(cfg, other)
+    contents = cfg.contents()
+    wanted, own = _of_the_training(other, contents), _of_the_training(contents, other)
     different = [key for key in {**wanted, **own} if (key in wanted, wanted.get(key)) != (key in own, own.get(key))]
     if different:
         overrides = [f"{key}={_written(wanted[key])}" if key in wanted else f"no {key}" for key in different]
         raise ValueError(
             f"the models of checkpoint={folder} were configured otherwise, add these overrides: {' '.join(overrides)}"
         )
-    trained = {trial.name for trial in plan(other)[0]}
+    trained = {trial.name for trial in plan(read(RECIPES[other["recipe"]], other))[0]}
     for trial in plan(cfg)[0]:
         path = folder / CHECKPOINTS / f"{trial.name}.pt"
         state = load_checkpoint(path)
@@ -88,10 +94,12 @@ def adopt(checkpoint: Path, folder: Path) -> None:
             copy.with_name(f"{copy.name}.partial").rename(copy)
 
 
-def _of_the_training(cfg: DictConfig, other: DictConfig) -> dict[str, Any]:
+def _of_the_training(contents: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens the keys that determine the models; of the bottlenecks only the methods of both runs."""
-    section = {key: value for key, value in identity_of(cfg).items() if key not in NOT_OF_THE_TRAINING and key in other}
-    used = {*cfg.bottlenecks} & {*other.bottlenecks}
+    section = {
+        key: value for key, value in identity_of(contents).items() if key not in NOT_OF_THE_TRAINING and key in other
+    }
+    used = {*contents["bottlenecks"]} & {*other["bottlenecks"]}
     section["bottleneck"] = {method: section["bottleneck"][method] for method in sorted(used)}
     return _flat(section)
 

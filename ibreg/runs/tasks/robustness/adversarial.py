@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from omegaconf import DictConfig
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +28,7 @@ from ibreg.evaluation.attacks.gradient import pgd
 from ibreg.evaluation.attacks.objective import Loss
 from ibreg.prediction import predict
 from ibreg.regularized import Penalized, RegularizedOutput, unwrap
+from ibreg.runs.config.section import Count, Positive, Section, one_of
 from ibreg.runs.models.normalization import network_inputs
 
 # (model, criterion, output of the clean inputs, inputs, targets) -> the loss to call `backward` on
@@ -120,28 +121,34 @@ def divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1), probabilities, reduction="none").sum(-1)
 
 
-def build_adversary(options: DictConfig, clamp: tuple[float, float] | None, epoch: int) -> Adversary | None:
+class AdversarialTraining(Section):
+    """Training on attacked inputs.
+
+    Attributes:
+        name: none, pgd or trades.
+        eps: largest change of a pixel in [0, 1], or of a standardized value of a table.
+        warmup: epochs over which `eps` grows linearly.
+        steps: number of PGD steps.
+        step_size: of PGD; None: 2.5 eps / steps.
+        weight: weight of the divergence in trades.
+    """
+
+    name: Annotated[str, *one_of(("none", "pgd", "trades"))]
+    eps: Positive
+    warmup: Annotated[int, Field(ge=0)]
+    steps: Count
+    step_size: Positive | None
+    weight: Positive
+
+
+def build_adversary(options: AdversarialTraining, clamp: tuple[float, float] | None, epoch: int) -> Adversary | None:
     """Builds the adversarial training of an epoch, None for training on clean inputs.
 
     Args:
-        options: `name` (none, pgd or trades), `eps`, `warmup` (epochs over which `eps` grows linearly), `steps`,
-            `step_size` and `weight` (of trades).
+        options: the kind of training and its attack.
         clamp: smallest and largest value of an input; None: no limits.
         epoch: index of the epoch, from 0.
-
-    Raises:
-        ValueError: If the name is unknown, or a number is out of range.
     """
-    if options.name not in ADVERSARIES:
-        raise ValueError(f"adversarial.name must be one of {', '.join(ADVERSARIES)}, got {options.name}")
-    for key in ("eps", "weight", "step_size"):
-        value = options[key]
-        if not (type(value) in (int, float) and 0 < value < float("inf")) and not (
-            key == "step_size" and value is None
-        ):
-            raise ValueError(f"adversarial.{key} must be a finite number greater than 0, got {value}")
-    if type(options.warmup) is not int or options.warmup < 0:
-        raise ValueError(f"adversarial.warmup must be a number of epochs, 0 for none, got {options.warmup}")
     eps = options.eps * min(1.0, (epoch + 1) / (options.warmup + 1))
     search = Search(clamp, eps, options.steps, options.step_size)
     return ADVERSARIES[options.name](search, options)
@@ -156,7 +163,7 @@ def _logits(output: Any) -> Tensor:
     return output.output if isinstance(output, RegularizedOutput) else output
 
 
-ADVERSARIES: dict[str, Callable[[Search, DictConfig], Adversary | None]] = {
+ADVERSARIES: dict[str, Callable[[Search, AdversarialTraining], Adversary | None]] = {
     "none": lambda search, options: None,
     "pgd": lambda search, options: PGDTraining(search),
     "trades": lambda search, options: TRADES(search, options.weight),

@@ -13,18 +13,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
-from omegaconf import DictConfig
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from ibreg.runs.checkpoint import load_checkpoint
+from ibreg.runs.config.section import Name, NotNegative, Positive, Section
 from ibreg.runs.folder import CHECKPOINTS
 from ibreg.runs.tasks.robustness.adversarial import divergence
 
 PRUNED = (nn.Linear, nn.Conv2d)
+
+
+class Distillation(Section):
+    """The distillation of a pruned teacher.
+
+    Attributes:
+        teacher: folder of a finished robustness run, whose controls are the teachers; None: no distillation.
+        temperature: T, by which logits are divided.
+        weight: w, of the divergence.
+        prune: fraction of the weights that is pruned, the smallest.
+    """
+
+    teacher: Name | None
+    temperature: Positive
+    weight: NotNegative
+    prune: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Distilled(nn.Module):
@@ -34,9 +52,6 @@ class Distilled(nn.Module):
         teacher: a classifier that returns logits, frozen; it reads the `inputs` of the loss, which are normalized.
         temperature: T, by which logits are divided, above 0.
         weight: w, the weight of the divergence, at least 0.
-
-    Raises:
-        ValueError: If a number is out of range.
 
     Example:
         >>> teacher = nn.Linear(3, 2)
@@ -50,11 +65,6 @@ class Distilled(nn.Module):
 
     def __init__(self, teacher: nn.Module, temperature: float, weight: float):
         super().__init__()
-        are_numbers = all(type(value) in (int, float) for value in (temperature, weight))
-        if not (are_numbers and 0 < temperature < float("inf") and 0 <= weight < float("inf")):
-            raise ValueError(
-                f"distillation needs a temperature above 0 and a weight of at least 0, got {temperature} and {weight}"
-            )
         self.teacher = teacher.eval().requires_grad_(False)
         self.temperature = temperature
         self.weight = weight
@@ -104,20 +114,17 @@ def load_teacher(network: nn.Module, folder: str | Path, method: str, seed: int)
     return network
 
 
-def check_distillation(cfg: DictConfig, build: Callable[[], nn.Module]) -> None:
+def check_distillation(cfg: Any, build: Callable[[], nn.Module]) -> None:
     """Checks that there is a teacher for every seed.
 
     Args:
-        cfg: the recipe's configuration: `distillation`, `control`, `seeds`, `ema`.
+        cfg: the configuration of the robustness recipe.
         build: builds the network of teacher and student.
 
     Raises:
         FileNotFoundError: As in `load_teacher`.
-        ValueError: As in `load_teacher`; if a number is out of range, or the weights are averaged, which pruning
-            prevents.
+        ValueError: As in `load_teacher`, or if the weights are averaged, which pruning prevents.
     """
-    Distilled(nn.Identity(), cfg.distillation.temperature, cfg.distillation.weight)
-    prune_smallest(nn.Linear(2, 1), cfg.distillation.prune)
     if cfg.distillation.teacher is None:
         return
     if cfg.ema:
@@ -135,15 +142,13 @@ def prune_smallest(network: nn.Module, amount: float) -> nn.Module:
         amount: fraction of the weights of linear and convolutional layers, in (0, 1).
 
     Raises:
-        ValueError: If the fraction is out of range, or there is no such layer.
+        ValueError: If there is no such layer.
 
     Example:
         >>> network = prune_smallest(nn.Linear(2, 1, bias=False), 0.5)
         >>> int((network.weight == 0).sum())
         1
     """
-    if not (type(amount) is float and 0 < amount < 1):
-        raise ValueError(f"distillation.prune must be a fraction of the weights, above 0 and below 1, got {amount}")
     weights = [(module, "weight") for module in network.modules() if isinstance(module, PRUNED)]
     if not weights:
         raise ValueError("there is no linear or convolutional layer to prune")

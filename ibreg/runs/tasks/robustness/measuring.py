@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ibreg.evaluation import corruptions, table_corruptions
@@ -27,6 +26,8 @@ from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.methods import is_stochastic
+from ibreg.runs.tasks.robustness.configuration import Attack as AttackSection
+from ibreg.runs.tasks.robustness.configuration import Corruption, RobustnessConfig
 
 BATCH = 250
 EXAMPLES = 8  # attacked images that are shown
@@ -36,7 +37,7 @@ Attack = Callable[..., Tensor]
 
 
 def measure_robustness(
-    model: nn.Module, surrogate: nn.Module, data: ClassificationData, cfg: DictConfig, device: torch.device
+    model: nn.Module, surrogate: nn.Module, data: ClassificationData, cfg: RobustnessConfig, device: torch.device
 ) -> dict[str, Any]:
     """Measures one model on test data.
 
@@ -127,7 +128,7 @@ def clean_metrics(probabilities: Tensor, x: Tensor, y: Tensor, data: Classificat
 
 
 def measure_attacks(
-    subject: Subject, x: Tensor, y: Tensor, data: ClassificationData, options: DictConfig
+    subject: Subject, x: Tensor, y: Tensor, data: ClassificationData, options: AttackSection
 ) -> list[dict[str, Any]]:
     """Attacks the first `options.rows` samples in every norm; a row (attack, norm, eps, accuracy) for each eps."""
     x, y = x[: options.rows], y[: options.rows]
@@ -145,7 +146,7 @@ def accuracies_under_attack(
     *,
     eps: Sequence[float],
     norm: str,
-    options: DictConfig,
+    options: AttackSection,
     clamp: tuple[float, float] | None,
 ) -> list[dict[str, Any]]:
     """Attacks samples with FGSM, PGD and, if `options.ensemble` names attacks, the ensemble.
@@ -186,7 +187,7 @@ def accuracies_under_attack(
     ]
 
 
-def _pgd_searches(subject: Subject, norm: str, draws: int, options: DictConfig) -> list[dict[str, Any]]:
+def _pgd_searches(subject: Subject, norm: str, draws: int, options: AttackSection) -> list[dict[str, Any]]:
     """Lists the options of PGD, once for each loss."""
     return [
         {
@@ -203,7 +204,7 @@ def _pgd_searches(subject: Subject, norm: str, draws: int, options: DictConfig) 
 
 
 def measure_corruptions(
-    subject: Subject, x: Tensor, y: Tensor, data: ClassificationData, options: DictConfig
+    subject: Subject, x: Tensor, y: Tensor, data: ClassificationData, options: Corruption
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Measures accuracy and calibration under every kind of corruption at every severity.
 
@@ -237,7 +238,7 @@ def measure_corruptions(
 
 
 def measure_detection(
-    subject: Subject, x: Tensor, data: ClassificationData, cfg: DictConfig
+    subject: Subject, x: Tensor, data: ClassificationData, cfg: RobustnessConfig
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
     """Scores test inputs and OOD inputs, and measures how well each score detects the latter.
 
@@ -261,7 +262,7 @@ def measure_detection(
 
 
 def check_figures(
-    subject: Subject, surrogate: nn.Module, x: Tensor, y: Tensor, data: ClassificationData, cfg: DictConfig
+    subject: Subject, surrogate: nn.Module, x: Tensor, y: Tensor, data: ClassificationData, cfg: RobustnessConfig
 ) -> list[Check]:
     """Runs the sanity checks on the first `sanity.rows` samples, in the first norm that is attacked in."""
     norm, eps = next(iter(radii(cfg.attack).items()))
@@ -279,7 +280,9 @@ def check_figures(
     )
 
 
-def examples(subject: Subject, x: Tensor, y: Tensor, data: ClassificationData, options: DictConfig) -> dict[str, Any]:
+def examples(
+    subject: Subject, x: Tensor, y: Tensor, data: ClassificationData, options: AttackSection
+) -> dict[str, Any]:
     """Attacks a few images with PGD at the middle eps, to show them with the classes predicted before and after."""
     norm, eps = next(iter(radii(options).items()))
     x, y = x[:EXAMPLES], y[:EXAMPLES]
@@ -300,14 +303,14 @@ def sparsity(model: nn.Module) -> dict[str, float]:
     return {"sparsity": 1 - float(sum(mask.sum() for mask in masks)) / sum(map(torch.numel, masks))} if masks else {}
 
 
-def radii(options: DictConfig) -> dict[str, list[float]]:
+def radii(options: AttackSection) -> dict[str, list[float]]:
     """Returns the radii above 0 of each norm that is attacked in, in ascending order."""
     by_norm = {"inf": options.eps, "2": options.eps_l2}
     above = {norm: sorted({float(radius) for radius in eps if radius > 0}) for norm, eps in by_norm.items()}
     return {norm: eps for norm, eps in above.items() if eps}
 
 
-def corruption_kinds(options: DictConfig, data: ClassificationData) -> list[str]:
+def corruption_kinds(options: Corruption, data: ClassificationData) -> list[str]:
     """Returns the kinds of corruption that are measured: `options.kinds`, or all that the inputs allow."""
     if options.kinds is not None:
         return list(options.kinds)
@@ -319,7 +322,7 @@ def corrupt_inputs(x: Tensor, kind: str, severity: int, data: ClassificationData
     return (corruptions.corrupt if data.has_images else table_corruptions.corrupt_table)(x, kind, severity)
 
 
-def load_ood(cfg: DictConfig, data: ClassificationData, x: Tensor) -> Tensor | None:
+def load_ood(cfg: RobustnessConfig, data: ClassificationData, x: Tensor) -> Tensor | None:
     """Loads OOD inputs; None if none are configured.
 
     Args:

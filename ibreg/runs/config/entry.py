@@ -1,0 +1,138 @@
+"""The entry point of a recipe: its command line, the user's own bottlenecks, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from ibreg.runs.config.command_line import prepared, value_of
+from ibreg.runs.config.composition import experiments_of, register_with_hydra
+from ibreg.runs.config.package_data import installed_folder
+from ibreg.runs.config.recipe import RunConfig, read_recipe
+from ibreg.runs.config.section import did_you_mean
+
+FULL_ERROR = "HYDRA_FULL_ERROR"  # the environment variable, as Hydra reads it
+ENTRY_POINTS = "ibreg.bottlenecks"  # of installed packages that register bottlenecks
+# What a user's mistake raises: configuration, files, packages, and a training run that diverges.
+MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, HydraException, OmegaConfBaseException)
+
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+
+
+def entry_point(model: type[AnyConfig]) -> Callable[[Callable[[AnyConfig], Any]], Callable[..., Any]]:
+    """Makes a function of a checked configuration the `main` of a recipe.
+
+    A user's mistake ends with one line on stderr and exit code 2; with `HYDRA_FULL_ERROR=1` with its traceback.
+
+    Args:
+        model: the recipe's keys; its title is the name of the recipe and of its YAML.
+    """
+    name = str(model.model_config.get("title"))
+
+    def decorate(function: Callable[[AnyConfig], Any]) -> Callable[..., Any]:
+        def task(composed: DictConfig) -> Any:
+            import_bottlenecks(composed.get("imports") or ())  # a launcher may have started this process
+            return function(read_recipe(model, composed))
+
+        @functools.wraps(function)
+        def main(composed: DictConfig | None = None) -> Any:
+            if composed is not None:
+                return task(composed)
+            full = os.environ.get(FULL_ERROR) == "1"
+            return _told(name, functools.partial(_run, name, task, full), full=full)
+
+        return main
+
+    return decorate
+
+
+def import_bottlenecks(modules: Iterable[str]) -> None:
+    """Imports modules that register bottlenecks: those that are named, and the entry points of installed packages.
+
+    Raises:
+        ImportError: If there is no such module.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the user's own module next to where the recipe is run
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        entry.load()
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module.partition(".")[0]:
+                raise
+            raise ImportError(
+                f"imports must name modules that Python finds from {os.getcwd()}, got {module}: run the recipe in the "
+                "folder of the module, or add that to PYTHONPATH"
+            ) from error
+
+
+def _run(name: str, task: Callable[[DictConfig], Any], full: bool) -> None:
+    """Runs a recipe with the arguments of this process."""
+    given = sys.argv[1:]
+    imports = value_of(given, "imports") or []
+    import_bottlenecks([imports] if isinstance(imports, str) else imports)
+    register_with_hydra()
+    for argument in given:
+        key, _, value = argument.partition("=")
+        if key == "bottleneck":
+            raise ValueError(f"bottleneck has the options of all bottlenecks, choose some by bottlenecks=[{value}]")
+    groups = [path.name for path in installed_folder("configs").iterdir() if path.is_dir()]
+    sys.argv = [sys.argv[0], *prepared(given, [*groups, "optimizer"])]
+
+    def job(composed: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return task(composed)
+        # Hydra would add lines of its own to an error that leaves the job.
+        return _told(name, functools.partial(task, composed), full=full)
+
+    # The script is what Hydra names the job after.
+    job.__module__ = "__main__"
+    hydra.main(config_path=str(installed_folder("configs")), config_name=name, version_base="1.3")(job)()
+
+
+def _told(name: str, run: Callable[[], Any], *, full: bool) -> Any:
+    """Runs a function, and ends the process with one line where it raises a user's mistake."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # errors reach this function as they are
+    try:
+        return run()
+    except MISTAKES as error:
+        if full:
+            raise
+        print(f"{name}: {one_line(name, error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+    finally:
+        if before is None:
+            os.environ.pop(FULL_ERROR, None)
+        else:
+            os.environ[FULL_ERROR] = before
+
+
+def one_line(recipe: str, error: BaseException) -> str:
+    """Words an error in one line."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return _no_choice(recipe, str(error.missing_cfg_file), error.options)
+    cause = error.__cause__
+    text = str(error) if not isinstance(cause, OmegaConfBaseException) else f"{error} {cause}"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _no_choice(recipe: str, path: str, options: Sequence[str]) -> str:
+    group, _, name = Path(path).with_suffix("").as_posix().rpartition("/")
+    known = experiments_of(recipe) if group == "experiment" else sorted(options)
+    return f"{group} must be one of {', '.join(known)}, got {name}{did_you_mean(name, known)}"
