@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ibreg.runs.config.command_line import prepared, value_of
-from ibreg.runs.config.composition import experiments_of, register_with_hydra
+from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.config.help import fits
 from ibreg.runs.config.package_data import installed_folder
 from ibreg.runs.config.recipe import RunConfig, read_recipe
 from ibreg.runs.config.section import did_you_mean
@@ -133,6 +134,8 @@ def one_line(recipe: str, error: BaseException) -> str:
 
 
 def _no_choice(recipe: str, path: str, options: Sequence[str]) -> str:
+    """Words the message on a file that a group does not have, with those that the recipe takes."""
     group, _, name = Path(path).with_suffix("").as_posix().rpartition("/")
-    known = experiments_of(recipe) if group == "experiment" else sorted(options)
+    files = {option: installed_folder("configs") / group / f"{option}.yaml" for option in sorted(options)}
+    known = [option for option, file in files.items() if not file.is_file() or fits(file, recipe)]
     return f"{group} must be one of {', '.join(known)}, got {name}{did_you_mean(name, known)}"

@@ -118,7 +118,7 @@ def _choices(
     """Yields the choices of each group and of bottlenecks, as the files and the registry have them."""
     choices = {
         group: sorted(
-            path.stem for folder in folders for path in (folder / group).glob("*.yaml") if _fits(path, recipe)
+            path.stem for folder in folders for path in (folder / group).glob("*.yaml") if fits(path, recipe)
         )
         for group in groups
     }
@@ -129,7 +129,7 @@ def _choices(
         yield f"  {group}".ljust(column) + textwrap.indent(listed, " " * column).lstrip()
 
 
-def _fits(path: Path, recipe: str) -> bool:
+def fits(path: Path, recipe: str) -> bool:
     """Whether a recipe takes what a YAML configures: a data set that its loader knows, an experiment of its own."""
     keys = {path[0]: entry.value for path, entry in entries(path.read_text(encoding="utf-8")).items()}
     if path.parent.name == EXPERIMENT:

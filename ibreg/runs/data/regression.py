@@ -285,7 +285,7 @@ def csv_file(
     drop: Sequence[str | int] = (),
     groups: str | int | None = None,
     order: str | int | None = None,
-    kinds: Mapping[str, Literal[number, boolean, text, date]] | None = None,
+    kinds: Mapping[str, Literal["number", "boolean", "text", "date"]] | None = None,
     missing_marks: Sequence[str] = MISSING_MARKS,
     test: Fraction = 0.2,
 ) -> RegressionData:
