@@ -11,17 +11,17 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
+from ibreg.runs.config.checks import check_configuration
+from ibreg.runs.tasks.continual.checks import check_continual
 from omegaconf import OmegaConf
 from PIL import Image
 
 import ibreg.runs.data.classification
 from ibreg import registry
 from ibreg.runs.checkpoint import load_checkpoint
-from ibreg.runs.config.checks import check_configuration
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.folder import CHECKPOINTS, SUMMARY
 from ibreg.runs.models import classifiers as models
-from ibreg.runs.tasks.continual.checks import check_continual
 from tests.recipes.command_line import ROOT
 from tests.recipes.folders import assert_equal_runs, rows_of, summary_of
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from ibreg.runs.config.checks import check_configuration, check_keys, check_steps
 from omegaconf import OmegaConf
 
 from ibreg import registry
-from ibreg.runs.config.checks import check_configuration, check_keys, check_steps
 from ibreg.runs.methods import build_bottleneck
 
 CONFIGS = Path(__file__).parents[3] / "configs"
