@@ -11,8 +11,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from ibreg.runs.config.checks import check_configuration
-from ibreg.runs.tasks.continual.checks import check_continual
 from omegaconf import OmegaConf
 from PIL import Image
 

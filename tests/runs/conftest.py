@@ -6,7 +6,9 @@ from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_dir
 
 from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.config.recipe import read_recipe
 from ibreg.runs.report.summary import summarize, write_summary
+from ibreg.runs.tasks.classification import ClassificationConfig
 
 
 @pytest.fixture
@@ -24,15 +26,21 @@ def write():
 
 
 @pytest.fixture
-def configured():
-    """Composes the configuration of the classification recipe."""
+def composed():
+    """Composes the configuration of the classification recipe, as Hydra does."""
     register_with_hydra()
 
-    def composed(*overrides):
+    def compose_recipe(*overrides):
         with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
             return compose("classification", [*overrides, "output_dir=unused"])
 
-    return composed
+    return compose_recipe
+
+
+@pytest.fixture
+def configured(composed):
+    """The checked configuration of the classification recipe."""
+    return lambda *overrides: read_recipe(ClassificationConfig, composed(*overrides))
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ from ibreg.runs.tasks.regression import task_losses
 from ibreg.runs.tasks.regression.measuring import (
     build_task_loss,
     check_data,
-    check_task_losses,
     code_information,
     errors_under_attack,
     regress,
