@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 
+from ibreg.runs.config.composition import register_with_hydra
 from tests.recipes.command_line import ROOT, module_of, run_here, script_of
 from tests.recipes.folders import summary_of
 
@@ -63,6 +64,7 @@ def launch(recipe, tmp_path):
     """Calls the recipe's `main`, whose errors are raised here; the output folder is `tmp_path / "run"`."""
 
     def call(*overrides):
+        register_with_hydra()
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             cfg = compose(recipe.__name__, [*overrides, f"output_dir={tmp_path / 'run'}"])
         AcceleratorState._reset_state(True)  # it refuses another precision in the same process

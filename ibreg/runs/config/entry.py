@@ -39,7 +39,7 @@ def entry_point(model: type[AnyConfig]) -> Callable[[Callable[[AnyConfig], Any]]
     A user's mistake ends with one line on stderr and exit code 2; with `HYDRA_FULL_ERROR=1` with its traceback.
 
     Args:
-        model: the recipe's keys; its title is the name of the recipe and of its YAML.
+        model: the recipe's keys; its title is the name of the recipe and of its YAML. `main.config` is this class.
     """
     name = str(model.model_config.get("title"))
 
@@ -55,6 +55,7 @@ def entry_point(model: type[AnyConfig]) -> Callable[[Callable[[AnyConfig], Any]]
             full = os.environ.get(FULL_ERROR) == "1"
             return _told(name, functools.partial(_run, name, task, full), full=full)
 
+        main.config = model  # type: ignore[attr-defined]
         return main
 
     return decorate
