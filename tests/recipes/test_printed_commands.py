@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ibreg import cli
+from ibreg.runs.config import help
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.config.package_data import recipes
 
@@ -32,6 +33,9 @@ def texts():
 
 def commands():
     """The commands of all files: name of the file, recipe, and what stands after it."""
+    for recipe in RECIPES:
+        for words in (words for words in help.NOTES if "=" in words):
+            yield "help.py", recipe, words.replace("<name>.<option>=value", "variational.beta=1")
     for path, text in texts():
         for recipe, short, rest in COMMAND.findall(re.sub(r"\\\n\s*", " ", text)):
             yield path.name, recipe or short, rest

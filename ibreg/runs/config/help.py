@@ -25,13 +25,16 @@ ON_IMAGES = ("finetune",)
 # +bottleneck.another={name:dropout}.
 CONTROL_LAYERS = ("dropout",)
 Entries: TypeAlias = dict[tuple[str, ...], Entry]
-NOTES = """\
-A key in a section is set with its path: data.validation=0.2. A key that is not listed yet is added with a plus: \
-+grid.betas.hsic=[1,10].
-Options of a bottleneck: bottleneck.<name>.<option>=value. Listed are those of bottlenecks=[...]: name others there. \
-A name of your own is a further method: bottlenecks=[mine] +bottleneck.mine={name:dropout,rate:0.2}
-ibreg list NAME explains a bottleneck, data set, model or experiment; ibreg list describes each of them in a line.
---cfg job prints the configuration; --multirun runs each of several values, key=1,2; --hydra-help explains both."""
+# Words of a command line, and what they mean.
+NOTES = {
+    "data.validation=0.2": "a key in a section, by its path",
+    "'seeds=[0]'": "quoted, as zsh asks for where there are brackets, and every shell where there are spaces or braces",
+    "bottleneck.<name>.<option>=value": "an option; listed are those of bottlenecks=[...]: name others there",
+    "bottlenecks=[mine] '+bottleneck.mine={name:dropout,rate:0.2}'": "a method of your own; + adds a key",
+    "--multirun epochs=1,5": "a run for each of several values",
+    "--cfg job": "prints the configuration instead of running it; --hydra-help: all such flags",
+    "ibreg list": "describes all that can be chosen, in a line each; ibreg list NAME: explains one, with its keys",
+}
 
 
 def recipe_help(*, _root_: DictConfig) -> str:
@@ -53,7 +56,7 @@ def recipe_help(*, _root_: DictConfig) -> str:
     sections += [
         "\n".join(["Keys: key=value", *keys]),
         "\n".join(["Choices: group=choice", "", *_choices(own_yaml.stem, folders, composed, groups, width)]),
-        "\n".join(paragraphs(note, width) for note in NOTES.splitlines()),
+        "\n".join(["Command line", "", *(in_columns(f"  {words}", said, width) for words, said in NOTES.items())]),
         f"Examples\n\n{textwrap.indent(as_launched(hydra.help.footer.strip()), '  ')}",
     ]
     return "\n\n".join(sections).replace("$", "$$")  # Hydra fills the text in, as a string.Template

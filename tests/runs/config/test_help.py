@@ -106,7 +106,7 @@ def test_a_method_of_a_name_of_its_own_has_the_comments_of_its_bottleneck(helped
 )
 def test_choices_are_those_that_there_are(helped, recipe, data):
     shown = helped(recipe)
-    block = shown[shown.index("Choices: group=choice") : shown.index("A key in a section")].splitlines()[2:]
+    block = shown[shown.index("Choices: group=choice") : shown.index("Command line")].splitlines()[2:]
     text = re.sub(r"\n {10,}", " ", "\n".join(block))
     choices = {line.split()[0]: line.split(maxsplit=1)[1].split(", ") for line in text.splitlines() if line}
     assert choices["data"] == data
