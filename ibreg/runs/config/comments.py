@@ -61,6 +61,9 @@ def entries(text: str) -> dict[tuple[str, ...], Entry]:
             above = [*((depth, key) for depth, key in above if depth < indent), (indent, match[2])]
             path = tuple(key for _, key in above)
             found[path] = Entry(line.text[match.end() :].strip(), line.comment, spaced)
+        elif line.text and found:  # of a value in flow style that takes several lines
+            path, entry = found.popitem()
+            found[path] = entry._replace(value=f"{entry.value} {line.text.strip()}".strip())
         spaced = not (line.text or line.comment)
     return found
 
@@ -73,9 +76,12 @@ def in_columns(text: str, comment: str, width: int, column: int = COLUMN) -> str
         lr: 1e-3  # learning rate of
                   #   AdamW
     """
+    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    if len(text) > width:
+        wrap.subsequent_indent = " " * (len(text) - len(text.lstrip()) + 4)
+        text = wrap.fill(text)
     if not comment:
         return text
-    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
     beside = max(len(text) + 2, column)
     own_line = beside > column and width - beside < min(len(comment) + 2, NARROWEST)
     wrap.initial_indent = " " * (column if own_line else beside) + "# "

@@ -82,6 +82,13 @@ def test_comments_are_in_one_column_and_continued_below_it():
     assert in_columns("key: value", "", 30) == "key: value"
 
 
+def test_a_value_of_several_lines_is_one():
+    found = entries("marks:  # missing\n  [a,\n   'b c']\nlast: 1\n")
+    assert found["marks",] == ("[a, 'b c']", "missing", False)
+    text = in_columns("  marks: [aaaa, bbbb, cccc, dddd]", "missing", 24, 10)
+    assert text == "  marks: [aaaa, bbbb,\n      cccc, dddd]\n          # missing"
+
+
 def test_a_comment_beside_a_long_value_begins_in_the_next_line():
     text = in_columns("key: " + "v" * 30, "words that need room", 40, 10)
     assert text.splitlines() == ["key: " + "v" * 30, "          # words that need room"]

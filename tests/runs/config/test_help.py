@@ -69,8 +69,11 @@ def test_every_key_of_the_yaml_and_of_the_chosen_files_has_its_comment(helped, r
 
 def test_the_chosen_files_are_shown(helped):
     shown = joined(helped("concepts", "data=concept_csv", "bottlenecks=[hsic]", "model=lenet"))
+    several_lines = ("missing_marks", "[", '"')
     for row in rows_of(CONFIGS / "data" / "concept_csv.yaml") + rows_of(CONFIGS / "model" / "lenet.yaml"):
-        assert row in shown
+        assert row in shown or row.startswith(several_lines)
+    (marks,) = (row for row in shown if row.startswith('missing_marks: ["", NA, N/A, "#N/A", '))
+    assert "# cells of a missing value" in shown[shown.index(marks) + 1]
     for row in rows_of(CONFIGS / "bottleneck" / "hsic.yaml"):
         assert row in shown
     assert not [row for row in shown if row.startswith("embedding_features:")]  # of the bottlenecks by default
