@@ -108,7 +108,7 @@ def draw(
         for method, seeds in tested.items()
     }
     reliability_diagram(pooled, folder / "reliability.png")
-    points, bounds = [], rate_bounds(cfg, cfg.bottlenecks)
+    points, bounds, entropy = [], rate_bounds(cfg, cfg.bottlenecks), 0.0
     for trial, measured in curve.items():
         metrics = measured.metrics()
         if "rate" in metrics:

@@ -189,7 +189,10 @@ def plot(
     """Plots learning curves, accuracies, reliability, OOD scores and attacked images."""
     learning_curves(trained.curves(CURVES), folder / "learning_curves.png")
     pooled = {
-        method: tuple(torch.cat([measured[key] for measured in seeds]) for key in ("probabilities", "targets"))
+        method: (
+            torch.cat([measured["probabilities"] for measured in seeds]),
+            torch.cat([measured["targets"] for measured in seeds]),
+        )
         for method, seeds in report.items()
     }
     reliability_diagram(pooled, folder / "reliability.png")
@@ -204,7 +207,10 @@ def plot(
     if cfg.ood.data is not None:
         scores = {
             method: {
-                name: tuple(torch.cat([measured["ood_scores"][name][side] for measured in seeds]) for side in (0, 1))
+                name: (
+                    torch.cat([measured["ood_scores"][name][0] for measured in seeds]),
+                    torch.cat([measured["ood_scores"][name][1] for measured in seeds]),
+                )
                 for name in seeds[0]["ood_scores"]
             }
             for method, seeds in report.items()

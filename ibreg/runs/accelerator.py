@@ -11,12 +11,13 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedType, FullyShardedDataParallelPlugin, LoggerType
 
-from ibreg.runs.config.section import Count, Section, Share, one_of
+from ibreg.runs.config.section import Count, Share, one_of
+from ibreg.runs.folder import FolderConfig
 
 TRACKERS = ("none", *map(str, LoggerType.list()))
 
 
-class AcceleratorConfig(Section):
+class AcceleratorConfig(FolderConfig):
     """Devices, precision and trackers.
 
     Attributes:

@@ -104,7 +104,7 @@ def build_optimizer(
     Raises:
         ValueError: If the optimizer has no weight decay, or refuses a value.
     """
-    kind = OPTIMIZERS[section.name]
+    kind: Any = OPTIMIZERS[section.name]
     takes = inspect.signature(kind).parameters
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in section if key != "name"}
     if "fused" in takes:

@@ -120,9 +120,7 @@ def _choices(
 ) -> Iterator[str]:
     """Yields the choices of each group and of bottlenecks, as the files and the registry have them."""
     choices = {
-        group: sorted(
-            path.stem for folder in folders for path in (folder / group).glob("*.yaml") if fits(path, recipe)
-        )
+        group: sorted(path.stem for folder in folders for path in (folder / group).glob("*.yaml") if fits(path, recipe))
         for group in groups
     }
     choices["bottlenecks=[...]"] = sorted(set(composed[BOTTLENECK]) - set(CONTROL_LAYERS))

@@ -10,7 +10,6 @@ from pydantic import BeforeValidator, SerializeAsAny, model_validator
 
 from ibreg.runs.accelerator import AcceleratorConfig
 from ibreg.runs.config.section import Count, Names, NotNegative, Positive, read
-from ibreg.runs.folder import FolderConfig
 from ibreg.runs.methods import MethodConfig
 from ibreg.runs.optimizers import LRScheduleSection, OptimizerSection, lr_schedule_section, optimizer_section
 from ibreg.runs.trials import ComparisonConfig
@@ -19,7 +18,7 @@ from ibreg.runs.trials import ComparisonConfig
 LARGEST_SHARE_OF_START = 0.01
 
 
-class RunConfig(ComparisonConfig, AcceleratorConfig, FolderConfig):
+class RunConfig(ComparisonConfig, AcceleratorConfig):
     """The keys of every recipe.
 
     Attributes:

@@ -46,7 +46,7 @@ def _differ(values: list) -> list:
 
 def one_of(choices: Iterable[str]) -> tuple[Any, ...]:
     """Returns the annotations of a string that is one of several, `Annotated[str, *one_of(names)]`."""
-    allowed = list(choices)
+    allowed: list[Any] = list(choices)
 
     def check(value: str) -> str:
         if value not in allowed:
@@ -114,6 +114,7 @@ def shown(value: Any) -> str:
 def _message(model: type[Section], values: Any, path: str, detail: ErrorDetails) -> str:
     """Words an error of pydantic; the key that it names is the deepest one with a schema of its own."""
     root = model.model_json_schema()
+    value: Any
     schema, value, place = root, values, path
     for part in detail["loc"]:
         inner = _resolved(schema, root)

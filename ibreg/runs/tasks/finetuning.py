@@ -111,7 +111,7 @@ class FinetuneConfig(TrainingConfig):
     new_head: bool
     pretraining: Pretraining
     dropout: Share
-    grid: DropoutGrid
+    grid: DropoutGrid  # pyright: ignore[reportIncompatibleVariableOverride]
     steps: NumberOrAll
     lr_backbone: NotNegative
     label_smoothing: Share

@@ -214,7 +214,9 @@ def build_task_loss(cfg: RegressionConfig, method: str) -> nn.Module:
     method = SECOND.get(method, method)
     own = method in cfg.task_losses
     options, section = (cfg.task_losses[method], f"task_losses.{method}") if own else (cfg.task_loss, "task_loss")
-    return task_losses.build(options.get("name"), section, **{key: options[key] for key in options if key != "name"})
+    return task_losses.build(
+        str(options.get("name")), section, **{key: options[key] for key in options if key != "name"}
+    )
 
 
 def check_data(data: RegressionData) -> None:
