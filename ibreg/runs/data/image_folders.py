@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -82,7 +83,7 @@ def class_folders(folder: Path, *, skip_broken: bool) -> ClassFolders:
     _warn_of([path for path, _ in files if not is_image(path)], "without the ending of an image")
     images = [(path, label) for path, label in files if is_image(path)]
     if skip_broken:
-        problems = {path: problem for path, _ in images if (problem := problem_of(path))}
+        problems = {path: problem for path, _ in images if (problem := _problem(path, os.lstat(path).st_mtime_ns))}
         _warn_of(list(problems.values()), "that cannot be read", separator="; ")
         images = [(path, label) for path, label in images if path not in problems]
     present = {label for _, label in images}
@@ -109,6 +110,12 @@ def is_image(name: str) -> bool:
         (True, False)
     """
     return os.path.splitext(name)[1].lower() in image_endings()
+
+
+@functools.cache  # the same folder is listed for every seed
+def _problem(path: str, modified: int) -> str | None:
+    """Returns what prevents a version of a file from being read."""
+    return problem_of(path)
 
 
 def _files_below(folder: Path) -> Iterator[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.data.image_files import ImageFiles
+from ibreg.runs.data.rows import Rows, loader
 from ibreg.version import __version__
 
 DEVIATION_FLOOR = 0.1  # as a fraction of the mean deviation of all features
@@ -46,9 +47,8 @@ def encode(
     @torch.no_grad()
     def compute() -> dict[str, Tensor]:
         encoder.to(device)
-        rows = range(len(inputs))
-        batches = [list(rows[start : start + batch_size]) for start in rows[::batch_size]]
-        return {"features": torch.cat([encoder(inputs[batch].to(device)).cpu() for batch in batches])}
+        batches = loader(Rows(inputs, torch.zeros(len(inputs))), batch_size)
+        return {"features": torch.cat([encoder(batch.to(device)).cpu() for batch, _ in batches])}
 
     features = cached(cache, "features", digest(encoder, (), inputs), compute)["features"]
     if not features.isfinite().all():
