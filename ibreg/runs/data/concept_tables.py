@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
@@ -22,7 +24,7 @@ from ibreg.runs.data.split import Fraction
 from ibreg.runs.data.table_split import is_special, split_table
 from ibreg.runs.data.tables.encoding import encode
 from ibreg.runs.data.tables.kinds import read_column
-from ibreg.runs.data.tables.reading import MISSING_MARKS, read_table
+from ibreg.runs.data.tables.reading import MISSING_MARKS, Table, read_table
 from ibreg.runs.data.tables.roles import Roles
 from ibreg.runs.data.tables.standardization import standardized
 from ibreg.runs.data.tables.targets import target_classes
@@ -174,14 +176,40 @@ def _labels_of_files(folder: Path, name: str, concepts: Concepts, files: Sequenc
         )
     table = read_table(file)
     Roles.of(table, "file", concepts=[variable.name for variable in concepts.variables])
-    rows = {Path(cell).as_posix(): row for row, cell in enumerate(table.cells["file"])}
-    wanted = [image.relative_to(folder).as_posix() for image in files]
+    rows = _rows_of_files(table)
+    wanted = [_compared(str(image.relative_to(folder))) for image in files]
     if absent := [image for image in wanted if image not in rows]:
         raise ValueError(
-            f"{file} has no row for {len(absent)} images, such as {absent[0]}: add one for each, with empty cells "
-            "where concepts are unknown"
+            f"{file} has no row for {len(absent)} of {len(wanted)} images, such as {absent[0]}: add one for each, with "
+            f"empty cells where concepts are unknown; its own files are such as {table.cells['file'][0]}"
+        )
+    if others := sorted(rows.keys() - set(wanted), key=rows.__getitem__):
+        warnings.warn(
+            f"{file} has {len(others)} rows of files that are no images in train/ or test/, such as {others[0]}",
+            stacklevel=2,
         )
     return concept_labels(table, concepts)[[rows[image] for image in wanted]]
+
+
+def _rows_of_files(table: Table) -> dict[str, int]:
+    """Return the row of each file in the column `file`.
+
+    Raises:
+        ValueError: If a file has two rows.
+    """
+    rows: dict[str, int] = {}
+    for row, cell in enumerate(table.cells["file"]):
+        if (first := rows.setdefault(_compared(cell), row)) != row:
+            raise ValueError(
+                f"{table.file}: {table.place('file', row)}, must be a file of its own, got {cell}, which also is in "
+                f"{table.place('file', first)}: leave one of the rows out"
+            )
+    return rows
+
+
+def _compared(file: str) -> str:
+    """Return a path for comparison: with slashes, without `./`, accents as one character (macOS writes two)."""
+    return unicodedata.normalize("NFC", PurePosixPath(file.replace("\\", "/")).as_posix())
 
 
 def _specification(request: ConceptRequest, concepts: Any) -> Concepts:

@@ -1,6 +1,7 @@
 """Rows of a data set that are fetched a whole batch at a time, and the loader that does so."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ def loader(
         >>> inputs.shape, targets.shape
         (torch.Size([32, 1, 8, 8]), torch.Size([32]))
     """
-    workers = dataset.workers if isinstance(dataset, Rows) else 0
+    batches = -(-len(cast(Sized, dataset if sampler is None else sampler)) // batch_size)
+    # A process for a single batch would only be waited for.
+    workers = min(dataset.workers, batches) if isinstance(dataset, Rows) and batches > 1 else 0
     return DataLoader(
         dataset, batch_size, sampler=sampler, drop_last=drop_last, collate_fn=_collate, num_workers=workers
     )

@@ -264,11 +264,73 @@ def test_images_get_the_concepts_of_their_row(folder):
         load("concept_image_folder", path=folder, concepts=["blue"])
     table = folder / "concepts.csv"
     table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(ValueError, match=r"has no row for 1 images, such as test/dog/2\.png"):
+    message = r"has no row for 1 of 22 images, such as test/dog/2\.png: .* its own files are such as train/cat/0\.png"
+    with pytest.raises(ValueError, match=message):
         load("concept_image_folder", path=folder, concepts=["red"])
     table.unlink()
     with pytest.raises(FileNotFoundError, match="no concept table at"):
         load("concept_image_folder", path=folder, concepts=["red"])
+
+
+@pytest.mark.parametrize("written", ["./train/cat/0.png", "train//cat/0.png", "train\\cat\\0.png", "train/./cat/0.png"])
+def test_a_file_is_found_however_its_path_is_written(folder, written):
+    table = folder / "concepts.csv"
+    expected = load("concept_image_folder", path=folder, concepts=["red"], image_size=8, validation=0.25)
+    table.write_text(table.read_text().replace("train/cat/0.png", written))
+    found = load("concept_image_folder", path=folder, concepts=["red"], image_size=8, validation=0.25)
+    assert torch.equal(found.train.concepts, expected.train.concepts)
+
+
+def test_an_accent_may_be_one_character_or_two(folder):
+    """The file system of macOS writes e and its accent as two characters."""
+    (folder / "train" / "cat" / "0.png").rename(folder / "train" / "cat" / "caf\u00e9.png")
+    table = folder / "concepts.csv"
+    table.write_text(table.read_text().replace("train/cat/0.png", "train/cat/cafe\u0301.png"))
+    assert len(load("concept_image_folder", path=folder, concepts=["red"], image_size=8, validation=0.25).train) == 12
+
+
+def test_a_file_with_two_rows_is_an_error(folder):
+    table = folder / "concepts.csv"
+    table.write_text(table.read_text() + "./train/dog/1.png,1\n")
+    message = (
+        r"column 'file', line 24, must be a file of its own, got \./train/dog/1\.png, which also is in column 'file', "
+        "line 11: leave one of the rows out"
+    )
+    with pytest.raises(ValueError, match=message):
+        load("concept_image_folder", path=folder, concepts=["red"])
+
+
+def test_rows_of_other_files_are_told(folder):
+    table = folder / "concepts.csv"
+    table.write_text(table.read_text() + "train/emu/1.png,1\n3.png,0\n")
+    with pytest.warns(
+        UserWarning, match=r"concepts\.csv has 2 rows of files that are no images .*, such as train/emu/1"
+    ):
+        load("concept_image_folder", path=folder, concepts=["red"], image_size=8, validation=0.25)
+
+
+def test_images_with_concepts_are_read_as_those_without(folder):
+    """Upright, 16 bits scaled, hidden files and broken ones left out, by worker processes."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row that is stored is the right side of the image
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    pixels[:4] = 255
+    cat = folder / "train" / "cat"
+    Image.fromarray(pixels).save(cat / "0.png", exif=exif)
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(cat / "1.png")
+    (cat / "2.png").write_bytes(b"")
+    (cat / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (8, 8)).save(cat / ".ipynb_checkpoints" / "0.png")
+    with pytest.warns(
+        UserWarning, match=r"left out 1 file that cannot be read: .*cat/2\.png is broken|has 1 rows of files"
+    ):
+        found = load(
+            "concept_image_folder", path=folder, concepts=["red"], image_size=8, validation=0, broken="skip", workers=1
+        )
+    assert (len(found.train), found.train.workers, found.test.workers) == (15, 1, 1)
+    x, _, _ = found.train.__getitems__([0, 1])
+    assert x[0, 0, 0].tolist() == [0.0] * 4 + [1.0] * 4
+    assert_close(x[1], torch.full((3, 8, 8), 40_000 / 65_535))
 
 
 # --- splits, missing labels, names

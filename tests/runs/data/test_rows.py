@@ -103,6 +103,12 @@ def test_batches_do_not_depend_on_the_number_of_worker_processes(workers):
     assert not torch.equal(alone[0][0], alone[4][0])
 
 
+def test_there_are_no_more_worker_processes_than_batches():
+    assert [loader(made(workers=3), size).num_workers for size in (1, 7, 10, 19, 20, 64)] == [3, 3, 2, 2, 0, 0]
+    assert loader(made(workers=3), 4, sampler=list(range(8))).num_workers == 2
+    assert loader(made(workers=0), 4).num_workers == 0
+
+
 def test_every_selection_of_rows_keeps_the_workers():
     rows = made(workers=2)
     kept = few_shot.take(rows, [3, 1, 4])
