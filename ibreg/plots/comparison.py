@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ibreg.evaluation.intervals import mean_interval
-from ibreg.plots.panels import curves_of, draw_curves, finish, plain_numbers, write_png
+from ibreg.plots.panels import curves_of, draw_curves, finish, plain_numbers, within, write_png
 from ibreg.plots.style import method_label, method_styles, plot_name
 
 LONGEST = 70  # characters in a line of a run's name, which has the width of the figure
@@ -92,7 +92,8 @@ def sweep_plot(
 ) -> Path:
     """Draws a metric over the number that was swept: per method the mean over seeds and its 95 % CI (Student's t).
 
-    The axis is logarithmic where the numbers are positive and span a decade or more.
+    The axis of the number is logarithmic where all are positive and span a decade or more; that of the metric fits the
+    values of the seeds, and intervals may reach beyond it.
 
     Args:
         rows: `value` (the swept number), `method` and `values`, one value per seed; a seed that diverged, None or not
@@ -123,10 +124,17 @@ def _draw_sweep(rows: Sequence[Mapping[str, Any]], swept: str, heading: str, sca
         for value in row["values"]
     ]
     numbers = sorted({row["value"] for row in rows})
+    # Columns in percent are those of fractions.
+    bounds = within(mean_interval, 0, scale) if scale == 100 else mean_interval
+    styles = method_styles(row["method"] for row in rows)
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
-    draw_curves(axes, curves_of(points, x="x", y="y")[None], method_styles(row["method"] for row in rows),
-                bounds=mean_interval)  # fmt: skip
+    draw_curves(axes, curves_of(points, x="x", y="y")[None], styles, bounds=bounds, opacity=0.12)
+    # The axis fits the values of the seeds: intervals of two seeds often reach far beyond.
+    values = np.array([point["y"] for point in points], dtype=float)
+    low, high = values[np.isfinite(values)].min(), values[np.isfinite(values)].max()
+    margin = 0.1 * (high - low) or 0.05 * abs(high) or 1.0
+    axes.set_ylim(low - margin, high + margin)
     if numbers[0] > 0 and numbers[-1] >= 10 * numbers[0]:
         axes.set_xscale("log")
         plain_numbers(axes.xaxis)

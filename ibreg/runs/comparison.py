@@ -15,6 +15,7 @@ from torch import nn
 from ibreg.optimization import training_mode
 from ibreg.regularized import Penalized
 from ibreg.runs.config.recipe import RunConfig
+from ibreg.runs.controls import take_control
 from ibreg.runs.folder import METRICS, write_rows
 from ibreg.runs.methods import beta_used, build_schedule
 from ibreg.runs.progress import EpochProgress
@@ -150,7 +151,8 @@ def train_matched(
 
 
 def _train_missing(trials: Iterable[Trial], run: Run) -> None:
-    """Trains the trials that have not been trained yet."""
+    """Trains the trials that have not been trained yet; a sweep trains its controls once."""
     for trial in trials:
         if trial not in run.states:
+            take_control(trial, run)
             train(trial, run)

@@ -74,9 +74,17 @@ def test_a_sweep_is_drawn_over_its_number_with_the_interval_over_seeds():
     band = axes.collections[0].get_paths()[0].vertices
     values = [10, 20, 40]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    low, high = max(low, 0), min(high, 100)
     edges = band[np.isclose(band[:, 0], 0.001), 1]
     assert (edges.min(), edges.max()) == (pytest.approx(low), pytest.approx(high))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("lr", "error (%)")
+
+
+def test_intervals_of_two_seeds_do_not_squeeze_the_lines():
+    axes = _draw_sweep(swept([1, 2], [0.5, 0.6]), "lr", "loss", 1).axes[0]
+    assert axes.get_ylim() == pytest.approx((0.5 - 0.11, 1.6 + 0.11))
+    band = axes.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() > 1.6 + 0.11  # another unit than percent has no limits
 
 
 @pytest.mark.parametrize(
