@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,11 @@ def read_options(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _given(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Lists the keys and values of a command line."""
-    words = str(summary.get("command", "")).split()[2:]
+    command = str(summary.get("command", ""))
+    try:
+        words = shlex.split(command)[2:]
+    except ValueError:  # a quote of a name in a command that was not quoted
+        words = command.split()[2:]
     parted = [word.lstrip("+").partition("=") for word in words if "=" in word]
     return [(key.removesuffix(".name"), text) for key, _, text in parted]
 

@@ -111,6 +111,15 @@ def test_summaries_without_a_configuration_are_named_by_their_commands(tmp_path)
     assert list(arrange(runs).names) == ["lr=0.0001", "lr=0.001"]
 
 
+@pytest.mark.parametrize("quoted", ["'data.path=my files/a.csv'", "data.path='my files/a.csv'"])
+def test_commands_are_read_as_a_shell_reads_them(tmp_path, quoted):
+    runs = [
+        Run(tmp_path, {"command": f"python recipes/classification.py {quoted} lr={lr}"}, {"lr": lr}) for lr in (2, 1)
+    ]
+    assert runs[0].overrides == ["data.path", "lr"]
+    assert Run(tmp_path, {"command": "ibreg classification data.target=d'or lr=1"}).overrides == ["data.target", "lr"]
+
+
 def test_a_configuration_that_cannot_be_read_leaves_the_command_line(runs_of, tmp_path):
     runs_of("lr=0.1", "lr=0.2")
     for text in ("", "a: [", "a: ${b}"):
