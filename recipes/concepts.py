@@ -219,7 +219,8 @@ def plot(
     names, kinds = data.concepts.names, data.concepts.kinds
     continuous = [name for name, kind in zip(names, kinds, strict=True) if kind == "continuous"]
     for method, seeds in examined.items():
-        sample_plot(seeds[0].samples, folder / f"samples_{method}.png", concepts=names, continuous=continuous)
+        path = folder / f"samples_{method}.png"
+        sample_plot(seeds[0].samples, path, concepts=names, continuous=continuous, inputs=data.input_names)
 
 
 if __name__ == "__main__":

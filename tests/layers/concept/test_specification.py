@@ -74,6 +74,65 @@ def test_read_from_yaml(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("entry", "names"),
+    [
+        ("{name: red, values: [yes, no]}", ("red=yes", "red=no")),
+        ("{name: size, values: [010, 020]}", ("size=010", "size=020")),
+        ("{name: d, values: [12:30, 13:45]}", ("d=12:30", "d=13:45")),
+        ("{name: country, values: [se, no, dk]}", ("country=se", "country=no", "country=dk")),
+        ("{name: on, values: [off, true]}", ("on=off", "on=true")),
+        ("{name: day, values: [2020-01-01, 2020-01-02]}", ("day=2020-01-01", "day=2020-01-02")),
+        ("{name: mass, values: [1e3, 1_000, .5, 0x1A]}", ("mass=1e3", "mass=1_000", "mass=.5", "mass=0x1A")),
+        ("{name: none, values: [null, ~]}", ("none=null", "none=~")),
+        ("on", ("on",)),
+        ("10", ("10",)),
+    ],
+)
+def test_a_yaml_file_keeps_its_text(tmp_path, entry, names):
+    path = tmp_path / "concepts.yaml"
+    path.write_text(f"- {entry}\n")
+    assert Concepts.read(path).names == names
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{name: a, weight: heavy}", "the weight of concept 'a' must be a finite number of at least 0, got 'heavy'"),
+        ("{name: a, weight: [1]}", "the weight of concept 'a' must be a finite number"),
+        ("{name: a, weight: yes}", "the weight of concept 'a' must be a finite number .*, got 'yes'"),
+        ("{name: a, weight: nan}", "the weight of concept 'a' must be a finite number .*, got nan"),
+        ("{name: a, values: [b, '']}", "each value of concept 'a' must not be empty, got ''"),
+        ("name:", "the name of a concept must not be empty"),
+        ("{name: a, values: yes}", "the values of concept 'a' must be a list of two or more, got 'yes'"),
+    ],
+)
+def test_a_yaml_file_that_describes_no_concepts(tmp_path, entry, message):
+    path = tmp_path / "concepts.yaml"
+    path.write_text(f"- {entry}\n")
+    with pytest.raises(ValueError, match=f"does not describe concepts: {message}"):
+        Concepts.read(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"name": "red", "values": [True, False]},
+            "each value of concept 'red' must be a string, got True: YAML",
+        ),
+        ({"name": True}, "the name of a concept must be a string, got True: YAML reads yes"),
+        ({"name": "a", "group": False}, "the group of concept 'a' must be a string, got False: YAML"),
+        ({"name": "a", "values": ["b", None]}, "each value of concept 'a' must be a string, got None: YAML"),
+        (True, "a concept must be a name or a mapping with a name, got True: YAML reads .* quote them, as in 'yes'"),
+        (None, "a concept must be a name or a mapping with a name, got None: YAML"),
+    ],
+)
+def test_what_yaml_made_of_yes_and_no_is_to_be_quoted(entry, message):
+    with pytest.raises(ValueError, match=message):
+        Concepts.of([entry])
+
+
+@pytest.mark.parametrize(
     ("description", "message"),
     [
         (0, "the number of concepts must be at least 1, got 0"),

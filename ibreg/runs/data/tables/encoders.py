@@ -170,7 +170,7 @@ def _phases(wall: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "time of day": (wall - times.normalize()) / pd.Timedelta(days=1),
-            "weekday": times.weekday / 7,
-            "day of year": (times.dayofyear - 1) / year,
+            "weekday": times.day_of_week / 7,
+            "day of year": (times.day_of_year - 1) / year,
         }
     )

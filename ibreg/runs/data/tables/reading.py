@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def _csv_cells(file: Path, *, compressed: bool) -> tuple[dict[str, np.ndarray], 
     lines: list[int] = []
     opened = gzip.open if compressed else open
     with opened(file, "rt", encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream)
+        reader = csv.reader(stream, strict=True)
         line = 1
         try:
             for row in reader:
@@ -105,8 +106,12 @@ def _csv_cells(file: Path, *, compressed: bool) -> tuple[dict[str, np.ndarray], 
                 line = reader.line_num + 1
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8 text ({error}): save it as UTF-8") from error
-        except (csv.Error, EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{file}, line {line}: {error}") from error
+        except csv.Error as error:
+            raise ValueError(
+                f"{file}, line {line}: {error}; close every quote, and double those inside quotes"
+            ) from error
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{file} is a damaged gzip file: {error}") from error
     first = _before_header(file, rows)
     rows, lines = rows[first:], lines[first:]
     if len(rows) < 2:
@@ -128,8 +133,8 @@ def _before_header(file: Path, rows: Sequence[Sequence[str]]) -> int:
             raise ValueError(f"{file} has columns separated by {mark!r}: save it with commas and decimal points")
         first = 1
     table = next((row for row in rows[first:] if not row[0].startswith("#")), None)
-    # A header may start with # too; it has as many cells as the rows.
-    while table and rows[first][0].startswith("#") and len(rows[first]) != len(table):
+    # A header may start with # too; it is above the rows, and has as many cells.
+    while table and rows[first][0].startswith("#") and (len(rows[first]) != len(table) or rows[first + 1] is not table):
         first += 1
     return first
 
@@ -171,7 +176,7 @@ def _ragged(row: Sequence[str], header: Sequence[str]) -> str:
     if row[0].startswith("#"):
         hint = "; comments must stand above the header: remove the line"
     elif any("\n" in cell for cell in row):
-        hint = "; a quote that opens here is closed on another line: close it, or remove it"
+        hint = "; a quote that opens here is closed on another line"
     elif len(row) > len(header):
         hint = "; quote cells that contain a comma"
     return f"{cells} under a header of {columns}{hint}"

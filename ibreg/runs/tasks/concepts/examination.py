@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -96,6 +97,9 @@ def examine(
 ) -> Examined:
     """Measure everything about one model.
 
+    Of continuous concepts, `concept_rmse` is in standard deviations of the training labels, and `concept_rmse_<name>`
+    in the unit of the concept.
+
     Args:
         model: a model with one concept layer.
         data: its data. Rows of the test split are measured; percentiles and means are those of training rows.
@@ -108,6 +112,7 @@ def examine(
     x, target, labels = some_rows(data.test, options.rows, device)
     predicted = predict_concepts(model, x)
     metrics = concept_metrics(predicted.logits, labels, data.concepts)
+    metrics |= _errors_in_units(predicted.values, labels, data)
     metrics |= concept_reliance(model, x, target, labels, training_logits)
     measurable = [column for column in range(len(data.concepts)) if _has_enough_labels(data, labels, target, column)]
     if measurable:
@@ -122,6 +127,16 @@ def examine(
     for panel, curve in curves.items():
         metrics[f"area_{panel.title.replace(', ', '_').replace(' ', '_')}"] = curve.area
     return Examined(metrics, curves, effects, _samples(model, data, device, training_logits))
+
+
+def _errors_in_units(values: Tensor, labels: Tensor, data: ConceptData) -> dict[str, float]:
+    """Return the root mean squared error of each continuous concept in its own unit, if it has a label."""
+    errors = (data.in_units(values) - data.in_units(labels)).square().nanmean(0).sqrt().tolist()
+    return {
+        f"concept_rmse_{name}": error
+        for name, kind, error in zip(data.concepts.names, data.concepts.kinds, errors, strict=True)
+        if kind == "continuous" and not math.isnan(error)
+    }
 
 
 def some_rows(split: ConceptRows, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,6 +237,7 @@ def _samples(model: nn.Module, data: ConceptData, device: torch.device, training
     predicted = output.argmax(1, keepdim=True)
     logit = output.gather(1, predicted)
     contributions = torch.zeros_like(values)
+    shown_values, shown_labels = (data.in_units(each).cpu() for each in (values, labels))
     for columns in map(list, data.concepts.units.values()):
         names = [data.concepts.names[column] for column in columns]
         contribution = logit - ablated(model, x, names, training_logits).gather(1, predicted)
@@ -230,7 +246,7 @@ def _samples(model: nn.Module, data: ConceptData, device: torch.device, training
         contributions.scatter_(1, shown, contribution)
     return [
         ConceptSample(
-            number, x[row].cpu(), values[row].cpu(), labels[row].cpu(), contributions[row].cpu(),
+            number, x[row].cpu(), shown_values[row], shown_labels[row], contributions[row].cpu(),
             data.class_names[int(predicted[row])], data.class_names[int(target[row])],
         )
         for row, number in enumerate(row_numbers(data.test, SAMPLES_SHOWN))

@@ -1,0 +1,231 @@
+"""Splits by groups and in the order of a column."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibreg.runs.data.classification import load
+from ibreg.runs.data.concepts import load as load_concepts
+from ibreg.runs.data.regression import load as load_regression
+from ibreg.runs.data.split import Request
+from ibreg.runs.data.table_split import split_table
+from ibreg.runs.data.tables.reading import Table
+from ibreg.runs.data.tables.roles import Roles
+
+ROWS = 400
+
+
+def rows_of(**columns):
+    cells = {name: np.array([str(cell) for cell in column], dtype=object) for name, column in columns.items()}
+    count = len(next(iter(cells.values())))
+    return Table("t.csv", cells | {"y": np.array(["a"] * count, dtype=object)}, range(2, count + 2), {"", "na"})
+
+
+def split(table, *, labels=None, names=(), test=0.2, validation=0.2, limit=0, split_seed=0, **roles):
+    request = Request(validation=validation, limit=limit, split_seed=split_seed)
+    return split_table(request, table, Roles.of(table, "y", **roles), test, labels, names)
+
+
+# --- groups
+
+
+def grouped(groups=40, classes=3, seed=0):
+    """Rows of groups of different sizes, whose members are mostly of one class."""
+    rng = np.random.default_rng(seed)
+    of_rows = rng.choice(groups, ROWS, p=rng.dirichlet(np.full(groups, 3)))
+    labels = np.where(rng.random(ROWS) < 0.6, of_rows % classes, rng.integers(classes, size=ROWS))
+    return rows_of(g=of_rows), of_rows, labels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_is_in_two_splits_and_fractions_are_about_those_that_are_asked_for(seed):
+    table, of_rows, labels = grouped()
+    splits = split(table, groups="g", labels=labels, names="abc", split_seed=seed)
+    assert sorted(np.concatenate(splits)) == list(range(ROWS))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not set(of_rows[splits[one]]) & set(of_rows[splits[other]])
+    fractions = [len(rows) / ROWS for rows in splits]
+    np.testing.assert_allclose(fractions, [0.64, 0.16, 0.2], atol=0.04)
+    shares = np.array([np.bincount(labels[rows], minlength=3) / len(rows) for rows in splits])
+    np.testing.assert_allclose(shares, [np.bincount(labels) / ROWS] * 3, atol=0.12)
+
+
+def test_groups_are_split_by_the_seed_alone():
+    table, _, labels = grouped()
+    one, same, other = (split(table, groups="g", labels=labels, names="abc", split_seed=seed) for seed in (0, 0, 1))
+    assert all(map(np.array_equal, one, same))
+    assert not np.array_equal(one[2], other[2])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=12, max_size=60).filter(lambda groups: len(set(groups)) > 2))
+def test_any_three_groups_can_be_split(groups):
+    splits = split(rows_of(g=groups), groups="g")
+    assert all(len(rows) for rows in splits)
+    assert sorted(np.concatenate(splits)) == list(range(len(groups)))
+    found = [{groups[row] for row in rows} for rows in splits]
+    assert sum(map(len, found)) == len(set(groups))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([1] * 20, "groups='g' has 1 group left for training and test rows: two or more are needed"),
+        ([1, 2] * 10, "groups='g' has 1 group left for training and validation rows.*data.validation=0"),
+        ([*range(19), ""], "column 'g', line 21: the group is missing; remove the row or fill it in"),
+        ([*range(19), "NA"], "column 'g', line 21: the group is missing"),
+    ],
+)
+def test_groups_that_cannot_be_split(groups, message):
+    with pytest.raises(ValueError, match=message):
+        split(rows_of(g=groups), groups="g")
+    with pytest.raises(ValueError, match="the only class is 'a'"):
+        split(rows_of(g=range(20)), groups="g", labels=np.zeros(20, dtype=int), names=["a"])
+
+
+def test_a_class_of_one_group_is_in_the_training_rows_or_an_error():
+    groups = np.repeat(range(10), 10)
+    labels = (groups == 3).astype(int)
+    train, _, _ = split(rows_of(g=groups), groups="g", labels=labels, names=["no", "yes"])
+    assert (labels[train] == 1).any()
+    labels = np.repeat([0, 1], 50)
+    groups = np.repeat([0, 1], 50)
+    with pytest.raises(ValueError, match=r"groups='g' leaves no training row of class '(no|yes)' among 50"):
+        split(rows_of(g=groups), groups="g", labels=labels, names=["no", "yes"], validation=0)
+
+
+def test_a_limit_keeps_training_rows_and_leaves_the_others():
+    table, _, labels = grouped()
+    full, few = (split(table, groups="g", labels=labels, names="abc", limit=limit) for limit in (0, 60))
+    assert len(few[0]) == 60
+    assert set(few[0]) < set(full[0])
+    assert np.array_equal(few[2], full[2])
+    np.testing.assert_allclose(np.bincount(labels[few[0]]) / 60, np.bincount(labels[full[0]]) / len(full[0]), atol=0.03)
+    assert len(split(table, groups="g", limit=50)[0]) == 50
+
+
+# --- order
+
+
+DAYS = pd.date_range("2020-01-01", periods=100)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        range(100),
+        [day / 7 - 5 for day in range(100)],
+        [f"{number:.1e}" for number in np.logspace(-20, 20, 100)],
+        DAYS.strftime("%Y-%m-%d"),
+        DAYS.strftime("%d.%m.%Y"),
+        DAYS.strftime("%b %d, %Y %H:%M"),
+        [day.strftime("%Y-%m-%dT%H:%M") + ["+02:00", "Z"][day.day % 2] for day in DAYS],
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_rows_are_first_and_test_rows_last(times, seed):
+    shuffled = np.random.default_rng(seed).permutation(100)
+    splits = split(
+        rows_of(t=np.array(list(times), dtype=object)[shuffled]), order="t", split_seed=seed, validation=0.25
+    )
+    assert [sorted(shuffled[rows]) for rows in splits] == [list(range(60)), list(range(60, 80)), list(range(80, 100))]
+
+
+def test_a_limit_keeps_the_latest_training_rows():
+    assert sorted(split(rows_of(t=range(100)), order="t", validation=0.25, limit=10)[0]) == list(range(50, 60))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=10, max_size=50))
+def test_rows_of_equal_time_stay_together_where_that_is_possible(times):
+    train, validation, test = split(rows_of(t=times), order="t")
+    assert sorted(np.concatenate([train, validation, test])) == list(range(len(times)))
+    assert min(map(len, (train, validation, test))) > 0
+    latest, first = (max(times[row] for row in rows) for rows in (train, validation)), min(times[row] for row in test)
+    assert max(latest) <= first
+    if len(set(times)) > 1:
+        assert not {times[row] for row in [*train, *validation]} & {times[row] for row in test}
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([*range(19), ""], "column 't', line 21: the cell that orders the row is missing"),
+        (["red", "blue"] * 10, "order must be a column of numbers, or of dates and times .*'t' is text, such as red"),
+        (["yes", "no"] * 10, "order must be a column of numbers, .* 't' is boolean"),
+        ([*range(19), "later"], "column 't', line 21: later is not a number"),
+        (["01/02/2020"] * 20, "month and day of 01/02/2020 may be exchanged"),
+        ([1], "test=0.2 of 1 rows leaves one split empty"),
+    ],
+)
+def test_columns_that_order_nothing(times, message):
+    with pytest.raises(ValueError, match=message):
+        split(rows_of(t=times), order="t")
+
+
+def test_every_class_has_training_rows_or_the_order_is_refused():
+    labels = np.repeat([0, 1], [95, 5])
+    with pytest.raises(ValueError, match=r"leaves no training row of class 'new' among 64: remove data\.order"):
+        split(rows_of(t=range(100)), order="t", labels=labels, names=["old", "new"])
+
+
+# --- the data sets
+
+
+@pytest.fixture
+def file(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "patient": rng.integers(0, 30, ROWS),
+            "day": pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 300, ROWS), unit="D"),
+            "age": rng.normal(50, 10, ROWS).round(3),
+            "sick": rng.choice(["yes", "no"], ROWS),
+            "grade": rng.choice(["a", "b", "c"], ROWS),
+        }
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    return tmp_path / "t.csv"
+
+
+LOADERS = [
+    (load, {"name": "csv", "target": "grade"}),
+    (load_regression, {"name": "csv", "target": "age"}),
+    (load_concepts, {"name": "concept_csv", "target": "grade", "concepts": ["sick"]}),
+]
+
+
+@pytest.mark.parametrize(("loader", "options"), LOADERS)
+def test_all_data_sets_of_tables_take_groups_and_order(file, loader, options):
+    by_group = loader(path=file, **options, groups="patient")
+    assert not any(name.startswith("patient") for name in by_group.input_names)
+    in_time = loader(path=file, **options, order="day")
+    assert "day" not in in_time.input_names  # elapsed time: test rows lie beyond all training rows
+    assert "day weekday (sin)" in in_time.input_names
+    assert "day" in by_group.input_names
+    assert sum(map(len, (in_time.train, in_time.validation, in_time.test))) == ROWS
+    assert by_group.input_shape == (len(by_group.input_names),) == by_group.train[0][0].shape
+    with pytest.raises(ValueError, match="groups=patient and order=day are two ways of splitting the rows: leave one"):
+        loader(path=file, **options, order="day", groups="patient")
+    with pytest.raises(ValueError, match="has no column 'Day'; the closest is 'day'"):
+        loader(path=file, **options, order="Day")
+    with pytest.raises(ValueError, match=f"target and groups must be different columns, got {options['target']!r}"):
+        loader(path=file, **options, groups=options["target"])
+    with pytest.raises(ValueError, match="test must be a"):
+        loader(path=file, **options, groups="patient", test=1.0)
+
+
+def test_a_column_of_numbers_that_orders_the_rows_is_no_input(file):
+    found = load(path=file, name="csv", target="grade", order="age", drop=["day"])
+    assert [column.note for column in found.columns if column.column == "age"] == [
+        "left out: orders the rows: test rows lie beyond all training rows"
+    ]
+
+
+def test_the_order_of_the_file_and_of_a_column_exclude_each_other(file):
+    with pytest.raises(ValueError, match="split=chronological takes the rows in the order of the file: leave it out"):
+        load_regression("csv", path=file, target="age", split="chronological", order="day")
+    with pytest.raises(ValueError, match="split=chronological takes"):
+        load_regression("csv", path=file, target="age", split="chronological", groups="patient")
