@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +45,7 @@ def entry_point(model: type[AnyConfig]) -> Callable[[Callable[[AnyConfig], Any]]
 
     def decorate(function: Callable[[AnyConfig], Any]) -> Callable[..., Any]:
         def task(composed: DictConfig) -> Any:
-            import_bottlenecks(composed.get("imports") or ())  # a launcher may have started this process
+            import_bottlenecks(composed.get("imports"))  # a launcher may have started this process
             return function(read_recipe(model, composed))
 
         @functools.wraps(function)
@@ -61,8 +61,11 @@ def entry_point(model: type[AnyConfig]) -> Callable[[Callable[[AnyConfig], Any]]
     return decorate
 
 
-def import_bottlenecks(modules: Iterable[str]) -> None:
+def import_bottlenecks(modules: Any) -> None:
     """Imports modules that register bottlenecks: those that are named, and the entry points of installed packages.
+
+    Args:
+        modules: the key `imports`, which has not been checked yet: a check of the bottlenecks needs them.
 
     Raises:
         ImportError: If there is no such module.
@@ -71,7 +74,8 @@ def import_bottlenecks(modules: Iterable[str]) -> None:
         sys.path.append(os.getcwd())  # the user's own module next to where the recipe is run
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         entry.load()
-    for module in modules:
+    names = [name for name in modules if isinstance(name, str)] if isinstance(modules, Sequence) else []
+    for module in names:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -86,8 +90,7 @@ def import_bottlenecks(modules: Iterable[str]) -> None:
 def _run(name: str, task: Callable[[DictConfig], Any], full: bool) -> None:
     """Runs a recipe with the arguments of this process."""
     given = sys.argv[1:]
-    imports = value_of(given, "imports") or []
-    import_bottlenecks([imports] if isinstance(imports, str) else imports)
+    import_bottlenecks(value_of(given, "imports"))
     register_with_hydra()
     for argument in given:
         key, _, value = argument.partition("=")

@@ -91,7 +91,7 @@ def read(model: type[AnySection], values: Any, path: str = "") -> AnySection:
 def no_key(section: str, key: str, known: Iterable[str]) -> str:
     """Words the message on a key that a section does not have."""
     known = list(known)
-    return f"{section} has no key {key!r}{did_you_mean(key, known)}: it has {', '.join(known)}"
+    return f"{section} has no key {key!r}{did_you_mean(key, known)}: it has {', '.join(known) or 'no options'}"
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:

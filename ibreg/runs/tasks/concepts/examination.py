@@ -19,7 +19,7 @@ from ibreg.evaluation.concepts.predictions import accuracy, predict_concepts
 from ibreg.evaluation.concepts.probes import LEAST_SAMPLES
 from ibreg.evaluation.concepts.reliance import ablated, completeness, concept_reliance, head_effects
 from ibreg.plots.concepts import ConceptSample
-from ibreg.runs.config.section import Count, Different, Names, NotNegative, Section, one_of
+from ibreg.runs.config.section import Count, Different, Names, NotNegative, Section, did_you_mean, one_of
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRows
 
 SAMPLES_SHOWN = 4
@@ -176,7 +176,9 @@ def check_interventions(cfg: ExaminationConfig, data: ConceptData) -> None:
     except ValueError as error:
         raise ValueError(f"interventions.costs: {error}") from error
     for name in cfg.edit:
-        data.concepts.index(name)
+        if name not in data.concepts.names:
+            known = data.concepts.names
+            raise ValueError(f"edit must be of {', '.join(known)}, got {name}{did_you_mean(name, known)}")
 
 
 def _curve(

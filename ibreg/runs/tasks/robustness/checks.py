@@ -45,4 +45,7 @@ def _check_corruptions(options: Corruption, data: ClassificationData) -> None:
         return
     for kind in corruption_kinds(options, data):
         for severity in options.severities:
-            corrupt_inputs(torch.zeros(1, *data.input_shape), kind, severity, data)
+            try:
+                corrupt_inputs(torch.zeros(1, *data.input_shape), kind, severity, data)
+            except ValueError as error:
+                raise ValueError(f"corruption.kinds: {error}") from error

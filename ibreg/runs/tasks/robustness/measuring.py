@@ -22,6 +22,7 @@ from ibreg.evaluation.classification.calibration import calibration_metrics
 from ibreg.evaluation.classification.groups import group_accuracies
 from ibreg.evaluation.out_of_distribution import detection_metrics, ood_scores
 from ibreg.prediction import predict
+from ibreg.runs.config.section import did_you_mean
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.classification import ClassificationData
 from ibreg.runs.data.rows import Rows
@@ -338,6 +339,9 @@ def load_ood(cfg: RobustnessConfig, data: ClassificationData, x: Tensor) -> Tens
         return None
     if name == cfg.data.name:
         raise ValueError(f"ood.data must not be the training data, got {name}: use another data set, noise or null")
+    if name not in ("noise", *datasets.names()):
+        close = did_you_mean(name, datasets.names())
+        raise ValueError(f"ood.data must be noise, null or one of {', '.join(datasets.names())}, got {name}{close}")
     if name == "noise":
         low, high = data.value_range or (float(x.min()), float(x.max()))
         generator = torch.Generator().manual_seed(0)
