@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import os
 import runpy
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from ibreg.runs.config.comments import paragraphs, reflow, terminal_width
+from ibreg.runs.config.comments import paragraphs, reflow
 from ibreg.runs.config.package_data import RECIPES, Explanation, descriptions, explanations, groups_named, recipes
+from ibreg.runs.config.terminal import discard_output, terminal_width
 from ibreg.version import __version__
 
 USAGE = """\
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(name, rest)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # of `ibreg list | head`; what is still buffered goes nowhere, or Python would complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        discard_output()
         return 1
 
 

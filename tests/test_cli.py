@@ -241,11 +241,11 @@ def test_the_wheel_has_the_folders_that_the_command_line_needs():
     assert build["packages"] == ["ibreg"]
     assert build["force-include"] == {"configs": "ibreg/configs"} | scripts
     assert {installed_folder(folder) for folder in ("configs", "recipes")} == {ROOT / "configs", ROOT / "recipes"}
-    # Recipes find their configurations relative to themselves, in the wheel as in a checkout.
+    # Their entry point finds the configurations in the wheel as in a checkout.
     texts = [script.read_text() for script in recipes().values()]
-    configured = [text for text in texts if "@hydra.main" in text]
-    assert configured
-    assert all('Path(__file__).resolve().parent.parent / "configs"' in text for text in configured)
+    assert [text for text in texts if "@entry_point" in text]
+    assert not [text for text in texts if "__file__" in text]
+    assert 'config_path=str(installed_folder("configs"))' in (ROOT / "ibreg/runs/config/entry.py").read_text()
 
 
 def test_the_version_stands_in_one_place():

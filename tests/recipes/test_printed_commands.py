@@ -27,7 +27,10 @@ def texts():
         yield path, re.sub(r"^# ?", "", path.read_text(), flags=re.MULTILINE)
     for path in sorted((ROOT / "recipes").glob("*.py")):
         yield path, ast.get_docstring(ast.parse(path.read_text()))
-    yield ROOT / "README.md", re.sub(r"`([^`\n]*)`", r"\n\1\n", (ROOT / "README.md").read_text())
+    # In text a command may begin in one line and end in the next.
+    code = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+    readme = (ROOT / "README.md").read_text()
+    yield ROOT / "README.md", code.sub(lambda found: "\n" + found[1].replace("\n", " ") + "\n", readme)
     yield ROOT / "ibreg" / "cli.py", cli.USAGE
 
 
@@ -54,17 +57,20 @@ def overrides_of(rests):
     return [[word for word in line if word not in ("", "...") and not word.startswith("-")] for line in lines]
 
 
-COMMANDS = sorted(set(commands()))
-SPLIT = dict(zip(COMMANDS, overrides_of([rest for *_, rest in COMMANDS]), strict=True))
+@pytest.fixture(scope="module")
+def split():
+    """The overrides of each command."""
+    found = sorted(set(commands()))
+    return dict(zip(found, overrides_of([rest for *_, rest in found]), strict=True))
 
 
-def test_there_are_commands_in_every_kind_of_file():
+def test_there_are_commands_in_every_kind_of_file(split):
     of_recipes = {f"{name}.{kind}" for name in RECIPES for kind in ("py", "yaml")}
-    assert {"README.md", "cli.py", "vib_mnist.yaml", *of_recipes} <= {file for file, *_ in COMMANDS}
+    assert {"README.md", "cli.py", "vib_mnist.yaml", *of_recipes} <= {file for file, *_ in split}
 
 
-def test_hydra_reads_every_override():
-    for command, overrides in SPLIT.items():
+def test_hydra_reads_every_override(split):
+    for command, overrides in split.items():
         for override in OverridesParser.create().parse_overrides(overrides):
             assert override.key_or_group, command
         assert not [word for word in overrides if word.endswith("=") or "<" in word], command
@@ -72,9 +78,9 @@ def test_hydra_reads_every_override():
 
 @pytest.mark.slow  # the one before is the quick one
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_command_composes(recipe):
+def test_every_command_composes(recipe, split):
     register_with_hydra()
-    composed = {tuple(overrides): command for command, overrides in SPLIT.items() if command[1] == recipe}
+    composed = {tuple(overrides): command for command, overrides in split.items() if command[1] == recipe}
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         for overrides, command in composed.items():
             parsed = OverridesParser.create().parse_overrides(list(overrides))

@@ -1,9 +1,8 @@
-"""YAML with its comments, as text: the comment of each key, and both laid out in two columns for a terminal."""
+"""YAML with its comments, as text: the comment of each key, and both laid out in two columns."""
 
 from __future__ import annotations
 
 import re
-import shutil
 import textwrap
 from collections.abc import Iterator
 from itertools import groupby
@@ -11,7 +10,6 @@ from typing import NamedTuple
 
 COLUMN = 34  # where comments begin, as in the YAMLs of the recipes
 NARROWEST = 24  # of a comment beside a long value; below it the comment begins in the next line
-WIDEST = 120
 COMMENT = re.compile(r"(?:^|\s+)#(?: |$)")
 KEY = re.compile(r"( *)([\w-]+):")
 
@@ -35,11 +33,6 @@ class Entry(NamedTuple):
     value: str
     comment: str
     spaced: bool
-
-
-def terminal_width() -> int:
-    """Returns the width of the terminal, at most 120 columns, which is also that of a pipe or file."""
-    return min(shutil.get_terminal_size(fallback=(WIDEST, 24)).columns, WIDEST)
 
 
 def entries(text: str) -> dict[tuple[str, ...], Entry]:

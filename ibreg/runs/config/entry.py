@@ -24,6 +24,7 @@ from ibreg.runs.config.help import fits
 from ibreg.runs.config.package_data import installed_folder
 from ibreg.runs.config.recipe import RunConfig, read_recipe
 from ibreg.runs.config.section import did_you_mean
+from ibreg.runs.config.terminal import discard_output
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # the environment variable, as Hydra reads it
 ENTRY_POINTS = "ibreg.bottlenecks"  # of installed packages that register bottlenecks
@@ -116,6 +117,9 @@ def _told(name: str, run: Callable[[], Any], *, full: bool) -> Any:
     os.environ[FULL_ERROR] = "1"  # errors reach this function as they are
     try:
         return run()
+    except BrokenPipeError as error:
+        discard_output()
+        raise SystemExit(1) from error
     except MISTAKES as error:
         if full:
             raise

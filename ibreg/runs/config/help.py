@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from ibreg.runs.config.comments import Entry, entries, in_columns, paragraphs, terminal_width
+from ibreg.runs.config.comments import Entry, entries, in_columns, paragraphs
 from ibreg.runs.config.package_data import BOTTLENECK, EXPERIMENT, as_launched, first_paragraph, head
+from ibreg.runs.config.terminal import terminal_width
 from ibreg.runs.data import classification, concepts, regression, streams
 
 # Recipes whose data sets are not all those of classification.
@@ -24,6 +27,8 @@ ON_IMAGES = ("finetune",)
 # Names of controls as well, see `trials.CONTROLS`: to be compared as a bottleneck, such a layer needs another name,
 # +bottleneck.another={name:dropout}.
 CONTROL_LAYERS = ("dropout",)
+# Groups that are made from classes, without files.
+WITHOUT_FILES = {"optimizer": "of torch.optim, with its options and defaults there; lr and weight_decay are keys above"}
 Entries: TypeAlias = dict[tuple[str, ...], Entry]
 # Words of a command line, and what they mean.
 NOTES = {
@@ -87,7 +92,7 @@ def _of_file(folders: Sequence[Path], group: str, choice: str, at: tuple[str, ..
     """Returns the entries of a chosen YAML, where they are in the configuration, under its description."""
     path = _yaml(folders, group, choice)
     if path is None:
-        return {}
+        return {at: Entry("", f"{choice}, {WITHOUT_FILES[group]}", False)} if group in WITHOUT_FILES else {}
     found = entries(path.read_text(encoding="utf-8"))
     description = first_paragraph(head(path))
     section = Entry("", description if at[-1] == choice else f"{choice}: {description}", False)
@@ -119,10 +124,10 @@ def _choices(
     recipe: str, folders: Sequence[Path], composed: Mapping[str, Any], groups: Sequence[str], width: int
 ) -> Iterator[str]:
     """Yields the choices of each group and of bottlenecks, as the files and the registry have them."""
-    choices = {
-        group: sorted(path.stem for folder in folders for path in (folder / group).glob("*.yaml") if fits(path, recipe))
-        for group in groups
-    }
+    files = {group: [path for folder in folders for path in (folder / group).glob("*.yaml")] for group in groups}
+    choices = {group: sorted(path.stem for path in paths if fits(path, recipe)) for group, paths in files.items()}
+    for group in WITHOUT_FILES.keys() & choices.keys():
+        choices[group] = sorted(Path(name).stem for name in ConfigStore.instance().list(group))
     choices["bottlenecks=[...]"] = sorted(set(composed[BOTTLENECK]) - set(CONTROL_LAYERS))
     column = max(map(len, choices)) + 4
     for group, names in choices.items():
@@ -155,4 +160,5 @@ def _parsed(text: str) -> Any:
 
 def _inline(value: Any) -> str:
     """Writes a value in YAML's flow style, in one line."""
-    return yaml.safe_dump([value], default_flow_style=True, width=float("inf"), sort_keys=False).strip()[1:-1]
+    text = yaml.safe_dump([value], default_flow_style=True, width=float("inf"), sort_keys=False).strip()[1:-1]
+    return re.sub(r"\b(\d+)\.0e-0*(\d)", r"\1e-\2", text)  # 1.0e-05 as it is typed

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ibreg.runs.config.comments import entries, in_columns, paragraphs, reflow, terminal_width
+from ibreg.runs.config.comments import entries, in_columns, paragraphs, reflow
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 YAMLS = sorted(CONFIGS.rglob("*.yaml"))
@@ -98,9 +98,3 @@ def test_a_comment_beside_a_long_value_begins_in_the_next_line():
 
 def test_paragraphs_keep_indented_lines():
     assert paragraphs("one two\nthree\n\n  a   b\nfour", 7) == "one two\nthree\n\n  a   b\nfour"
-
-
-@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("200", 120), ("61", 61)])
-def test_the_width_is_that_of_the_terminal_and_at_most_120(monkeypatch, columns, width):
-    monkeypatch.setenv("COLUMNS", columns)
-    assert terminal_width() == width

@@ -14,6 +14,7 @@ from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import classification, concepts, regression, streams
 from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.dispatch import keyword_options
+from ibreg.runs.optimizers import OPTIMIZERS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = ["classification", "concepts", "continual", "finetune", "regression", "robustness"]
@@ -90,6 +91,13 @@ def test_values_are_those_of_the_experiment_and_the_command_line(helped):
     assert "epochs: 30" not in shown
 
 
+def test_an_optimizer_is_shown_with_its_options(helped):
+    shown = joined(helped("classification", "optimizer=sgd"))
+    assert [row for row in shown if row.startswith("optimizer: # sgd, of torch.optim, ")]
+    assert {"name: sgd", "momentum: 0", "nesterov: false"} <= set(shown)
+    assert "eps: 1e-8" in joined(helped("classification"))
+
+
 def test_a_method_of_a_name_of_its_own_has_the_comments_of_its_bottleneck(helped):
     text = helped("classification", "bottlenecks=[mine]", "+bottleneck.mine={name:dropout,rate:0.2}")
     assert "rate: 0.2 # probability that an entry of the code is set to 0 in training, in [0, 1]" in joined(text)
@@ -117,6 +125,7 @@ def test_choices_are_those_that_there_are(helped, recipe, data):
     experiments = sorted((CONFIGS / "experiment").glob("*.yaml"))
     own = [path.stem for path in experiments if re.search(f"^recipe: {recipe}$", path.read_text(), re.MULTILINE)]
     assert choices["experiment"] == own
+    assert choices.pop("optimizer", sorted(OPTIMIZERS)) == sorted(OPTIMIZERS)
     for group in set(choices) - {"data", "experiment", "bottlenecks=[...]"}:
         assert choices[group] == [path.stem for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
