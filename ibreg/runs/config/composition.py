@@ -11,12 +11,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from pydantic import model_validator
 
 from ibreg import registry
 from ibreg.layers import Bottleneck
 from ibreg.runs.config.help import CONTROL_LAYERS, recipe_help
 from ibreg.runs.config.package_data import installed_folder, launch_command
-from ibreg.runs.config.section import Section, did_you_mean
+from ibreg.runs.config.section import Section, did_you_mean, no_key
 from ibreg.runs.optimizers import OPTIMIZERS, optimizer_options
 
 # Keys that say how and where a run is executed: runs that differ in these alone are the same run.
@@ -91,6 +92,16 @@ class BottleneckConfig(Section):
     """
 
     bottleneck: dict[str, dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _check_options(self):
+        """Checks the options of all methods, those of others than `bottlenecks=[...]` too: a typing error is silent."""
+        for method in self.bottleneck:
+            name, options = _name_and_options(self, method)
+            known = registry.options(name)
+            if unknown := [option for option in options if option not in known]:
+                raise ValueError(no_key(f"bottleneck.{method}", unknown[0], known))
+        return self
 
 
 def build_bottleneck(cfg: BottleneckConfig, method: str, **settings: Any) -> Bottleneck:
