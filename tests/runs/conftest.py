@@ -27,20 +27,24 @@ def write():
 
 @pytest.fixture
 def composed():
-    """Composes the configuration of the classification recipe, as Hydra does."""
+    """Composes the configuration of a recipe, by default classification, as Hydra does."""
     register_with_hydra()
 
-    def compose_recipe(*overrides):
+    def compose_recipe(*overrides, recipe="classification"):
         with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
-            return compose("classification", [*overrides, "output_dir=unused"])
+            return compose(recipe, [*overrides, "output_dir=unused"])
 
     return compose_recipe
 
 
 @pytest.fixture
 def configured(composed):
-    """The checked configuration of the classification recipe."""
-    return lambda *overrides: read_recipe(ClassificationConfig, composed(*overrides))
+    """The checked configuration of a recipe, which is named by the class of its keys."""
+
+    def checked(*overrides, keys=ClassificationConfig):
+        return read_recipe(keys, composed(*overrides, recipe=keys.model_config["title"]))
+
+    return checked
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,8 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from omegaconf import OmegaConf
 
-from ibreg.runs.folder import CHECKPOINTS, CONFIG, LOCK, open_folder
+from ibreg.runs.folder import CHECKPOINTS, CONFIG, LOCK, FolderConfig, open_folder
 
 
 class OneProcess:
@@ -21,8 +20,12 @@ class OneProcess:
         yield
 
 
+class Keys(FolderConfig):
+    lr: float = 0.1
+
+
 def settings(folder, **options):
-    return OmegaConf.create({"output_dir": str(folder), "resume": False, "overwrite": False, "lr": 0.1, **options})
+    return Keys(**{"output_dir": str(folder), "resume": False, "overwrite": False, **options})
 
 
 HOLDER = """

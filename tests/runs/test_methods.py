@@ -12,10 +12,8 @@ EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 
 def built(cfg, trial=None):
-    options = {key: value for key, value in cfg.model.items() if key != "inject_at"}
-
     def network(code_features):
-        return models.build(**options, input_shape=(1, 8, 8), classes=10, code_features=code_features)
+        return models.build(**cfg.model.options(), input_shape=(1, 8, 8), classes=10, code_features=code_features)
 
     return build_method(cfg, trial or Trial("variational", 0, 0.0), network, EXAMPLE)
 

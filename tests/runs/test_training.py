@@ -1,5 +1,7 @@
 """The rehearsal of all methods, what is kept of a model, and the schedule of the learning rate."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,8 @@ import ibreg
 from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.comparison import rehearse
 from ibreg.runs.data.rows import Rows
-from ibreg.runs.training import Task, build_lr_schedule
+from ibreg.runs.optimizers import build_lr_schedule
+from ibreg.runs.training import Task
 from ibreg.runs.trials import Trial
 
 
@@ -80,15 +83,23 @@ def test_selected_weights_are_kept_until_a_better_epoch(configured):
 
 
 @pytest.mark.parametrize(
-    ("every", "expected"),
-    [("0", [1] * 6), ("2", [1, 1, 0.5, 0.5, 0.25, 0.25]), ("[1,4]", [1, 0.5, 0.5, 0.5, 0.25, 0.25])],
+    ("overrides", "expected"),
+    [
+        (["lr_schedule=constant"], [1] * 6),
+        (["lr_schedule=step", "lr_schedule.every=2", "lr_schedule.factor=0.5"], [1, 1, 0.5, 0.5, 0.25, 0.25]),
+        (["lr_schedule=multi_step", "lr_schedule.at=[1,4]", "lr_schedule.factor=0.5"], [1, 0.5, 0.5, 0.5, 0.25, 0.25]),
+        (["lr_schedule=exponential", "lr_schedule.factor=0.5"], [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]),
+        (["lr_schedule=linear", "lr_schedule.final=0.4"], [1, 0.9, 0.8, 0.7, 0.6, 0.5]),
+        (["lr_schedule=cosine"], [(1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(6)]),
+        (["lr_schedule=cosine", "lr_schedule.final=0.5"], [(3 + math.cos(math.pi * e / 6)) / 4 for e in range(6)]),
+    ],
 )
-def test_the_learning_rate_falls_where_it_should_and_after_a_checkpoint_too(configured, tmp_path, every, expected):
-    cfg = configured(f"lr_every={every}", "lr_factor=0.5", "lr=1")
+def test_the_learning_rate_falls_where_it_should_and_after_a_checkpoint_too(configured, tmp_path, overrides, expected):
+    section = configured(*overrides).lr_schedule
 
     def build():
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        return optimizer, build_lr_schedule(cfg, optimizer, 6)
+        return optimizer, build_lr_schedule(section, optimizer, 6)
 
     optimizer, schedule = build()
     rates = []
@@ -101,4 +112,4 @@ def test_the_learning_rate_falls_where_it_should_and_after_a_checkpoint_too(conf
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates == expected
+    assert rates == pytest.approx(expected, rel=1e-12)

@@ -1,10 +1,11 @@
 """The trials of a run, and the selection of grid points."""
 
 import pytest
-from omegaconf import OmegaConf
 
 from ibreg.registry import names
 from ibreg.runs.config.help import CONTROL_LAYERS
+from ibreg.runs.tasks.finetuning import FinetuneConfig
+from ibreg.runs.tasks.robustness.configuration import RobustnessConfig
 from ibreg.runs.trials import (
     CONTROLS,
     Point,
@@ -92,9 +93,9 @@ def test_a_control_stops_at_the_first_epoch_that_is_as_good_as_the_other_method(
 
 
 def test_dropout_is_a_control_that_is_tuned_in_pairs_with_weight_decay(configured):
-    cfg = configured("tune=true", "grid.weight_decay=[0,1e-2,1e-1]", "seeds=[3]", "sweep.betas=[]")
-    OmegaConf.set_struct(cfg, False)
-    cfg = OmegaConf.merge(cfg, {"dropout": 0.5, "grid": {"dropout": [0.1, 0.2, 0.3]}})
+    given = ["dropout=0.5", "grid.dropout=[0.1,0.2,0.3]", "grid.weight_decay=[0,1e-2,1e-1]", "grid.beta=null"]
+    given += ["data.validation=0.1", "weight_decay=0", "bottlenecks=[variational]", "seeds=[3]"]
+    cfg = configured(*given, "tune=true", keys=FinetuneConfig)
     comparison, _ = plan(cfg)
     tried = [trial for trial in comparison if trial.method == "dropout"]
     assert [(trial.value("dropout"), trial.weight_decay) for trial in tried] == [(0.1, 0.0), (0.2, 0.01), (0.3, 0.1)]
@@ -103,7 +104,7 @@ def test_dropout_is_a_control_that_is_tuned_in_pairs_with_weight_decay(configure
     assert selected["dropout"] == [Trial("dropout", 3, 0.01, ("dropout", 0.2))]
     assert selected["dropout"][0].name == "dropout0.2-decay0.01-seed3"
     assert option_of(selected["dropout"][0]) == ("rate", 0.2)
-    assert points_of(OmegaConf.merge(cfg, {"tune": False}), "dropout") == [Point(0.0, ("dropout", 0.5))]
+    assert points_of(configured(*given, "tune=false", keys=FinetuneConfig), "dropout") == [Point(0.0, ("dropout", 0.5))]
     assert "dropout" not in {trial.method for trial in plan(configured("tune=true"))[0]}
 
 
@@ -121,7 +122,8 @@ def test_files_are_named_and_rows_identified_by_the_point():
 
 
 def test_a_control_with_weight_decay_is_a_method_of_its_own(configured):
-    cfg = OmegaConf.merge({"decayed_control": 0.5}, configured("bottlenecks=[hsic]", "seeds=[0,1]", "tune=true"))
+    given = ["decayed_control=0.5", "bottlenecks=[hsic]", "seeds=[0,1]", "tune=true"]
+    cfg = configured(*given, keys=RobustnessConfig)
     assert methods(cfg) == ["none", "null", "decayed", "hsic"]
     decayed = [trial for trial in plan(cfg)[0] if trial.method == "decayed"]
     assert [(trial.seed, trial.weight_decay) for trial in decayed] == [(0, 0.5), (1, 0.5)]

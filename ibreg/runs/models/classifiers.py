@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torchvision
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -270,11 +271,24 @@ def lenet(input_shape: tuple[int, ...], classes: int, code_features: int | None 
     return LeNet(_image("lenet", input_shape, smallest=8), classes, code_features)
 
 
+def _check_depth(depth: int) -> int:
+    if depth < 8 or depth % 6 != 2:
+        raise PydanticCustomError("depth", "no depth of a residual network")
+    return depth
+
+
+Depth = Annotated[
+    int,
+    AfterValidator(_check_depth),
+    Field(json_schema_extra={"valid": "6 n + 2 with n of at least 1 (20, 32, 44, 56 or 110 in the paper)"}),
+]
+
+
 def resnet20(
     input_shape: tuple[int, ...],
     classes: int,
     *,
-    depth: Annotated[int, Field(ge=8)] = 20,
+    depth: Depth = 20,
     weights: str | Path | None = None,
 ) -> nn.Module:
     """Builds a CIFAR residual network, optionally with published weights.
@@ -287,8 +301,6 @@ def resnet20(
             are repeated to three channels if the weights are for RGB.
     """
     channels, _, _ = _image("resnet20", input_shape, smallest=8)
-    if depth % 6 != 2:
-        raise ValueError(f"model.depth must be 6 n + 2 (20, 32, 44, 56 or 110 in the paper), got {depth}")
     state = {} if weights is None else read_weights(weights)
     repeated = channels == 1 and "conv1.weight" in state and state["conv1.weight"].shape[1] == 3
     model = ResNet(3 if repeated else channels, classes, depth)

@@ -112,17 +112,17 @@ def test_every_yaml_has_every_option_of_its_encoder():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet", {}, r"no encoder 'resnet': it is one of \['identity'"),
-        ("identity", {"pool": 2}, r"identity has no option \['pool'\]"),
-        ("pretrained", {"model": {"name": "resnet20"}}, r"needs the option \['places'\]"),
+        ("resnet", {}, "^encoder.name: no encoder 'resnet': it is one of identity, pretrained, trained$"),
+        ("identity", {"pool": 2}, "^encoder has no key 'pool': it has no options$"),
+        ("pretrained", {"model": {"name": "resnet20"}}, "^encoder needs the key 'places': give it a value, encoder.places=...$"),
         ("pretrained", {"model": {"name": "resnet20"}, "places": ["layer3"]}, "needs encoder.model.weights"),
         (
             "trained",
             small(places=["trunc"]),
             r"places must name .* modules of the encoder, of .*'trunk'.* got \['trunc'\]",
         ),
-        ("trained", small(places=[]), r"places must name one or more"),
-        ("trained", small(pool=0), "pool must be a side of at least 1"),
+        ("trained", small(places=[]), r"^encoder.places must be a list of one or more strings, got \[\]$"),
+        ("trained", small(pool=0), "^encoder.pool must be an integer of at least 1, got 0$"),
         ("trained", small(epochs=0), r"encoder.epochs must be an integer.* got 0"),
         ("trained", small(model={"name": "lenett"}), "no model 'lenett'"),
     ],

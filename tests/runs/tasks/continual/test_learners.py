@@ -203,11 +203,12 @@ def test_uncertainty_is_the_distance_to_a_codebook_or_the_lack_of_confidence(bat
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("emc", {}, r"no learner 'emc': it is one of \['ewc'"),
-        ("linear", {"hidden": [3]}, r"linear has no option \['hidden'\]"),
-        ("mlp", {"hidden": [0]}, r"hidden must be a list of sizes .*, got \[0\]"),
-        ("mlp", {"hidden": 3}, "hidden must be a list of sizes .*, got 3"),
-        ("ewc", {"strength": -1}, "strength must be a finite number of at least 0, got -1"),
+        ("emc", {}, r"^no learner 'emc' \(did you mean 'ewc'\?\): it is one of ewc, joint, linear, mlp, replay$"),
+        ("linear", {"hidden": [3]}, "^linear has no key 'hidden': it has no options$"),
+        ("mlp", {"hidden": [0]}, r"^mlp.hidden must be a list of integers of at least 1, got \[0\]$"),
+        ("mlp", {"hidden": 3}, "^mlp.hidden must be a list of integers of at least 1, got 3$"),
+        ("ewc", {"strength": -1}, "^ewc.strength must be a number of at least 0, got -1$"),
+        ("ewc", {"strength": float("inf")}, "^ewc.strength must be a number of at least 0, got inf$"),
         ("ewc", {"samples": 0}, "samples must be an integer of at least 1, got 0"),
         ("replay", {"memory": 0}, "memory must be an integer of at least 1, got 0"),
     ],
