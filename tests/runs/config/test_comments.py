@@ -61,6 +61,17 @@ def test_entries_are_those_that_a_parser_finds(path):
     assert list(found) == list(paths(yaml.safe_load(text)))
 
 
+def test_every_key_has_a_comment():
+    bare = [
+        (path.stem, keys)
+        for path in YAMLS
+        if path.parent.name not in LISTED
+        for keys, entry in entries(path.read_text().partition("\nhydra:")[0]).items()
+        if not entry.comment and keys[-1] != "name" and keys[0] not in ("defaults", "settings", "bottleneck")
+    ]
+    assert not bare  # but for names, and methods in a section that is explained
+
+
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_reflow_keeps_every_word_and_the_width(path):
     before = path.read_text()
