@@ -98,7 +98,10 @@ class BottleneckConfig(Section):
         """Checks the options of all methods, those of others than `bottlenecks=[...]` too: a typing error is silent."""
         for method in self.bottleneck:
             name, options = _name_and_options(self, method)
-            known = registry.options(name)
+            try:
+                known = registry.options(name)
+            except ValueError as error:
+                raise ValueError(f"bottleneck.{method}: {error}") from error
             if unknown := [option for option in options if option not in known]:
                 raise ValueError(no_key(f"bottleneck.{method}", unknown[0], known))
         return self
