@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import BeforeValidator, ConfigDict, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from ibreg.evaluation.attacks.gradient import fgsm, pgd
@@ -49,6 +49,12 @@ class Attack(Section):
     draws: Count
 
 
+# A name and options, which are checked where the loss is built.
+TaskLoss = Annotated[
+    dict[str, Any], Field(json_schema_extra={"valid": "a name and options, such as {name:huber,delta:2}"})
+]
+
+
 class RegressionConfig(TrainingConfig):
     """The keys of the regression recipe.
 
@@ -63,8 +69,8 @@ class RegressionConfig(TrainingConfig):
     model_config = ConfigDict(title="regression")
     data: Annotated[SerializeAsAny[RegressionRequest], BeforeValidator(regression_data.request)]
     split_by_seed: bool
-    task_loss: dict[str, Any]
-    task_losses: dict[str, dict[str, Any]]
+    task_loss: TaskLoss
+    task_losses: dict[str, TaskLoss]
     attack: Attack
 
     @model_validator(mode="after")

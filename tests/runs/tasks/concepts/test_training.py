@@ -1,20 +1,17 @@
 """Joint, sequential and independent training: gradients of the losses, and the input of the head."""
 
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.testing import assert_close
 
 import ibreg
 from ibreg.regularized import Penalized
-from ibreg.runs.config.composition import register_with_hydra
+from ibreg.runs.config.section import read
 from ibreg.runs.data import concepts as concept_data
-from ibreg.runs.tasks.concepts.training import TRAININGS, trained_as, training_of, with_concepts
-
-CONFIGS = Path(__file__).parents[4] / "configs"
+from ibreg.runs.tasks.concepts.training import TRAININGS, ConceptsConfig, trained_as, training_of, with_concepts
 
 
 def model_of(seed=0, **options):
@@ -95,50 +92,45 @@ def test_codes_that_are_more_than_their_concepts_must_be_trained_jointly(options
 
 
 @pytest.fixture
-def configured():
-    register_with_hydra()
-
-    def composed(*overrides):
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose("concepts", [*overrides, "output_dir=unused"])
-
-    return composed
+def concepts(configured):
+    return partial(configured, keys=ConceptsConfig)
 
 
-def test_layers_get_the_concepts_of_the_data(configured):
+def test_layers_get_the_concepts_of_the_data(concepts):
     data = concept_data.load("digits_concepts")
-    cfg = configured("bottlenecks=[concept,concept_embedding,variational]", "balanced=true")
+    cfg = concepts("bottlenecks=[concept,concept_embedding,variational]", "balanced=true")
     filled = with_concepts(cfg, data)
-    assert list(filled.bottleneck.concept.concepts) == list(data.concepts.names)
-    assert filled.bottleneck.concept.out_features == 6
-    assert filled.bottleneck.concept_embedding.out_features == 6 * 16
+    assert filled.bottleneck["concept"]["concepts"] == list(data.concepts.names)
+    assert filled.bottleneck["concept"]["out_features"] == 6
+    assert filled.bottleneck["concept_embedding"]["out_features"] == 6 * 16
     weights = (1 - data.train.concepts).sum(0) / data.train.concepts.sum(0)
-    assert list(filled.bottleneck.concept.pos_weight) == pytest.approx(weights.tolist())
-    assert cfg.bottleneck.concept.concepts is None
-    assert filled.bottleneck.variational == cfg.bottleneck.variational
+    assert filled.bottleneck["concept"]["pos_weight"] == pytest.approx(weights.tolist())
+    assert cfg.bottleneck["concept"]["concepts"] is None
+    assert filled.bottleneck["variational"] == cfg.bottleneck["variational"]
+    assert read(ConceptsConfig, filled.contents()) == filled  # as the run folder keeps it
 
 
-def test_a_layer_keeps_its_own_options(configured):
+def test_a_layer_keeps_its_own_options(concepts):
     data = concept_data.load("digits_concepts")
     own = ("bottleneck.concept.head=linear", "bottleneck.concept.out_features=9", "bottleneck.concept.pos_weight=2")
-    cfg = configured(*own)
+    cfg = concepts(*own)
     filled = with_concepts(cfg, data)
-    assert filled.bottleneck.concept.out_features == 9
-    assert filled.bottleneck.concept.pos_weight == 2
+    assert filled.bottleneck["concept"]["out_features"] == 9
+    assert filled.bottleneck["concept"]["pos_weight"] == 2
     with pytest.raises(ValueError, match="concepts must be 6 as in the labels of digits_concepts, got 4"):
-        with_concepts(configured("bottleneck.concept.concepts=4"), data)
+        with_concepts(concepts("bottleneck.concept.concepts=4"), data)
     with pytest.raises(ValueError, match="fitted to a frozen network"):
-        with_concepts(configured("bottlenecks=[post_hoc_concept]"), data)
+        with_concepts(concepts("bottlenecks=[post_hoc_concept]"), data)
 
 
-def test_the_training_of_a_method_takes_precedence_over_that_of_all(configured):
-    cfg = configured("training=sequential", "+trainings.concept=independent")
+def test_the_training_of_a_method_takes_precedence_over_that_of_all(concepts):
+    cfg = concepts("training=sequential", "+trainings.concept=independent")
     assert training_of(cfg, "concept") == "independent"
     assert training_of(cfg, "concept_embedding") == "sequential"
     assert set(TRAININGS) == {"joint", "sequential", "independent"}
-    with pytest.raises(
-        ValueError, match="training of concept must be one of 'joint', 'sequential', 'independent', got 'apart'"
-    ):
-        training_of(configured("training=apart"), "concept")
-    with pytest.raises(ValueError, match=r"trainings must be of .*, got one of conzept"):
-        training_of(configured("+trainings.conzept=joint"), "concept")
+    with pytest.raises(ValueError, match="^training must be one of joint, sequential, independent, got apart$"):
+        concepts("training=apart")
+    with pytest.raises(ValueError, match="^trainings.concept must be one of joint, sequential, independent, got apart"):
+        concepts("+trainings.concept=apart")
+    with pytest.raises(ValueError, match=r"^trainings must be of .*, got conzept \(did you mean 'concept'\?\)$"):
+        concepts("+trainings.conzept=joint")

@@ -1,13 +1,14 @@
 """Trials, stages and snapshots of a run of continual learning, without the recipe around it."""
 
+from functools import partial
+
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from ibreg.evaluation.continual import accuracy_matrix, forgetting
 from ibreg.runs.comparison import rehearse
-from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data.rows import Rows
+from ibreg.runs.tasks.continual.configuration import ContinualConfig
 from ibreg.runs.tasks.continual.stream import (
     Stream,
     build_learner,
@@ -24,14 +25,8 @@ SETTINGS = ["settings.none=[{lr:1},{lr:2}]", "settings.mlp=[{lr:1},{lr:2,hidden:
 
 
 @pytest.fixture
-def cfg(pytestconfig):
-    register_with_hydra()
-
-    def composed(*overrides):
-        with initialize_config_dir(str(pytestconfig.rootpath / "configs"), version_base="1.3"):
-            return compose("continual", ["output_dir=unused", *overrides])
-
-    return composed
+def cfg(configured):
+    return partial(configured, keys=ContinualConfig)
 
 
 @pytest.fixture
@@ -48,7 +43,7 @@ def trial(method, seed=0, index=0):
 
 
 def test_methods_and_their_settings(cfg):
-    composed = cfg("learners=[mlp]", *SETTINGS)
+    composed = cfg("learners=[mlp]", *SETTINGS, "settings.key_value=[{lr:1},{lr:2}]")
     assert methods(composed) == ["none", "null", "mlp", "key_value"]
     assert settings_of(composed, "null") == settings_of(composed, "none") == [{"lr": 1}, {"lr": 2}]
     assert settings_of(cfg("tune=false", *SETTINGS), "mlp") == [{"lr": 1}]
@@ -89,7 +84,7 @@ def test_a_trial_is_named_and_seeded_by_what_it_is():
 
 
 def test_options_of_a_learner_and_of_a_setting_meet(cfg, stream):
-    composed = cfg(*SETTINGS, "learner.mlp.hidden=[5]")
+    composed = cfg(*SETTINGS, "learners=[mlp]", "bottlenecks=[]", "learner.mlp.hidden=[5]")
     first, second = (build_learner(composed, trial("mlp", 0, index), stream) for index in (0, 1))
     assert (first.network.trunk[1].out_features, second.network.trunk[1].out_features) == (5, 3)
     assert first.criterion.label_smoothing == 0.1

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
 import ibreg
 from ibreg.prediction import predict_samples
-from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data.regression import RegressionData
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.dispatch import keyword_options
 from ibreg.runs.tasks.regression import task_losses
 from ibreg.runs.tasks.regression.measuring import (
+    Attack,
+    RegressionConfig,
     build_task_loss,
     check_data,
     code_information,
@@ -27,7 +27,7 @@ from ibreg.runs.tasks.regression.measuring import (
 
 CPU = Accelerator(cpu=True)
 CONFIGS = Path(__file__).parents[4] / "configs"
-ATTACK = OmegaConf.create({"eps": [0.1, 0.5], "steps": 20, "rows": 60, "draws": 4})
+ATTACK = Attack(eps=[0.1, 0.5], steps=20, rows=60, draws=4)
 
 
 @pytest.fixture
@@ -134,21 +134,11 @@ def test_attacked_images_keep_to_the_range_of_pixels(data):
     assert max(x.max() for x in seen) == 1
 
 
-@pytest.fixture
-def configured():
-    register_with_hydra()
-
-    def composed(*overrides):
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose("regression", [*overrides, "output_dir=unused"])
-
-    return composed
-
-
 def test_a_method_has_its_own_loss_and_the_others_the_common_one(configured):
     cfg = configured(
         "task_loss=huber", "task_loss.delta=3", "+task_losses.none={name:absolute_error}",
         "+task_losses.hsic={name:conditional_cauchy_schwarz,mode:paper,bandwidth_x:[rms,0.3]}",
+        "bottlenecks=[hsic,variational]", keys=RegressionConfig,
     )  # fmt: skip
     assert build_task_loss(cfg, "variational").delta == 3
     assert isinstance(build_task_loss(cfg, "none"), nn.L1Loss)
@@ -158,16 +148,22 @@ def test_a_method_has_its_own_loss_and_the_others_the_common_one(configured):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("+task_losses.hsic={name:conditional_cauchy_schwarz,share:abc}", "task_losses.hsic: "),
-        ("+task_losses.hsic=3", "task_losses.hsic must be a name and options"),
-        ("+task_losses.null={name:huber}", "task_losses has null, which is no method"),
+        ("+task_losses.hsic={name:conditional_cauchy_schwarz,share:abc}", "^task_losses.hsic.share must be a number, got abc$"),
+        ("+task_losses.hsic=3", r"^task_losses.hsic must be a name and options, such as \{.*\}, got 3$"),
+        ("++task_losses=3", "^task_losses must be a section whose values are each a name and options, .*, got 3$"),
+        ("task_loss.name=hubert", r"^task_loss.name: no task loss 'hubert' \(did you mean 'huber'\?\): it is one of "),
+        ("+task_loss.delta=1", "^task_loss has no key 'delta': it has no options$"),
+        ("task_loss=huber task_loss.delta=0", "^task_loss.delta must be a number above 0, got 0$"),
+        ("task_loss=conditional_cauchy_schwarz task_loss.share=2", r"^task_loss.share must be "),
+        ("task_loss=conditional_cauchy_schwarz task_loss.mode=x", r"^task_loss.mode must be one of "),
+        ("+task_losses.null={name:huber}", "^task_losses must be of none, .*, variational, got null$"),
     ],
 )
-def test_a_wrong_loss_is_named_with_its_key(configured, override, message):
+def test_a_wrong_loss_is_named_with_its_key(configured, overrides, message):
     with pytest.raises(ValueError, match=message):
-        configured(override, "bottlenecks=[hsic]")
+        configured(*overrides.split(), "bottlenecks=[hsic]", keys=RegressionConfig)
 
 
 @pytest.mark.parametrize("name", task_losses.names())
