@@ -80,7 +80,7 @@ def test_runs_of_different_recipes_have_readable_names(runs_of):
     ]  # fmt: skip
 
 
-def test_runs_of_one_configuration_are_told_apart_by_their_folders(runs_of):
+def test_runs_of_one_configuration_are_distinguished_by_their_folders(runs_of):
     names = arrange(runs_of("lr=0.1", "lr=0.1", "lr=0.2")).names
     assert [name.split()[0] for name in names] == ["lr=0.1", "lr=0.1", "lr=0.2"]
     assert len(set(names)) == 3

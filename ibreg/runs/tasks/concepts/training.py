@@ -130,7 +130,7 @@ class ConceptsConfig(TrainingConfig, ExaminationConfig):
 
     Attributes:
         data: the data set.
-        split_by_seed: whether every seed splits, or generates, the data anew.
+        split_by_seed: whether every seed has its own split, or its own generated data.
         training: how concepts and head are trained, see `trained_as`.
         trainings: training of single methods.
         balanced: whether positive labels of binary concepts have weight negatives / positives.

@@ -60,7 +60,7 @@ class RegressionConfig(TrainingConfig):
 
     Attributes:
         data: the data set.
-        split_by_seed: whether every seed splits the data anew.
+        split_by_seed: whether every seed has its own split of the data.
         task_loss: name and options of the loss.
         task_losses: those of some methods, instead.
         attack: the attacks on the selected models.

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from ibreg.runs.checkpoint import save_checkpoint
-from ibreg.runs.folder import CHECKPOINTS, CONFIG, SUMMARY, open_folder
+from ibreg.runs.folder import CHECKPOINTS, SUMMARY, open_folder
 from ibreg.runs.tasks.regression.measuring import RegressionConfig
 from ibreg.runs.tasks.robustness.adopt import adopt, check_adoptable
 from ibreg.runs.tasks.robustness.configuration import RobustnessConfig
