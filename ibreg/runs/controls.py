@@ -28,7 +28,7 @@ BEGAN = float(os.environ.setdefault("IBREG_BEGAN", repr(time.time())))
 # recipes may add, are taken to reach it.
 NOT_OF_A_CONTROL = (
     # how and where a run is executed; not `data.root`, another folder may hold other data
-    "resume", "overwrite", "output_dir", "tracker", "cache", "data.download",
+    "resume", "overwrite", "output_dir", "tracker", "cache", "data.download", "data.workers",
     # which other methods are trained: each training run has its own generators and starts from its own seed
     "bottlenecks", "learners",
     # beta: a control has none, and no trial on the information curve

@@ -340,6 +340,18 @@ def test_an_augmented_run_resumes_bit_identically(launch, kill, augmented, tmp_p
     assert_equal_runs(whole, launch(*augmented, "resume=true"))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # of Python 3.12 and later
+def test_a_run_does_not_depend_on_its_worker_processes_and_resumes_with_others(launch, kill, augmented, tmp_path):
+    alone = launch(*augmented).rename(tmp_path / "alone")
+    several = launch(*augmented, "data.workers=2").rename(tmp_path / "several")
+    kill(*augmented, "data.workers=1", checkpoint=2)
+    resumed = launch(*augmented, "data.workers=2", "resume=true")
+    for other in (several, resumed):
+        assert (other / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
+        assert summary_of(other)["results"] == summary_of(alone)["results"]
+
+
 def test_every_option_of_the_training_loop_runs(launch):
     folder = launch(
         "seeds=[0]", "epochs=2", "sweep.betas=[]", "ema=0.5", "draws=3", "prediction_draws=4", "accumulate=2",

@@ -55,7 +55,8 @@ def trained(run, trial=NONE, **changed):
     "override",
     ["bottlenecks=[hsic]", "bottleneck.variational.beta=0.1", "grid.beta=[1]", "grid.betas.hsic=[2]", "sweep.betas=[1]",
      "schedule.name=cosine", "schedule.rate=3", "resume=true", "overwrite=true", "tracker=tensorboard",
-     "inject_at=head", "draws=8", "data.download=true", "model.inject_at=trunk"],
+     "inject_at=head", "draws=8", "data.download=true", "data.workers=2",
+     "model.inject_at=trunk"],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["none", "null"])
 def test_a_control_is_shared_where_nothing_that_differs_can_reach_it(sweep, override, method):

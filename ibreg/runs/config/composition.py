@@ -21,7 +21,9 @@ from ibreg.runs.config.section import Section, did_you_mean, no_key
 from ibreg.runs.optimizers import OPTIMIZERS, optimizer_options
 
 # Keys that say how and where a run is executed: runs that differ in these alone are the same run.
-NOT_PART_OF_A_RUN = ("resume", "overwrite", "output_dir", "data.root", "data.download", "cache", "tracker")
+NOT_PART_OF_A_RUN = (
+    "resume", "overwrite", "output_dir", "data.root", "data.download", "data.workers", "cache", "tracker",
+)  # fmt: skip
 
 
 def register_with_hydra() -> None:

@@ -86,6 +86,6 @@ def _per_channel(option: str, value: float | Sequence[float], channels: int) -> 
     numbers = list(value) if isinstance(value, Sequence) else [value] * channels
     valid = len(numbers) == channels and all(isinstance(number, int | float) for number in numbers)
     if not valid or (option == "std" and min(numbers) <= 0):
-        above = " above 0" if option == "std" else ""
-        raise ValueError(f"{option} must be one number{above}, or a list of {channels}, one per channel, got {value!r}")
+        number = "one number above 0" if option == "std" else "one number"
+        raise ValueError(f"data.{option} must be {number}, or a list of {channels}, one per channel, got {value!r}")
     return tuple(float(number) for number in numbers)

@@ -1,12 +1,19 @@
 """Rows that are fetched a batch at a time, in this process or in others."""
 
+import pickle
+import warnings
+from functools import partial
+
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from PIL import Image
 from torch.utils.data import RandomSampler, Subset
 
 from ibreg.runs.data import few_shot
+from ibreg.runs.data.image_files import ImageFiles
+from ibreg.runs.data.images import crop_and_flip
 from ibreg.runs.data.rows import Rows, loader
 from ibreg.runs.seeding import EpochSampler
 
@@ -104,9 +111,22 @@ def test_batches_do_not_depend_on_the_number_of_worker_processes(workers):
 
 
 def test_there_are_no_more_worker_processes_than_batches():
-    assert [loader(made(workers=3), size).num_workers for size in (1, 7, 10, 19, 20, 64)] == [3, 3, 2, 2, 0, 0]
-    assert loader(made(workers=3), 4, sampler=list(range(8))).num_workers == 2
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create 3 worker processes", UserWarning)  # on 2 cores
+        assert [loader(made(workers=3), size).num_workers for size in (1, 7, 10, 19, 20, 64)] == [3, 3, 2, 2, 0, 0]
+        assert loader(made(workers=3), 4, sampler=list(range(8))).num_workers == 2
     assert loader(made(workers=0), 4).num_workers == 0
+
+
+def test_rows_of_image_files_can_be_sent_to_a_process_that_is_spawned(tmp_path):
+    """As on macOS and Windows, where worker processes do not inherit the memory."""
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "0.png")
+    augment = partial(crop_and_flip, fill=(0.0, 0.0, 0.0))
+    rows = Rows(ImageFiles([str(tmp_path / "0.png")], 8, workers=1), torch.tensor([0]), augment)
+    rows.seed_augmentation(3, 1, 0)
+    for sent in (rows, few_shot.take(rows, [0])):
+        sent.seed_augmentation(3, 1, 0)
+        assert torch.equal(pickle.loads(pickle.dumps(sent)).__getitems__([0])[0], rows.__getitems__([0])[0])
 
 
 def test_every_selection_of_rows_keeps_the_workers():
