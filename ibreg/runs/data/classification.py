@@ -35,9 +35,10 @@ from ibreg.runs.data.images import (
 )
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import Fraction, Request, load_request, request_of
-from ibreg.runs.data.table_split import is_special, split_table
+from ibreg.runs.data.table_split import split_classes
 from ibreg.runs.data.tables.columns import ColumnReport
 from ibreg.runs.data.tables.encoding import encode
+from ibreg.runs.data.tables.options import ColumnName, ColumnNames, Kinds, Marks
 from ibreg.runs.data.tables.reading import MISSING_MARKS, read_table
 from ibreg.runs.data.tables.roles import Roles
 from ibreg.runs.data.tables.targets import target_classes
@@ -326,12 +327,12 @@ def csv_file(
     request: Request,
     *,
     path: str | Path,
-    target: str | int,
-    drop: Sequence[str | int] = (),
-    groups: str | int | None = None,
-    order: str | int | None = None,
-    kinds: Mapping[str, Literal["number", "boolean", "text", "date"]] | None = None,
-    missing_marks: Sequence[str] = MISSING_MARKS,
+    target: ColumnName,
+    drop: ColumnNames = (),
+    groups: ColumnName | None = None,
+    order: ColumnName | None = None,
+    kinds: Kinds | None = None,
+    missing_marks: Marks = MISSING_MARKS,
     test: Fraction = 0.2,
 ) -> ClassificationData:
     """Loads a table with a header, csv or parquet; every column is encoded by statistics of the training rows.
@@ -351,12 +352,9 @@ def csv_file(
         ValueError: If a column does not exist, or a cell cannot be used; the message names the line.
     """
     table = read_table(request.find(path, "table"), missing_marks)
-    roles = Roles.of(table, target, drop, groups, order, kinds)
+    roles = Roles.of(table, target, drop=drop, groups=groups, order=order, kinds=kinds)
     labels, class_names = target_classes(table, roles.target)
-    if is_special(roles):
-        splits = split_table(request, table, roles, test, labels, class_names)
-    else:
-        splits = request.stratified_split(labels, class_names, test)
+    splits = split_classes(request, table, roles, labels, class_names, test)
     encoded = encode(table, roles, splits[0], {roles.target: ("class", f"{len(class_names)} classes")})
     inputs, targets = torch.from_numpy(encoded.inputs), torch.from_numpy(labels)
     data = _data("csv", [Rows(inputs[rows], targets[rows]) for rows in splits], class_names)

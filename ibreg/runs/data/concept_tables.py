@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,13 +21,25 @@ from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest, assemble
 from ibreg.runs.data.image_files import ImageFiles
 from ibreg.runs.data.images import IMAGENET_MEAN, IMAGENET_STD, PerChannel
 from ibreg.runs.data.split import Fraction
-from ibreg.runs.data.table_split import is_special, split_table
+from ibreg.runs.data.table_split import split_classes
 from ibreg.runs.data.tables.encoding import encode
 from ibreg.runs.data.tables.kinds import read_column
+from ibreg.runs.data.tables.options import ColumnName, ColumnNames, Kinds, Marks
 from ibreg.runs.data.tables.reading import MISSING_MARKS, Table, read_table
 from ibreg.runs.data.tables.roles import Roles
 from ibreg.runs.data.tables.standardization import standardized
 from ibreg.runs.data.tables.targets import target_classes
+
+# Entries are checked where they are read: `Concepts.of` says more of them.
+ConceptList = Annotated[
+    str | Annotated[Sequence[Any], Field(min_length=1)],
+    Field(
+        json_schema_extra={
+            "valid": "a list of columns, such as [red, {name: size, kind: continuous}], or the path of a YAML file "
+            "with such a list"
+        }
+    ),
+]
 
 
 def zoo(request: ConceptRequest, *, test: Fraction = 0.25) -> ConceptData:
@@ -46,7 +58,7 @@ def zoo(request: ConceptRequest, *, test: Fraction = 0.25) -> ConceptData:
     table = read_table(file)
     classes, _ = target_classes(table, "type")
     class_names = ["mammal", "bird", "reptile", "fish", "amphibian", "insect", "invertebrate"]
-    attributes = Roles.of(table, "type", ["animal"]).features(table)
+    attributes = Roles.of(table, "type", drop=["animal"]).features(table)
     values = np.column_stack([read_column(table, name, "number").values for name in attributes])
     legs = values[:, attributes.index("legs")]
     binary = [name for name in attributes if name != "legs"]
@@ -66,13 +78,13 @@ def concept_csv(
     request: ConceptRequest,
     *,
     path: str | Path,
-    target: str | int,
-    concepts: str | Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)],
-    drop: Sequence[str | int] = (),
-    groups: str | int | None = None,
-    order: str | int | None = None,
-    kinds: Mapping[str, Literal["number", "boolean", "text", "date"]] | None = None,
-    missing_marks: Sequence[str] = MISSING_MARKS,
+    target: ColumnName,
+    concepts: ConceptList,
+    drop: ColumnNames = (),
+    groups: ColumnName | None = None,
+    order: ColumnName | None = None,
+    kinds: Kinds | None = None,
+    missing_marks: Marks = MISSING_MARKS,
     test: Fraction = 0.2,
 ) -> ConceptData:
     """Load a table with a header, csv or parquet, whose columns are features, concepts and the class.
@@ -100,13 +112,11 @@ def concept_csv(
     specification = _specification(request, concepts)
     table = read_table(file, missing_marks)
     variables = specification.variables
-    roles = Roles.of(table, target, drop, groups, order, kinds, [variable.name for variable in variables])
+    columns = [variable.name for variable in variables]
+    roles = Roles.of(table, target, drop=drop, groups=groups, order=order, kinds=kinds, concepts=columns)
     classes, class_names = target_classes(table, roles.target)
     labels = concept_labels(table, specification)
-    if is_special(roles):
-        splits = split_table(request, table, roles, test, classes, class_names)
-    else:
-        splits = request.stratified_split(classes, class_names, test)
+    splits = split_classes(request, table, roles, classes, class_names, test)
     others = {variable.name: (f"{variable.kind} concept", "") for variable in variables}
     encoded = encode(table, roles, splits[0], {roles.target: ("class", f"{len(class_names)} classes"), **others})
     inputs = torch.from_numpy(encoded.inputs)
@@ -121,7 +131,7 @@ def concept_image_folder(
     request: ConceptRequest,
     *,
     path: str | Path,
-    concepts: str | Annotated[Sequence[str | Mapping[str, Any]], Field(min_length=1)],
+    concepts: ConceptList,
     table: str = "concepts.csv",
     image_size: Count = 224,
     mean: PerChannel = IMAGENET_MEAN,
@@ -212,12 +222,9 @@ def _compared(file: str) -> str:
     return unicodedata.normalize("NFC", PurePosixPath(file.replace("\\", "/")).as_posix())
 
 
-def _specification(request: ConceptRequest, concepts: Any) -> Concepts:
+def _specification(request: ConceptRequest, concepts: str | Sequence[Any]) -> Concepts:
     """Return the specification of a list of concepts, or of the YAML file at a path."""
     if isinstance(concepts, str):
         return Concepts.read(request.find(concepts, "concept file"))
-    if not (isinstance(concepts, Sequence) and concepts):
-        raise ValueError(
-            f"concepts must be a list of columns such as [red, round], or the path of a YAML file, got {concepts!r}"
-        )
-    return Concepts.of(cast(Sequence[Any], concepts))
+    # YAML reads a column called 5 as a number.
+    return Concepts.of([str(entry) if type(entry) in (int, float) else entry for entry in concepts])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from ibreg.runs.data.images import VALUE_RANGE, Normalization, PerChannel
 from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.data.split import Fraction, load_request, request_of
-from ibreg.runs.data.table_split import is_special, split_table
+from ibreg.runs.data.table_split import split_quantities
 from ibreg.runs.data.tables.columns import ColumnReport
 from ibreg.runs.data.tables.encoding import encode
+from ibreg.runs.data.tables.options import ColumnName, ColumnNames, Kinds, Marks
 from ibreg.runs.data.tables.reading import MISSING_MARKS, read_table
 from ibreg.runs.data.tables.roles import Roles
 from ibreg.runs.data.tables.standardization import standardized
@@ -281,12 +282,12 @@ def csv_file(
     request: RegressionRequest,
     *,
     path: str | Path,
-    target: str | int,
-    drop: Sequence[str | int] = (),
-    groups: str | int | None = None,
-    order: str | int | None = None,
-    kinds: Mapping[str, Literal["number", "boolean", "text", "date"]] | None = None,
-    missing_marks: Sequence[str] = MISSING_MARKS,
+    target: ColumnName,
+    drop: ColumnNames = (),
+    groups: ColumnName | None = None,
+    order: ColumnName | None = None,
+    kinds: Kinds | None = None,
+    missing_marks: Marks = MISSING_MARKS,
     test: Fraction = 0.2,
 ) -> RegressionData:
     """Loads a table with a header, csv or parquet; every column is encoded by statistics of the training rows.
@@ -306,16 +307,9 @@ def csv_file(
         ValueError: If a column does not exist, or a cell cannot be used; the message names the line.
     """
     table = read_table(request.find(path, "table"), missing_marks)
-    roles = Roles.of(table, target, drop, groups, order, kinds)
+    roles = Roles.of(table, target, drop=drop, groups=groups, order=order, kinds=kinds)
     targets = target_quantities(table, roles.target)
-    if not is_special(roles):
-        splits = request.split_rows(len(table), test)
-    elif request.split == "chronological":
-        raise ValueError(
-            "split=chronological takes the rows in the order of the file: leave it out with data.groups or data.order"
-        )
-    else:
-        splits = split_table(request, table, roles, test)
+    splits = split_quantities(request, table, roles, test)
     encoded = encode(table, roles, splits[0], {roles.target: ("regression target", "")})
     noise = request.input_noise(len(table))
     inputs = np.hstack([encoded.inputs, standardized(noise, splits[0])])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import ShuffleSplit, train_test_split
 
+from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.split import Request
 from ibreg.runs.data.tables.kinds import read_column
 from ibreg.runs.data.tables.reading import Table
@@ -18,28 +19,18 @@ Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
 CANDIDATES = 200  # random choices of groups, of which the one is taken whose fractions fit best
 
 
-def is_special(roles: Roles) -> bool:
-    """Tells whether a column of the table decides the split."""
-    return roles.groups is not None or roles.order is not None
-
-
-def split_table(
-    request: Request,
-    table: Table,
-    roles: Roles,
-    test: float,
-    labels: np.ndarray | None = None,
-    class_names: Sequence[str] = (),
+def split_classes(
+    request: Request, table: Table, roles: Roles, labels: np.ndarray, class_names: Sequence[str], test: float
 ) -> Splits:
-    """Splits the rows by the column `roles.groups` or `roles.order`.
+    """Splits the rows of a table with classes: by the column that decides, else at random, stratified.
 
     Args:
         request: fraction of validation rows, seed, and number of training rows that are kept.
         table: the table.
-        roles: which column decides.
-        test: fraction of the rows that are test rows.
-        labels: `(rows,)`, classes from 0; None: regression.
+        roles: which column decides, `groups` or `order`.
+        labels: `(rows,)`, classes from 0.
         class_names: one name per class.
+        test: fraction of the rows that are test rows.
 
     Returns:
         The indices of the training, validation and test rows.
@@ -47,30 +38,61 @@ def split_table(
     Raises:
         ValueError: If a cell of the column is missing, a split would be empty, or a class has no training row.
     """
-    if class_names and len(class_names) < 2:
-        raise ValueError(f"the only class is {class_names[0]!r}: classification needs two or more")
-    classes = np.zeros(len(table), dtype=int) if labels is None else labels
-    if roles.groups is not None:
-        column, codes = roles.groups, _group_codes(table, roles.groups)
-        rows = np.arange(len(table))
-        rows, held_out = _hold_out_groups(rows, codes, classes, test, request.split_seed, column, "test")
-        train, validation = _hold_out_groups(
-            rows, codes, classes, request.validation, request.split_seed, column, "validation"
-        )
-        train = _limited(train, request, labels)
-    else:
-        assert roles.order is not None
-        column, codes = roles.order, _time_codes(table, roles)
-        rows = np.argsort(codes, kind="stable")
-        rows, held_out = _hold_out_latest(rows, codes, test, "test")
-        train, validation = _hold_out_latest(rows, codes, request.validation, "validation")
-        train = train[-request.limit :] if request.limit else train
+    if len(class_names) < 2 or (roles.groups is None and roles.order is None):
+        return request.stratified_split(labels, class_names, test)  # which refuses a single class
+    splits = _split(request, table, roles, test, labels)
     for number, name in enumerate(class_names):
-        if not (classes[train] == number).any():
-            kind = "groups" if roles.groups is not None else "order"
-            remedy = f"remove data.{kind} to split at random, leave the class out, or set data.test closer to 0"
-            raise ValueError(f"{kind}={column!r} leaves no training row of class {name!r} among {len(train)}: {remedy}")
-    return train, validation, held_out
+        if not (labels[splits[0]] == number).any():
+            option = "groups" if roles.groups is not None else "order"
+            raise ValueError(
+                f"{option}={roles.groups or roles.order!r} leaves no training row of class {name!r} among "
+                f"{len(splits[0])}: remove data.{option} to split at random, leave the class out, or set data.test "
+                "closer to 0"
+            )
+    return splits
+
+
+def split_quantities(request: RegressionRequest, table: Table, roles: Roles, test: float) -> Splits:
+    """Splits the rows of a table for regression: by the column that decides, else as the request says.
+
+    Args:
+        request: fraction of validation rows, seed, and number of training rows that are kept.
+        table: the table.
+        roles: which column decides, `groups` or `order`.
+        test: fraction of the rows that are test rows.
+
+    Returns:
+        The indices of the training, validation and test rows.
+
+    Raises:
+        ValueError: If a cell of the column is missing, a split would be empty, or the order is given twice.
+    """
+    if roles.groups is None and roles.order is None:
+        return request.split_rows(len(table), test)
+    if request.split == "chronological":
+        raise ValueError(
+            "split=chronological takes the rows in the order of the file: leave it out with data.groups or data.order"
+        )
+    return _split(request, table, roles, test, None)
+
+
+def _split(request: Request, table: Table, roles: Roles, test: float, labels: np.ndarray | None) -> Splits:
+    """Splits by groups, with about the same fraction of each class where there are labels, or in an order."""
+    rows = np.arange(len(table))
+    if roles.groups is not None:
+        codes = _group_codes(table, roles.groups)
+        classes = np.zeros(len(table), dtype=int) if labels is None else labels
+
+        def hold_out(rows: np.ndarray, fraction: float, split: str) -> tuple[np.ndarray, np.ndarray]:
+            return _hold_out_groups(rows, codes, classes, fraction, request.split_seed, split)
+
+        rows, held_out = hold_out(rows, test, "test")
+        train, validation = hold_out(rows, request.validation, "validation")
+        return _limited(train, request, labels), validation, held_out
+    codes = _time_codes(table, roles)
+    rows, held_out = _hold_out_latest(np.argsort(codes, kind="stable"), codes, test, "test")
+    train, validation = _hold_out_latest(rows, codes, request.validation, "validation")
+    return train[-request.limit :] if request.limit else train, validation, held_out
 
 
 def _group_codes(table: Table, column: str) -> np.ndarray:
@@ -83,7 +105,7 @@ def _group_codes(table: Table, column: str) -> np.ndarray:
 
 
 def _hold_out_groups(
-    rows: np.ndarray, codes: np.ndarray, classes: np.ndarray, fraction: float, seed: int, column: str, split: str
+    rows: np.ndarray, codes: np.ndarray, classes: np.ndarray, fraction: float, seed: int, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Holds out groups with about a fraction of the rows of each class."""
     if not fraction:
@@ -92,7 +114,7 @@ def _hold_out_groups(
     groups, table = counts.index.to_numpy(), counts.to_numpy()
     if len(groups) < 2:
         raise ValueError(
-            f"groups={column!r} has {len(groups)} group left for training and {split} rows: two or more are needed; "
+            f"the groups must be two or more to split training and {split} rows, got {len(groups)}; "
             "data.validation=0 holds out no validation rows"
         )
     held = min(max(round(fraction * len(groups)), 1), len(groups) - 1)

@@ -120,3 +120,27 @@ def test_a_constant_continuous_concept_is_centered_and_keeps_its_unit(tmp_path):
     found = load("concept_csv", path=tmp_path / "t.csv", target="y", concepts=[{"name": "c", "kind": "continuous"}])
     assert found.train.concepts.abs().max() == 0
     assert (found.label_means, found.label_stds) == ((5.5,), (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("concepts", "message"),
+    [
+        ([True], "a concept must be a name or a mapping with a name, got True: YAML reads yes"),
+        (
+            [{"name": "c", "values": [True, False]}],
+            "each value of concept 'c' must be a string, got True: YAML",
+        ),
+        ([{"name": "c", "value": ["a", "b"]}], "concept 'c' has no field 'value'"),
+        ([], r"data.concepts must be a list of columns, such as \[red, .* or the path of a YAML file.*, got \[\]"),
+        (5, "data.concepts must be a list of columns"),
+        (["C"], "has no column 'C'; the closest is 'c'"),
+        (["c", "c"], "'c' is used twice"),
+        (["x", "y"], "target and concepts must be different columns, got 'y' for both"),
+    ],
+)
+def test_concepts_that_are_not_described(tmp_path, concepts, message):
+    rows = [f"{i * i % 13},{i % 2},{i % 3 % 2},{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,c,5,y", *rows]))
+    with pytest.raises(ValueError, match=message):
+        load("concept_csv", path=tmp_path / "t.csv", target="y", concepts=concepts)
+    assert load("concept_csv", path=tmp_path / "t.csv", target="y", concepts=[5, "c"]).concepts.names == ("5", "c")

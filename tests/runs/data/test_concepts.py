@@ -201,7 +201,7 @@ def test_concepts_of_a_table_may_be_described_in_a_file(table, tmp_path):
     named = load(**{**table, "concepts": str(tmp_path / "concepts.yaml")})
     for one, other in zip(whole(load(**table)), whole(named), strict=True):
         assert_close(one, other, equal_nan=True)
-    composed = OmegaConf.create({"concepts": table["concepts"], "drop": ["name"]})
+    composed = OmegaConf.to_container(OmegaConf.create({"concepts": table["concepts"], "drop": ["name"]}))
     from_hydra = load(**{**table, **composed})
     assert from_hydra.concepts == named.concepts
 
@@ -210,7 +210,7 @@ def test_concepts_of_a_table_may_be_described_in_a_file(table, tmp_path):
     ("settings", "message"),
     [
         ({"concepts": ["stripd"]}, "has no column 'stripd'; the closest is 'striped'"),
-        ({"concepts": []}, "must be a list of columns such as"),
+        ({"concepts": []}, r"data.concepts must be a list of columns, such as \[red, .*, got \[\]"),
         (
             {"concepts": ["hue"]},
             r"column 'hue', line 2, must be a number or empty .*, got red; for text, list its values: "
@@ -219,7 +219,7 @@ def test_concepts_of_a_table_may_be_described_in_a_file(table, tmp_path):
         ({"concepts": [{"name": "hue", "values": ["red", "blue"]}]}, "line 3, must be one of .*, got green"),
         ({"concepts": ["height"], "drop": ["name", "striped", "hue"]}, r"labels of concept 'height' must be in"),
         ({"concepts": [{"name": "striped", "knd": "binary"}]}, "has no field 'knd'"),
-        ({"missing": 1.0}, "missing must be a fraction"),
+        ({"missing": 1.0}, "data.missing must be a number of at least 0 and below 1, got 1.0"),
         ({"target": "kin"}, "has no column 'kin'; the closest is 'kind'"),
     ],
 )

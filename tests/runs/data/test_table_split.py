@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ibreg.runs.data.classification import load
 from ibreg.runs.data.concepts import load as load_concepts
 from ibreg.runs.data.regression import load as load_regression
-from ibreg.runs.data.split import Request
-from ibreg.runs.data.table_split import split_table
+from ibreg.runs.data.regression_request import RegressionRequest
+from ibreg.runs.data.table_split import split_classes, split_quantities
 from ibreg.runs.data.tables.reading import Table
 from ibreg.runs.data.tables.roles import Roles
 
@@ -24,8 +24,11 @@ def rows_of(**columns):
 
 
 def split(table, *, labels=None, names=(), test=0.2, validation=0.2, limit=0, split_seed=0, **roles):
-    request = Request(validation=validation, limit=limit, split_seed=split_seed)
-    return split_table(request, table, Roles.of(table, "y", **roles), test, labels, names)
+    request = RegressionRequest(validation=validation, limit=limit, split_seed=split_seed)
+    decided = Roles.of(table, "y", **roles)
+    if labels is None:
+        return split_quantities(request, table, decided, test)
+    return split_classes(request, table, decided, labels, names, test)
 
 
 # --- groups
@@ -72,8 +75,8 @@ def test_any_three_groups_can_be_split(groups):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([1] * 20, "groups='g' has 1 group left for training and test rows: two or more are needed"),
-        ([1, 2] * 10, "groups='g' has 1 group left for training and validation rows.*data.validation=0"),
+        ([1] * 20, "the groups must be two or more to split training and test rows, got 1"),
+        ([1, 2] * 10, "groups must be two or more to split training and validation rows, got 1.*data.validation=0"),
         ([*range(19), ""], "column 'g', line 21: the group is missing; remove the row or fill it in"),
         ([*range(19), "NA"], "column 'g', line 21: the group is missing"),
     ],

@@ -157,7 +157,10 @@ class Moments(TransformerMixin, BaseEstimator):
 
     def note(self) -> str:
         """Says what was fitted."""
-        return ", ".join([*(["elapsed time"] if self.elapsed else []), *self.varying_])
+        cycles = ", ".join(self.varying_)
+        if not self.elapsed:
+            return f"{cycles}; no elapsed time, as the column orders the rows"
+        return f"elapsed time, {cycles}" if cycles else "elapsed time"
 
     def _days(self, values: pd.DataFrame) -> pd.DataFrame:
         return ((values.iloc[:, 0] - self.start_) / pd.Timedelta(days=1)).to_frame()

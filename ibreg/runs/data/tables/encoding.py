@@ -70,7 +70,7 @@ def encode(table: Table, roles: Roles, training: np.ndarray, others: Mapping[str
         flag = [f"{column.name} missing"] * (f"{place} missing" in transformer.output_indices_)
         own = [*encoder.names(column.name), *flag]
         names += own
-        reports[column.name] = _report(column, len(own), encoder.note())
+        reports[column.name] = _report(column, len(own), encoder.note() + ", flag of missing cells" * len(flag))
     for name in table.columns:
         if name not in reports:
             kind, note = others.get(name, ("", "left out: data.drop"))

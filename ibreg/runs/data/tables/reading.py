@@ -60,7 +60,7 @@ class Table:
         return f"column {column!r}, " + (f"line {self.lines[row]}" if len(self.lines) else f"row {row + 1}")
 
 
-def read_table(file: Path, missing_marks: Sequence[object] = MISSING_MARKS) -> Table:
+def read_table(file: Path, missing_marks: Sequence[str] = MISSING_MARKS) -> Table:
     """Reads a table with a header: comma-separated text, also compressed by gzip, or parquet.
 
     Args:
@@ -71,10 +71,7 @@ def read_table(file: Path, missing_marks: Sequence[object] = MISSING_MARKS) -> T
         ValueError: If the file is no table.
         ImportError: If the file is parquet, and pyarrow is not installed.
     """
-    if isinstance(missing_marks, str) or not isinstance(missing_marks, Sequence):
-        raise ValueError(f"missing_marks must be a list of cells, data.missing_marks=[NA], got {missing_marks!r}")
-    # YAML reads an unquoted null as None.
-    marks = frozenset("null" if mark is None else str(mark).strip().lower() for mark in missing_marks)
+    marks = frozenset(mark.strip().lower() for mark in missing_marks)
     if file.is_dir():
         raise ValueError(f"{file} is a folder: data.path is the csv file itself, or a single parquet file")
     with open(file, "rb") as stream:

@@ -6,11 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
 
 from ibreg.runs.data.tables.reading import Table
-
-KINDS = ("number", "boolean", "text", "date")
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Roles:
         groups: column of the groups, none of which is in two splits.
         order: column that orders the rows: numbers or times.
         concepts: columns of concept labels.
-        kinds: what columns are read as, where their cells do not decide it: one of `KINDS` by column.
+        kinds: what columns are read as, where their cells do not decide it: number, boolean, text or date by column.
     """
 
     target: str
@@ -37,27 +34,22 @@ class Roles:
     def of(
         cls,
         table: Table,
-        target: Any,
-        drop: Any = (),
-        groups: Any = None,
-        order: Any = None,
-        kinds: Any = None,
+        target: str,
+        *,
+        drop: Sequence[str] = (),
+        groups: str | None = None,
+        order: str | None = None,
+        kinds: Mapping[str, str] | None = None,
         concepts: Sequence[str] = (),
     ) -> Roles:
-        """Checks the options of a table, and turns names that YAML reads as numbers, such as 5, into strings.
+        """Checks that the columns exist and have one role each.
 
         Raises:
-            ValueError: If a column does not exist or has two roles, or an option is of another kind.
+            ValueError: If a column does not exist or has two roles.
         """
-        if isinstance(drop, str) or not isinstance(drop, Sequence):
-            raise ValueError(f"drop must be a list of columns, data.drop=[{drop}], got {drop!r}")
-        if not isinstance(kinds or {}, Mapping):
-            raise ValueError(f"kinds must map columns to kinds, data.kinds={{zip: text}}, got {kinds!r}")
         if groups is not None and order is not None:
             raise ValueError(f"groups={groups} and order={order} are two ways of splitting the rows: leave one out")
-        groups, order = (None if name is None else str(name) for name in (groups, order))
-        of_columns = {str(column): str(kind) for column, kind in (kinds or {}).items()}
-        roles = cls(str(target), tuple(map(str, drop)), groups, order, tuple(map(str, concepts)), of_columns)
+        roles = cls(target, tuple(drop), groups, order, tuple(concepts), dict(kinds or {}))
         roles._check(table)
         return roles
 
@@ -77,9 +69,7 @@ class Roles:
                 others = [other for other, those in named.items() if other != use and column in those]
                 if others:
                     raise ValueError(f"{use} and {others[0]} must be different columns, got {column!r} for both")
-        for column, kind in self.kinds.items():
-            if kind not in KINDS:
-                raise ValueError(f"the kind of column {column!r} must be one of {list(KINDS)}, got {kind!r}")
+        for column in self.kinds:
             if column not in (*self.features(table), self.order):
                 raise ValueError(f"kinds must name columns that are inputs, got {column!r}")
 

@@ -104,11 +104,7 @@ def test_marks_of_missing_values(tmp_path, mark):
     assert read_table(table.file, ["x", "Y"]).missing("a").tolist() == [False, True]
 
 
-def test_marks_of_a_configuration(tmp_path):
-    table = read_table(written(tmp_path, "a,b\nNULL,1\n-9,2\n"), [None, -9])  # as YAML reads null and -9
-    assert table.missing("a").tolist() == [True, True]
-    with pytest.raises(ValueError, match=r"missing_marks must be a list of cells, data.missing_marks=\[NA\], got 'NA'"):
-        read_table(table.file, "NA")
+def test_no_mark_is_listed_twice():
     assert len({mark.lower() for mark in MISSING_MARKS}) == len(MISSING_MARKS)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ibreg.runs.data.classification import load
 from ibreg.runs.data.tables.reading import Table
 from ibreg.runs.data.tables.roles import Roles
 
@@ -33,21 +34,47 @@ def test_the_closest_column_is_named(wanted, columns, closest):
         Roles.of(table(*columns), wanted)
 
 
-def test_names_that_yaml_reads_as_numbers_are_text():
-    roles = Roles.of(table("5", "6", "7", "8", "1.5"), 5, drop=[6], groups=7, kinds={8: "text", 1.5: "number"})
-    assert roles == Roles("5", ("6",), "7", None, (), {"8": "text", "1.5": "number"})
-    assert roles.features(table("5", "6", "7", "8", "1.5")) == ["8", "1.5"]
+@pytest.fixture
+def file(tmp_path):
+    rows = [f"{row * row % 13},{8000 + row % 4},{'ab'[row % 2]},{row % 6},{row % 5 / 2}" for row in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["5,6,7,8,1.5", *rows]))
+    return tmp_path / "t.csv"
+
+
+def test_names_that_yaml_reads_as_numbers_are_text(file):
+    found = load("csv", path=file, target=7, drop=[1.5], groups=8, kinds={6: "text"})
+    assert found.input_names == ("5", "6=8000", "6=8001", "6=8002", "6=8003")
+    marked = load("csv", path=file, target="7", missing_marks=[8000, None, "NA"])
+    assert [column.missing for column in marked.columns] == [0, 15, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"drop": "a"}, r"drop must be a list of columns, data.drop=\[a\], got 'a'"),
-        ({"drop": 5}, "drop must be a list of columns, .*, got 5"),
-        ({"kinds": ["a"]}, r"kinds must map columns to kinds, data.kinds={zip: text}, got \['a'\]"),
-        ({"kinds": "a"}, "kinds must map columns to kinds"),
-        ({"kinds": {"a": "string"}}, r"the kind of column 'a' must be one of \['number', 'boolean', 'text', 'date'\]"),
-        ({"kinds": {"a": None}}, "the kind of column 'a' must be one of .*, got 'None'"),
+        ({"drop": "a"}, r"data.drop must be a list of columns, such as \[name, id\], got a"),
+        ({"drop": 5}, "data.drop must be a list of columns, .*, got 5"),
+        ({"drop": [True]}, r"data.drop must be a list of columns, .*, got \[True\]"),
+        ({"target": True}, "data.target must be the name of a column, got true"),
+        ({"groups": ["a"]}, r"data.groups must be the name of a column or null, got \['a'\]"),
+        ({"order": False}, "data.order must be the name of a column or null, got false"),
+        ({"kinds": ["a"]}, r"data.kinds must be kinds by column, number, .*, such as {zip: text} or null, got \['a'\]"),
+        ({"kinds": "a"}, "data.kinds must be kinds by column"),
+        ({"kinds": {"5": "string"}}, "number, boolean, text.* date.*, got .*string"),
+        ({"kinds": {"5": None}}, "number, boolean, text.* date.*, got .*(null|None)"),
+        ({"missing_marks": "NA"}, r"data.missing_marks must be a list of cells, such as \['', NA\], got NA"),
+        ({"missing_marks": [["NA"]]}, "data.missing_marks must be a list of cells"),
+        ({"missing_marks": [True]}, "data.missing_marks must be a list of cells"),
+        ({"test": 1.0}, "data.test must be a number above 0 and below 1, got 1.0"),
+    ],
+)
+def test_options_of_another_type_say_what_is_valid(file, options, message):
+    with pytest.raises(ValueError, match=message):
+        load("csv", **{"path": str(file), "target": "7", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"kinds": {"y": "text"}}, "kinds must name columns that are inputs, got 'y'"),
         ({"kinds": {"a": "text"}, "drop": ["a"]}, "kinds must name columns that are inputs, got 'a'"),
         ({"kinds": {"a": "text"}, "groups": "a"}, "kinds must name columns that are inputs, got 'a'"),
