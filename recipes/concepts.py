@@ -216,11 +216,12 @@ def plot(
     leakage_plot(measured, folder / "leakage.png")
     effects = {method: seeds[0].effects for method, seeds in examined.items()}
     head_plot(effects, folder / "heads.png", concepts=data.concepts.names, classes=data.class_names)
-    names, kinds = data.concepts.names, data.concepts.kinds
-    continuous = [name for name, kind in zip(names, kinds, strict=True) if kind == "continuous"]
+    columns = zip(data.concepts.names, data.concepts.kinds, data.label_means, data.label_stds, strict=True)
+    units = {name: (mean, deviation) for name, kind, mean, deviation in columns if kind == "continuous"}
     for method, seeds in examined.items():
         path = folder / f"samples_{method}.png"
-        sample_plot(seeds[0].samples, path, concepts=names, continuous=continuous, inputs=data.input_names)
+        names = data.concepts.names
+        sample_plot(seeds[0].samples, path, concepts=names, units=units, inputs=data.input_names)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +218,7 @@ class ConceptSample:
     Attributes:
         row: number of its row in the test split, from 0.
         image: `(channels, height, width)` or, of tabular data, `(features,)`.
-        values: `(concepts,)`, predicted: probabilities, or the values of continuous concepts.
+        values: `(concepts,)`, predicted: probabilities, or the standardized values of continuous concepts.
         labels: `(concepts,)`, true; NaN where unknown.
         contributions: `(concepts,)`, decrease of the predicted class's logit as a concept is set to its mean.
         predicted: name of the predicted class.
@@ -238,7 +239,7 @@ def sample_plot(
     path: str | Path,
     *,
     concepts: Sequence[str],
-    continuous: Sequence[str] = (),
+    units: Mapping[str, tuple[float, float]] | None = None,
     inputs: Sequence[str] = (),
 ) -> Path:
     """Draws a few samples: the input, its predicted and true concepts, and the contribution of each concept.
@@ -247,24 +248,28 @@ def sample_plot(
         samples: one per row.
         path: path of the PNG file.
         concepts: names of the concepts.
-        continuous: names of those that are continuous: their values are drawn apart from probabilities.
+        units: for each continuous concept the mean and the standard deviation that its values are standardized with;
+            they are drawn apart from probabilities, and written in their own unit.
         inputs: names of the columns of a table; empty for images.
 
     Raises:
         ValueError: If there is no sample.
     """
-    return write_png(path, _draw_samples, samples, concepts, continuous, inputs)
+    return write_png(path, _draw_samples, samples, concepts, units or {}, inputs)
 
 
 def _draw_samples(
-    samples: Sequence[ConceptSample], concepts: Sequence[str], continuous: Sequence[str], inputs: Sequence[str]
+    samples: Sequence[ConceptSample],
+    concepts: Sequence[str],
+    units: Mapping[str, tuple[float, float]],
+    inputs: Sequence[str],
 ) -> Figure:
     if not samples:
         raise ValueError("there is nothing to draw: no sample")
     everything = range(len(concepts))
     apart = {
-        "probability": [place for place in everything if concepts[place] not in continuous],
-        "value (continuous concepts)": [place for place in everything if concepts[place] in continuous],
+        "probability": [place for place in everything if concepts[place] not in units],
+        "standard deviations from the mean": [place for place in everything if concepts[place] in units],
     }
     apart = {quantity: places for quantity, places in apart.items() if places}
     height = max(2.2, 0.2 * max(len(concepts), len(inputs) if len(inputs) <= MOST_NAMES else 0))
@@ -276,7 +281,7 @@ def _draw_samples(
         classes = f"predicted {plot_name(sample.predicted, 24)}\ntrue {plot_name(sample.true, 24)}"
         image.set_title(f"test row {sample.row}\n{classes}", fontsize="medium")
         for panel, (quantity, places) in zip(predictions, apart.items(), strict=True):
-            _draw_concepts(panel, sample, places, [concepts[place] for place in places])
+            _draw_concepts(panel, sample, places, [_valued(concepts[place], sample, place, units) for place in places])
             panel.set(xlabel=quantity)
             low, high = panel.get_xlim()
             if quantity == "probability":
@@ -294,12 +299,20 @@ def _draw_samples(
     return finish(figure)
 
 
+def _valued(name: str, sample: ConceptSample, place: int, units: Mapping[str, tuple[float, float]]) -> str:
+    """Names a concept, a continuous one with its value in its own unit."""
+    if name not in units:
+        return plot_name(name, 28)
+    mean, deviation = units[name]
+    predicted, true = (mean + deviation * float(values[place]) for values in (sample.values, sample.labels))
+    return f"{plot_name(name, 28)}\n{predicted:.3g} (true {'unknown' if math.isnan(true) else f'{true:.3g}'})"
+
+
 def _draw_concepts(panel: Axes, sample: ConceptSample, places: Sequence[int], names: Sequence[str]) -> None:
     positions = np.arange(len(places))
     panel.barh(positions, sample.values[places].numpy(), color="#56B4E9", label="predicted")
     panel.plot(sample.labels[places].numpy(), positions, "o", color="black", markersize=4, label="true")
-    panel.set_yticks(positions, [""] * len(places))
-    _names(panel.set_yticks, names)
+    panel.set_yticks(positions, names if len(names) <= MOST_NAMES else [""] * len(names))
     panel.invert_yaxis()
     panel.grid(axis="x", alpha=0.3)
 

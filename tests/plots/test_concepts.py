@@ -136,7 +136,7 @@ NAMES = ["even", "prime", "loop"]
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (7,)])
 def test_samples_show_input_concepts_and_contributions(shape):
-    shown, found, added = concept_plots._draw_samples([sample(shape)] * 2, NAMES, (), ()).axes[:3]
+    shown, found, added = concept_plots._draw_samples([sample(shape)] * 2, NAMES, {}, ()).axes[:3]
     assert shown.get_title() == "test row 17\npredicted 3\ntrue 5"
     np.testing.assert_allclose([bar.get_width() for bar in found.patches], [0.9, 0.2, 0.4], rtol=1e-6)
     np.testing.assert_allclose([bar.get_width() for bar in added.patches], [2, -1, 0])
@@ -144,21 +144,23 @@ def test_samples_show_input_concepts_and_contributions(shape):
 
 
 def test_continuous_concepts_are_drawn_apart_from_probabilities():
-    figure = concept_plots._draw_samples([sample()], NAMES, ["prime"], ())
+    figure = concept_plots._draw_samples([sample()], NAMES, {"prime": (10.0, 5.0)}, ())
     _, probabilities, values, added = figure.axes
     assert [text.get_text() for text in probabilities.get_yticklabels()] == ["even", "loop"]
-    assert [text.get_text() for text in values.get_yticklabels()] == ["prime"]
+    assert [text.get_text() for text in values.get_yticklabels()] == ["prime\n11 (true unknown)"]
     np.testing.assert_allclose([bar.get_width() for bar in probabilities.patches], [0.9, 0.4], rtol=1e-6)
-    assert (probabilities.get_xlabel(), values.get_xlabel()) == ("probability", "value (continuous concepts)")
+    assert (probabilities.get_xlabel(), values.get_xlabel()) == ("probability", "standard deviations from the mean")
     assert [text.get_text() for text in added.get_yticklabels()] == NAMES
-    assert len(concept_plots._draw_samples([sample()], NAMES, NAMES, ()).axes) == 3  # no panel of probabilities
+    assert (
+        len(concept_plots._draw_samples([sample()], NAMES, dict.fromkeys(NAMES, (0.0, 1.0)), ()).axes) == 3
+    )  # no panel of probabilities
 
 
 def test_columns_of_the_input_are_named():
     columns = [f"column {number}" for number in range(7)]
-    named = concept_plots._draw_samples([sample()], NAMES, (), columns).axes[0]
+    named = concept_plots._draw_samples([sample()], NAMES, {}, columns).axes[0]
     assert [text.get_text() for text in named.get_yticklabels()] == columns
-    bare = concept_plots._draw_samples([sample()], NAMES, (), ()).axes[0]
+    bare = concept_plots._draw_samples([sample()], NAMES, {}, ()).axes[0]
     assert bare.get_xlabel() == "column of the input"
 
 

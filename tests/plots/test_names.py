@@ -59,7 +59,7 @@ PLOTS = {
     "leakage": lambda n, path: concepts.leakage_plot({n: [{"ctl": 0.2}]}, path),
     "heads": lambda n, path: concepts.head_plot({n: torch.rand(2, 2)}, path, concepts=[n, n], classes=[n, "b"]),
     "samples": lambda n, path: concepts.sample_plot(
-        [sample_of(n)], path, concepts=[n, f"{n}2"], continuous=[n], inputs=[n, "b"]
+        [sample_of(n)], path, concepts=[n, f"{n}2"], units={n: (0.0, 1.0)}, inputs=[n, "b"]
     ),
     "splits": lambda n, path: continual.accuracy_over_splits({n: [[0.1, 0.2], [0.2, 0.3]]}, path, chance=0.1),
     "usage": lambda n, path: continual.key_usage({n: [[0.1, 0.2], [0.2, 0.3]]}, path),
