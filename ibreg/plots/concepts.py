@@ -274,7 +274,7 @@ def _draw_samples(
     apart = {quantity: places for quantity, places in apart.items() if places}
     height = max(2.2, 0.2 * max(len(concepts), len(inputs) if len(inputs) <= MOST_NAMES else 0))
     figure = Figure(figsize=(7.4 + 3.6 * len(apart), height * len(samples) + 0.8), layout="constrained")
-    widths = [1, *[1.6] * len(apart), 1.6]
+    widths = [1.2, *[1.6] * len(apart), 1.6]
     panels = figure.subplots(len(samples), len(widths), squeeze=False, width_ratios=widths)
     for (image, *predictions, contribution), sample in zip(panels, samples, strict=True):
         _draw_input(image, sample.image, inputs)
@@ -288,7 +288,7 @@ def _draw_samples(
                 panel.set_xlim(min(low, 0), max(high, 1.05))
         contribution.barh(everything, sample.contributions.numpy(), color="#E69F00", label="contribution")
         contribution.axvline(0, color="black", linewidth=0.8)
-        contribution.set(xlabel="logit minus logit with the concept at its mean")
+        contribution.set(xlabel="change of the logit against\nthe concept at its mean")
         contribution.set_yticks(everything, [""] * len(concepts))
         if len(apart) > 1:  # no panel beside it has the same concepts
             _names(contribution.set_yticks, concepts)
@@ -327,7 +327,7 @@ def _draw_input(panel: Axes, values: Tensor, names: Sequence[str]) -> None:
     flat = values.flatten().numpy()
     if len(names) == len(flat) <= MOST_NAMES:
         panel.barh(np.arange(len(flat)), flat, color="#999999")
-        _names(panel.set_yticks, names)
+        panel.set_yticks(np.arange(len(flat)), [plot_name(name, 20) for name in names])
         panel.invert_yaxis()
         panel.set(xlabel="input")
     else:
