@@ -193,7 +193,7 @@ def head_plot(
 def _draw_heads(effects: Mapping[str, Tensor], concepts: Sequence[str], classes: Sequence[str]) -> Figure:
     if not effects:
         raise ValueError("there is nothing to draw: no method has a head")
-    width, height = (max(2.5, 0.28 * len(names)) for names in (concepts, classes))
+    width, height = (max(2.5, 0.28 * min(len(names), MOST_NAMES)) for names in (concepts, classes))
     figure, panels = panel_grid(len(effects), most=3, size=(width + 3.0, height + 2.4))
     for panel, (method, effect) in zip(panels.flat, effects.items(), strict=False):
         # A term that all classes share changes no decision.

@@ -126,6 +126,15 @@ def test_heads_are_images_of_their_effects():
     assert -low == high == pytest.approx(float(centered.abs().max()))
 
 
+def test_the_plot_of_heads_has_a_size_that_can_be_drawn_however_many_classes_there_are():
+    few, many = (
+        concept_plots._draw_heads({"hard": torch.randn(count, 4)}, list("abcd"), [str(row) for row in range(count)])
+        for count in (30, 3_000)
+    )
+    assert many.get_figheight() == few.get_figheight() < 15
+    assert many.axes[0].images[0].get_array().shape == (3_000, 4)
+
+
 def sample(shape=(7,), labels=(1.0, torch.nan, 0.0)):
     added, values = torch.tensor([2.0, -1.0, 0.0]), torch.tensor([0.9, 0.2, 0.4])
     return ConceptSample(17, torch.rand(shape), values, torch.tensor(labels), added, "3", "5")
