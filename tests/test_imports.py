@@ -12,8 +12,20 @@ ROOT = Path(__file__).resolve().parent.parent
 FIRST_SNIPPET = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
 CORE = "torch, einops, safetensors.torch"
 OPTIONAL = (
-    *("PIL", "accelerate", "hydra", "matplotlib", "omegaconf", "pandas", "rich", "scipy", "seaborn", "sklearn"),
-    *("torchmetrics", "torchvision"),  # of the recipes
+    *(
+        "PIL",
+        "accelerate",
+        "hydra",
+        "matplotlib",
+        "omegaconf",
+        "pandas",
+        "pydantic",
+        "rich",
+        "scipy",
+        "seaborn",
+        "sklearn",
+    ),
+    *("torchmetrics", "torchvision", "yaml"),  # of the recipes
     *("art", "lightning", "onnx", "onnxruntime", "peft", "pyautoattack", "tensorboard", "timm", "transformers"),
     "vector_quantize_pytorch",
 )
@@ -34,7 +46,14 @@ def test_the_core_imports_no_other_package(tmp_path):
     assert not any(module.startswith(("ibreg.runs", "ibreg.plots", "ibreg.evaluation")) for module in imported)
 
 
-@pytest.mark.parametrize("script", [FIRST_SNIPPET, "import ibreg; [ibreg.build(name) for name in ibreg.names()]"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        FIRST_SNIPPET,
+        "import ibreg; [ibreg.build(name) for name in ibreg.names()]",
+        "from ibreg import cli; assert [cli.main(['list', *name]) for name in ([], ['hsic'], ['data'])] == [0, 0, 0]",
+    ],
+)
 def test_the_core_runs_without_extras(script, tmp_path):
     # `None` in `sys.modules` makes an import fail as if the package were not installed.
     run(f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL}))\n{script}", tmp_path)

@@ -12,6 +12,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from ibreg import registry
 from ibreg.runs.config.comments import Entry, entries, in_columns, paragraphs
 from ibreg.runs.config.package_data import BOTTLENECK, EXPERIMENT, as_launched, first_paragraph, head
 from ibreg.runs.config.terminal import terminal_width
@@ -91,8 +92,11 @@ def _keys(
 def _of_file(folders: Sequence[Path], group: str, choice: str, at: tuple[str, ...]) -> Entries:
     """Returns the entries of a chosen YAML, where they are in the configuration, under its description."""
     path = _yaml(folders, group, choice)
-    if path is None:
-        return {at: Entry("", f"{choice}, {WITHOUT_FILES[group]}", False)} if group in WITHOUT_FILES else {}
+    if path is None and group in WITHOUT_FILES:
+        return {at: Entry("", f"{choice}, {WITHOUT_FILES[group]}", False)}
+    if path is None:  # a user's own bottleneck, whose docstring explains its options
+        known = group == BOTTLENECK and choice in registry.names()
+        return {at: Entry("", first_paragraph(registry.find(choice).__doc__ or ""), False)} if known else {}
     found = entries(path.read_text(encoding="utf-8"))
     description = first_paragraph(head(path))
     section = Entry("", description if at[-1] == choice else f"{choice}: {description}", False)

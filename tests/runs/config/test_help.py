@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import ibreg
+from ibreg import registry
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.data import classification, concepts, regression, streams
 from ibreg.runs.data.regression_request import RegressionRequest
@@ -102,6 +103,24 @@ def test_a_method_of_a_name_of_its_own_has_the_comments_of_its_bottleneck(helped
     text = helped("classification", "bottlenecks=[mine]", "+bottleneck.mine={name:dropout,rate:0.2}")
     assert "rate: 0.2 # probability that an entry of the code is set to 0 in training, in [0, 1]" in joined(text)
     assert "mine: # dropout: Dropout, Hinton et al. 2012" in " ".join(text.split())
+
+
+def test_a_bottleneck_of_ones_own_is_explained_by_its_docstring(monkeypatch, helped):
+    class SmallCodeBottleneck(ibreg.Bottleneck):
+        """Keeps the code small.
+
+        More of it.
+        """
+
+        def __init__(self, *, power: float = 2.0, beta: float = 0.1):
+            super().__init__(beta=beta)
+
+    monkeypatch.setitem(registry._classes, "small_code", SmallCodeBottleneck)
+    register_with_hydra()
+    text = helped("classification", "bottlenecks=[small_code]")
+    shown = joined(text)
+    assert {"small_code: # Keeps the code small.", "power: 2.0", "beta: 0.1"} <= set(shown)
+    assert "small_code" in text[text.index("Choices") :]
 
 
 @pytest.mark.parametrize(
