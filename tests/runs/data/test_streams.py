@@ -86,19 +86,19 @@ def test_rows_of_a_split_are_those_of_its_classes():
 
 def test_the_yaml_of_the_toy_has_every_option_with_its_default(pytestconfig):
     options = OmegaConf.to_container(OmegaConf.load(pytestconfig.rootpath / "configs" / "data" / "toy_gaussians.yaml"))
-    expected = {"name": "toy_gaussians"} | keyword_options(Request) | keyword_options(toy_gaussians)
+    expected = keyword_options(Request) | keyword_options(toy_gaussians) | {"name": "toy_gaussians"}
     assert options == expected
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "toy"}, r"no data set 'toy': it is one of .*'toy_gaussians'"),
-        ({"name": "toy_gaussians", "size": 3}, r"toy_gaussians has no option \['size'\]"),
-        ({"name": "toy_gaussians", "rows": 100}, "rows must be a positive multiple of the 8 classes, got 100"),
-        ({"name": "toy_gaussians", "rows": 0}, "rows must be a positive multiple.* got 0"),
-        ({"name": "toy_gaussians", "deviation": 0}, "deviation must be a number above 0.* got 0"),
-        ({"name": "toy_gaussians", "test": 1.0}, "test must be a fraction"),
+        ({"name": "toy"}, r"^data\.name: no data set 'toy': it is one of .*, toy_gaussians$"),
+        ({"name": "toy_gaussians", "size": 3}, "^data has no key 'size': it has name, root, .*, rows, deviation, test$"),
+        ({"name": "toy_gaussians", "rows": 100}, r"^data\.rows must be a multiple of the 8 classes, got 100$"),
+        ({"name": "toy_gaussians", "rows": 0}, r"^data\.rows must be an integer of at least 1, got 0$"),
+        ({"name": "toy_gaussians", "deviation": 0}, r"^data\.deviation must be a number above 0, got 0$"),
+        ({"name": "toy_gaussians", "test": 1.0}, r"^data\.test must be a number above 0 and below 1, got 1\.0$"),
         ({"name": "cifar10", "augment": True}, "encoded once"),
     ],
 )
