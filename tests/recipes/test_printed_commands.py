@@ -86,5 +86,7 @@ def test_every_command_composes(recipe, split):
             parsed = OverridesParser.create().parse_overrides(list(overrides))
             if "--multirun" in command[2]:  # composed once for each of several values
                 parsed = [override for override in parsed if not override.is_sweep_override()]
+            if "imports=" in command[2]:  # of a bottleneck that the module registers
+                parsed = [override for override in parsed if not override.key_or_group.startswith("bottleneck.")]
             cfg = compose(recipe, [*(override.input_line for override in parsed), "output_dir=unused"])
             assert cfg.recipe == recipe, command

@@ -58,9 +58,10 @@ def recipe_help(*, _root_: DictConfig) -> str:
         sections += [f"experiment={chosen[EXPERIMENT]}", paragraphs(as_launched(head(experiment)), width)]
     own_yaml = next(path for folder in folders if (path := folder / f"{hydra.job.config_name}.yaml").is_file())
     groups = _groups(own_yaml)
-    keys = _keys(own_yaml, folders, composed, {group: chosen[group] for group in groups if group in chosen}, width)
+    keys = [*_keys(own_yaml, folders, composed, {group: chosen[group] for group in groups if group in chosen}, width)]
+    required = "; ??? needs a value" if any("???" in line for line in keys) else ""
     sections += [
-        "\n".join(["Keys: key=value", *keys]),
+        "\n".join([f"Keys: key=value{required}", *keys]),
         "\n".join(["Choices: group=choice", "", *_choices(own_yaml.stem, folders, composed, groups, width)]),
         "\n".join(["Command line", "", *(in_columns(f"  {words}", said, width) for words, said in NOTES.items())]),
         f"Examples\n\n{textwrap.indent(as_launched(hydra.help.footer.strip()), '  ')}",

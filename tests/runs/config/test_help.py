@@ -81,6 +81,11 @@ def test_the_chosen_files_are_shown(helped):
     assert not [row for row in shown if row.startswith("embedding_features:")]  # of the bottlenecks by default
 
 
+def test_a_value_that_must_be_given_is_pointed_out(helped):
+    assert "Keys: key=value; ??? needs a value" in helped("classification", "data=csv").splitlines()
+    assert "???" not in helped("classification", "data=csv", "data.path=a.csv", "data.target=y")
+
+
 def test_values_are_those_of_the_experiment_and_the_command_line(helped):
     text = helped("classification", "experiment=vib_mnist", "epochs=3", "data.root='/my data'")
     shown = [row.partition(" # ")[0] for row in joined(text)]
