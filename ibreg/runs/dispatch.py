@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from pydantic import create_model
 
-from ibreg.runs.config.section import AnySection, Section, did_you_mean, read
+from ibreg.runs.config.section import AnySection, Section, did_you_mean, read, shown
 
 
 def choose(
@@ -47,12 +47,33 @@ def find(kind: str, name: Any, functions: Mapping[str, Callable], section: str =
     Raises:
         ValueError: If there is none; the message suggests the closest name and lists all.
     """
-    if not isinstance(name, str) or name not in functions:
+    known = ", ".join(sorted(functions))
+    if not isinstance(name, str):
+        key = f"{section}.name" if section else f"the name of the {kind}"
+        raise ValueError(f"{key} must be one of {known}, got {shown(name)}")
+    if name not in functions:
         where = f"{section}.name: " if section else ""
-        raise ValueError(
-            f"{where}no {kind} {name!r}{did_you_mean(name, functions)}: it is one of {', '.join(sorted(functions))}"
-        )
+        raise ValueError(f"{where}no {kind} {name!r}{did_you_mean(name, functions)}: it is one of {known}")
     return functions[name]
+
+
+def name_in(options: Any, functions: Mapping[str, Callable], section: str) -> Any:
+    """Returns the name in a section of a name and its options.
+
+    Args:
+        options: the section.
+        functions: functions by name.
+        section: dotted key of the section, for messages.
+
+    Raises:
+        ValueError: If it is not a section, or has no name.
+    """
+    names = ", ".join(sorted(functions))
+    if not isinstance(options, Mapping):
+        raise ValueError(f"{section} must be a section with the key name, one of {names}, got {shown(options)}")
+    if options.get("name") is None:
+        raise ValueError(f"{section}.name has no value: choose {section}=NAME, one of {names}")
+    return options["name"]
 
 
 @cache

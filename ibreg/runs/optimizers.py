@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from ibreg.runs.config.section import Count, Different, NotNegative, Positive, Section, Share, read
-from ibreg.runs.dispatch import choose, find, options_of
+from ibreg.runs.dispatch import choose, find, name_in, options_of
 
 # Set by the recipe (lr, weight_decay), or how torch computes the same step.
 NOT_OPTIONS = (
@@ -85,9 +85,9 @@ def optimizer_section(options: Any, section: str = "optimizer") -> OptimizerSect
     Raises:
         ValueError: If the name or an option is unknown, or a value is not valid.
     """
-    name = options.get("name") if isinstance(options, Mapping) else None
+    name = name_in(options, OPTIMIZERS, section)
     find("optimizer", name, OPTIMIZERS, section)
-    return read(_model_of(str(name)), options, section)
+    return read(_model_of(name), options, section)
 
 
 def build_optimizer(
@@ -137,7 +137,7 @@ def lr_schedule_section(options: Any, section: str = "lr_schedule") -> LRSchedul
     Raises:
         ValueError: If the name or an option is unknown, or a value is not valid.
     """
-    name = options.get("name") if isinstance(options, Mapping) else None
+    name = name_in(options, LR_SCHEDULES, section)
     function = find("schedule of the learning rate", name, LR_SCHEDULES, section)
     return read(options_of(function, LRScheduleSection), options, section)
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+
+QUOTED = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")(?=\s*(?:[]},]|$))"""
+# A bracket, a comma, or what stands between them, in which strings in quotes and interpolations may have brackets.
+TOKEN = re.compile(rf"[][{{}},]|\s*{QUOTED}|(?:\$\{{[^{{}}]*\}}|:\s*{QUOTED}|[^][{{}},])+")
+SWEEP = re.compile(r"(choice|shuffle|sort|glob)\((.*)\)", re.DOTALL)
+
+SERVER = "\\\\"  # a path on a Windows server begins with two backslashes, which Hydra would take for one
 
 
 def prepared(arguments: Sequence[str], groups: Iterable[str]) -> list[str]:
@@ -37,6 +44,29 @@ def prepared(arguments: Sequence[str], groups: Iterable[str]) -> list[str]:
     return kept
 
 
+def check_one_run(arguments: Iterable[str]) -> None:
+    """Checks that no argument has several values, each of which would be a run of `--multirun`.
+
+    Args:
+        arguments: as `prepared` returns them.
+
+    Raises:
+        ValueError: If one has.
+
+    Example:
+        >>> check_one_run(["++lr=1,2"])
+        Traceback (most recent call last):
+        ValueError: lr must be one value, got 1,2: a list is lr=[1,2], and --multirun runs each of several values
+    """
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+~").partition("=")
+        if equals and _parses(argument) and OverridesParser.create().parse_override(argument).is_sweep_override():
+            raise ValueError(
+                f"{key} must be one value, got {value}: a list is {key}=[{value}], and --multirun runs each of several "
+                "values"
+            )
+
+
 def value_of(arguments: Iterable[str], key: str) -> Any:
     """Returns the value of a key on the command line, None if it is not there.
 
@@ -44,8 +74,8 @@ def value_of(arguments: Iterable[str], key: str) -> Any:
         >>> value_of(["imports=[my_layers,other]", "epochs=1"], "imports")
         ['my_layers', 'other']
     """
-    values = [value for name, _, value in (argument.partition("=") for argument in arguments) if name == key]
-    return yaml.safe_load(values[-1]) if values else None
+    given = [argument for argument in arguments if argument.startswith(f"{key}=")]
+    return OverridesParser.create().parse_override(_readable(given[-1])).value() if given else None
 
 
 def _set(argument: str, groups: Iterable[str]) -> str:
@@ -58,16 +88,13 @@ def _set(argument: str, groups: Iterable[str]) -> str:
 def _readable(argument: str) -> str:
     """Quotes the value of an argument where Hydra's grammar does not read it."""
     key, equals, value = argument.partition("=")
-    if not equals and not key.startswith("~"):
+    if not (equals or key.startswith("~")) or not key.strip("+~"):
         raise ValueError(f"an argument must be key=value, got {argument!r}")
-    if not equals or _parses(argument):
+    if not equals or (_parses(argument) and not value.startswith(SERVER)):
         return argument
-    try:
-        parsed = yaml.load(value, yaml.BaseLoader)  # every scalar as the text that stands there
-    except yaml.YAMLError:
-        parsed = value
-    quoted = f"{key}={_written(parsed if isinstance(parsed, list | dict) else value)}"
-    return quoted if _parses(quoted) else argument
+    # First the entries of a list, a mapping or a sweep alone, then the whole as a string.
+    candidates = [f"{key}={_entries_quoted(value)}", f"{key}={_quoted(value)}"]
+    return next(filter(_parses, candidates), argument)
 
 
 def _parses(argument: str) -> bool:
@@ -78,14 +105,31 @@ def _parses(argument: str) -> bool:
     return True
 
 
-def _written(value: Any) -> str:
-    """Writes a value in Hydra's grammar, strings in quotes where they need them."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{_written(key)}:{_written(entry)}' for key, entry in value.items())}}}"
-    if value and not any(mark in value for mark in ",[]{}()") and _parses(f"key={value}"):
-        return value
-    # A backslash counts in front of a quote alone, and a quote at the end would be taken for the closing one.
-    escaped = value.replace("\\'", "\\\\\\'").replace("'", "\\'")
+def _entries_quoted(value: str) -> str:
+    """Quotes each entry of lists, mappings and sweeps where Hydra's grammar does not read it."""
+    if sweep := SWEEP.fullmatch(value):
+        return f"{sweep[1]}({_entries_quoted(sweep[2])})"
+    sections, written, is_key = [], "", False
+    for token in TOKEN.findall(value):
+        if token in ("[", "{"):
+            sections.append(token)
+        elif token in ("]", "}") and sections:
+            sections.pop()
+        elif len(token) > 1 or token not in "[]{},":
+            key, colon, entry = token.partition(":") if is_key else ("", "", token)
+            token = f"{key}{colon}{_plain_or_quoted(entry)}"  # the grammar has no quoted keys
+        written += token
+        is_key = sections[-1:] == ["{"] and token in ("{", ",")
+    return written
+
+
+def _plain_or_quoted(entry: str) -> str:
+    entry = entry.strip()
+    plain = entry[:1] in ("'", '"') or not (entry.startswith(SERVER) or any(mark in entry for mark in "()"))
+    return entry if not entry or (plain and _parses(f"key={entry}")) else _quoted(entry)
+
+
+def _quoted(text: str) -> str:
+    # Backslashes count in front of a quote alone, be it one of the text or the closing one.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
     return f"'{escaped}'"

@@ -8,7 +8,6 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
@@ -18,15 +17,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ibreg.runs.config.command_line import prepared, value_of
+from ibreg.runs.config.command_line import check_one_run, prepared, value_of
 from ibreg.runs.config.composition import register_with_hydra
 from ibreg.runs.config.help import fits
 from ibreg.runs.config.package_data import installed_folder
 from ibreg.runs.config.recipe import RunConfig, read_recipe
-from ibreg.runs.config.section import did_you_mean
+from ibreg.runs.config.section import did_you_mean, shown
 from ibreg.runs.config.terminal import discard_output
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # the environment variable, as Hydra reads it
+MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 ENTRY_POINTS = "ibreg.bottlenecks"  # of installed packages that register bottlenecks
 # What a user's mistake raises: configuration, files, packages, and a training run that diverges.
 MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, HydraException, OmegaConfBaseException)
@@ -75,8 +75,8 @@ def import_bottlenecks(modules: Any) -> None:
         sys.path.append(os.getcwd())  # the user's own module next to where the recipe is run
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         entry.load()
-    names = [name for name in modules if isinstance(name, str)] if isinstance(modules, Sequence) else []
-    for module in names:
+    listed = modules if isinstance(modules, Sequence) and not isinstance(modules, str) else []
+    for module in filter(lambda name: isinstance(name, str), listed):
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -99,6 +99,8 @@ def _run(name: str, task: Callable[[DictConfig], Any], full: bool) -> None:
             raise ValueError(f"bottleneck has the options of all bottlenecks, choose some by bottlenecks=[{value}]")
     groups = [path.name for path in installed_folder("configs").iterdir() if path.is_dir()]
     sys.argv = [sys.argv[0], *prepared(given, [*groups, "optimizer"])]
+    if not MULTIRUN.intersection(given):
+        check_one_run(sys.argv[1:])
 
     def job(composed: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -143,7 +145,7 @@ def one_line(recipe: str, error: BaseException) -> str:
 
 def _no_choice(recipe: str, path: str, options: Sequence[str]) -> str:
     """Words the message on a file that a group does not have, with those that the recipe takes."""
-    group, _, name = Path(path).with_suffix("").as_posix().rpartition("/")
+    group, _, name = path.removesuffix(".yaml").rpartition("/")
     files = {option: installed_folder("configs") / group / f"{option}.yaml" for option in sorted(options)}
     known = [option for option, file in files.items() if not file.is_file() or fits(file, recipe)]
-    return f"{group} must be one of {', '.join(known)}, got {name}{did_you_mean(name, known)}"
+    return f"{group} must be one of {', '.join(known)}, got {shown(name)}{did_you_mean(name, known)}"

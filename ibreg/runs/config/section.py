@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -64,6 +66,8 @@ Name = Annotated[str, Field(min_length=1)]
 Different = (AfterValidator(_differ), Field(json_schema_extra={"uniqueItems": True}))
 Names = Annotated[list[Name], *Different]
 
+_WORDS = {None: "null", True: "true", False: "false"}
+
 
 def read(model: type[AnySection], values: Any, path: str = "") -> AnySection:
     """Validates a section.
@@ -97,23 +101,35 @@ def no_key(section: str, key: str, known: Iterable[str]) -> str:
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """Suggests the closest of the known names, whatever their case; empty where none is close."""
     folded = {other.lower(): other for other in map(str, known)}
-    close = difflib.get_close_matches(str(name).lower(), folded, n=1)
+    close = difflib.get_close_matches(name.lower(), folded, n=1) if isinstance(name, str) else []
     return f" (did you mean {folded[close[0]]!r}?)" if close else ""
 
 
 def shown(value: Any) -> str:
-    """Writes a value as it stands in a configuration, in one line of limited length."""
+    """Writes a value as it stands in a configuration, in one line of limited length.
+
+    Example:
+        >>> shown(True), shown("true"), shown("1e-3"), shown("adam")
+        ('true', "'true'", "'1e-3'", 'adam')
+    """
     if isinstance(value, BaseModel):
         value = value.model_dump()
-    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
-    text = " ".join(str(value).split()) if text is None else text
-    text = repr(value) if isinstance(value, str) and not text else text
+    text = _WORDS[value] if isinstance(value, bool | None) else " ".join(str(value).split())
+    # A string that looks like something else is in quotes, which are what is wrong with it.
+    text = repr(value) if isinstance(value, str) and (text in ("", *_WORDS.values()) or _is_number(text)) else text
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        float(text)
+        return True
+    return False
 
 
 def _message(model: type[Section], values: Any, path: str, detail: ErrorDetails) -> str:
     """Words an error of pydantic; the key that it names is the deepest one with a schema of its own."""
-    root = model.model_json_schema()
+    root = _schema_of(model)
     value: Any
     schema, value, place = root, values, path
     for part in detail["loc"]:
@@ -136,8 +152,15 @@ def _message(model: type[Section], values: Any, path: str, detail: ErrorDetails)
         return f"{owner or _title(model)} needs the key {key!r}: give it a value, {place}=..."
     if detail["type"] == "value_error":
         return str(detail.get("ctx", {}).get("error", detail["msg"]))
-    choices = inner.get("enum", ())
-    return f"{place} must be {valid(schema, root)}, got {shown(value)}{did_you_mean(value, choices)}"
+    wrong, choices = value, inner.get("enum", ())
+    if isinstance(value, list):  # one of its entries
+        wrong, choices = detail["input"], _resolved(inner.get("items", {}), root).get("enum", ())
+    return f"{place} must be {valid(schema, root)}, got {shown(value)}{did_you_mean(wrong, choices)}"
+
+
+@cache
+def _schema_of(model: type[Section]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def _title(model: type[Section]) -> str:
@@ -164,7 +187,8 @@ def valid(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         return valid(_resolved(schema, root), root)
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(valid(option, root) for option in schema["anyOf"]))
+        *most, last = dict.fromkeys(valid(option, root) for option in schema["anyOf"])
+        return f"{', '.join(most)} or {last}" if most else last
     if "enum" in schema or "const" in schema:
         choices = schema.get("enum", [schema.get("const")])
         return f"{'one of ' if len(choices) > 1 else ''}{', '.join(map(shown, choices))}"
@@ -172,10 +196,12 @@ def valid(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     if kind == "array":
         return _valid_list(schema, root)
     if kind == "object":
-        keys = ", ".join(schema.get("properties", ()))
+        keys = list(schema.get("properties", ()))
         inner = schema.get("additionalProperties")
         entries = f" whose values are each {valid(inner, root)}" if isinstance(inner, dict) and inner else ""
-        return f"a section with the keys {keys}" if keys else f"a section{entries}"
+        if keys:
+            return f"a section with the key{'s' if len(keys) > 1 else ''} {', '.join(keys)}"
+        return f"a section{entries}"
     named = {"integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null"}
     if kind == "string":
         return "a string that is not empty" if schema.get("minLength") else "a string"
@@ -185,7 +211,7 @@ def valid(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
 def _limits(schema: Mapping[str, Any]) -> str:
     words = (("minimum", "of at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"),
              ("exclusiveMaximum", "below"))  # fmt: skip
-    limits = [f"{word} {schema[key]:g}" for key, word in words if key in schema]
+    limits = [f"{word} {schema[key]:.15g}" for key, word in words if key in schema]
     return f" {' and '.join(limits)}" if limits else ""
 
 
@@ -193,7 +219,7 @@ def _valid_list(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     """Describes a list: how many entries it has, whether they differ, and what each of them is."""
     items = schema.get("items", {})
     entry = valid(items, root) if items else "any value"
-    plural = {"an integer": "integers", "a number": "numbers", "a string": "strings", "a list": "lists"}
+    plural = {"an integer": "integers", "a number": "numbers", "a string": "strings", "a section": "sections"}
     for one, many in plural.items():
         if entry.startswith(one) and " or " not in entry:
             entry = many + entry.removeprefix(one)

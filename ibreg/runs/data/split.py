@@ -13,7 +13,7 @@ from pydantic import Field
 from sklearn.model_selection import train_test_split
 
 from ibreg.runs.config.section import Section, Share, read
-from ibreg.runs.dispatch import find, keyword_options, options_of
+from ibreg.runs.dispatch import find, keyword_options, name_in, options_of
 
 Loaded = TypeVar("Loaded")
 AnyRequest = TypeVar("AnyRequest", bound="Request")
@@ -153,9 +153,8 @@ def request_of(
     Raises:
         ValueError: If a name or option is unknown, or a value is not valid.
     """
-    if not isinstance(options, Mapping) or options.get("name") is None:
-        raise ValueError(f"{section}.name has no value: choose {section}=NAME, one of {', '.join(sorted(sets))}")
-    return read(options_of(find(kind, options["name"], sets, section), request), options, section)
+    function = find(kind, name_in(options, sets, section), sets, section)
+    return read(options_of(function, request), options, section)
 
 
 def load_request(sets: Mapping[str, Callable[..., Loaded]], request: Request) -> Loaded:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ibreg.runs.config.section import Count, Name, Names, Section, read
 from ibreg.runs.data.images import Normalization
-from ibreg.runs.dispatch import choose, find, options_of
+from ibreg.runs.dispatch import choose, find, name_in, options_of
 from ibreg.runs.models.hubs import timm_model, transformers_model
 from ibreg.runs.models.normalization import add_normalization
 from ibreg.runs.models.weights import adopt_weights, read_weights
@@ -51,12 +51,12 @@ def model_options(options: Mapping[str, Any], section: str = "model") -> Model:
     Raises:
         ValueError: If a name or option is unknown, or a value is not valid.
     """
-    for key in ("name", "inject_at"):
-        if not isinstance(options, Mapping) or options.get(key) is None:
-            raise ValueError(
-                f"{section}.{key} has no value: choose {section}=NAME, one of {', '.join(names())}, which sets one"
-            )
-    return read(options_of(find("model", options["name"], _MODELS, section), Model), options, section)
+    function = find("model", name_in(options, _MODELS, section), _MODELS, section)
+    if options.get("inject_at") is None:
+        raise ValueError(
+            f"{section}.inject_at has no value: choose {section}=NAME, one of {', '.join(names())}, which sets one"
+        )
+    return read(options_of(function, Model), options, section)
 
 
 def build(
