@@ -227,6 +227,7 @@ def test_a_csv_trains(launch, tmp_path):
     results = summary_of(folder)["results"]
     assert results["none"]["test/accuracy"]["mean"] > 0.9
     assert results["variational"]["test/accuracy"]["mean"] > 0.9
+    assert (folder / "columns.csv").read_text().splitlines()[1] == "a,number,1,0,standardized"
 
 
 def test_a_damaged_checkpoint_is_named_and_the_rest_stays(launch, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -77,18 +79,25 @@ def as_times(values: np.ndarray) -> tuple[Times, bool]:
     best = _parsed(texts, "ISO8601")
     if best.instants.notna().all():
         return best, False
-    probe = texts[:: max(1, len(texts) // _PROBED)]
+    probe = texts[:: max(1, len(texts) // _PROBED)].tolist()
     pairs = [tuple(day + time for day in days) for days in _EITHER_WAY for time in _TIMES]
     singles = [(day + time,) for day in _DAYS for time in _TIMES] + [(clock,) for clock in _CLOCKS]
     ambiguous = False
     for formats in (*singles, *pairs):
-        if max(_parsed(probe, form).instants.notna().mean() for form in formats) < 0.5:
+        if 2 * sum(any(_fits(text, form) for form in formats) for text in probe) < len(probe):
             continue
         found = [_parsed(texts, form) for form in formats]
         counts = [times.instants.notna().sum() for times in found]
         if max(counts) > best.instants.notna().sum():
             best, ambiguous = found[int(np.argmax(counts))], len(counts) == 2 and bool(counts[0] == counts[1])
     return best, ambiguous
+
+
+def _fits(text: str, form: str) -> bool:
+    with suppress(ValueError):
+        datetime.strptime(text, form)
+        return True
+    return False
 
 
 def _parsed(texts: pd.Series, form: str) -> Times:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from calendar import month_abbr, month_name
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ import pandas as pd
 from ibreg.runs.data.tables.cells import are_numbers, as_booleans, as_times
 from ibreg.runs.data.tables.reading import Table
 
-_DATE_LIKE = re.compile(r"\d.*[-/.: ]|[-/.: ].*\d")
+# The words of dates and times: months, halves of the day, and what ISO 8601 has between and after the numbers.
+_WORDS = {word.lower() for word in (*month_name, *month_abbr, "am", "pm", "t", "z", "utc")}
 
 # If this fraction of the cells are numbers, or dates, the others are taken for errors.
 NEARLY_ALL = 0.9
@@ -93,9 +95,13 @@ def _decide(table: Table, name: str, values: np.ndarray, counts: np.ndarray) -> 
 
 
 def _may_be_dates(values: np.ndarray) -> bool:
-    """Tells whether most texts are short, with digits and what separates the parts of a date: a quick first look."""
-    looks = [len(value) <= 40 and _DATE_LIKE.search(value) is not None for value in values]
-    return float(np.mean(looks)) >= 0.5
+    """Tells whether most texts look like dates or times: a quick look, before many formats are tried."""
+    return float(np.mean([_looks_like_date(value) for value in values])) >= 0.5
+
+
+def _looks_like_date(text: str) -> bool:
+    parts = re.search(r"\d", text) and re.search("[-/.: ]", text)
+    return bool(parts) and len(text) <= 40 and _WORDS.issuperset(re.findall(r"[^\W\d_]+", text.lower()))
 
 
 def _converted(kind: str, values: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
