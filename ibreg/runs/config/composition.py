@@ -100,13 +100,13 @@ class BottleneckConfig(Section):
         """Checks the names of all options, also of bottlenecks that are not chosen: a misspelt one would do nothing."""
         for method in self.bottleneck:
             name, options = _name_and_options(self, method)
-            if "name" not in self.bottleneck[method] and method not in (known := registry.names()):
-                added = f"to add a method give its name, bottleneck.{method}.name=..."
-                raise ValueError(f"{no_key('bottleneck', method, known)}; {added}")
             try:
-                known = list(registry.options(str(name)))
+                known = registry.options(str(name))
             except ValueError as error:
-                raise ValueError(f"bottleneck.{method}.name: {error}") from error
+                if "name" in self.bottleneck[method]:
+                    raise ValueError(f"bottleneck.{method}.name: {error}") from error
+                added = f"to add a method give its name, bottleneck.{method}.name=..."
+                raise ValueError(f"{no_key('bottleneck', method, registry.names())}; {added}") from error
             if unknown := [option for option in options if option not in known]:
                 raise ValueError(no_key(f"bottleneck.{method}", unknown[0], known))
         return self

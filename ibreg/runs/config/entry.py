@@ -16,6 +16,7 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ibreg.runs.config.command_line import check_one_run, prepared, value_of
 from ibreg.runs.config.composition import register_with_hydra
@@ -29,7 +30,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # the environment variable, as Hydra reads it
 MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 ENTRY_POINTS = "ibreg.bottlenecks"  # of installed packages that register bottlenecks
 # What a user's mistake raises: configuration, files, packages, and a training run that diverges.
-MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, HydraException, OmegaConfBaseException)
+MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, YAMLError, HydraException, OmegaConfBaseException)
 
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 

@@ -131,7 +131,11 @@ def test_every_option_of_a_bottleneck(name):
         assert len(messages) >= 4, option
         for value, message in messages.items():
             # A single concept may be what is wrong.
-            where = f"{name}(.concepts|: a concept|: the number of concepts)" if option == "concepts" else f"{name}.{option}"
+            where = (
+                f"{name}(.concepts|: a concept|: the number of concepts)"
+                if option == "concepts"
+                else f"{name}.{option}"
+            )
             got = value.removeprefix("[").removesuffix("]") if option == "concepts" else value
             assert re.search(rf"^bottleneck.{where} must be .+{re.escape(got)}", message), message
             assert "\n" not in message

@@ -1,0 +1,208 @@
+"""The entry point of a recipe: a user's mistake is one line on stderr, and a mistake in the code a traceback."""
+
+import importlib.metadata
+import os
+import sys
+
+import pytest
+from matplotlib.figure import Figure
+
+from ibreg import registry
+from ibreg.runs.config.entry import import_bottlenecks, one_line
+from tests.recipes.command_line import module_of, run_here
+from tests.recipes.folders import summary_of
+
+QUICK = [
+    "seeds=[0]",
+    "epochs=1",
+    "sweep.betas=[]",
+    "model.hidden=[8]",
+    "device=cpu",
+    "data.limit=600",
+    "output_dir=run",
+]
+MINE = '''
+import ibreg
+
+@ibreg.register("{name}")
+class Mine(ibreg.VariationalBottleneck):
+    """A bottleneck of a user's own."""
+'''
+pytestmark = pytest.mark.usefixtures("_forgotten_modules")
+
+
+@pytest.fixture(autouse=True)
+def _empty_images(monkeypatch):
+    """Drawing takes longer than training."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: None)
+
+
+@pytest.fixture
+def _forgotten_modules():
+    """Forgets bottlenecks, modules and folders of modules that a test has brought in."""
+    known, modules, path = set(registry._classes), set(sys.modules), list(sys.path)
+    yield
+    for name in set(registry._classes) - known:
+        del registry._classes[name]
+    for name in set(sys.modules) - modules:
+        if name.startswith("my_"):
+            del sys.modules[name]
+    sys.path[:] = path
+
+
+def told(folder, *arguments, recipe="classification"):
+    """Runs a recipe and returns the line that it ends with, without the name of the recipe in front."""
+    result = run_here(recipe, *arguments, cwd=folder)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    name, _, line = result.stderr.partition(": ")
+    assert name == recipe
+    return line.rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["epoch=3"], "classification has no key 'epoch' (did you mean 'epochs'?): it has "),
+        (["data.path=~/table.csv"], "data has no key 'path': it has name, root, "),
+        (["lr=größe"], "lr must be a number above 0, got größe"),
+        (["data=mnits"], "data must be one of cifar10, colored_mnist, csv, digits, fashion_mnist, image_folder, mnist, got mnits "),
+        (["data=", "lr=1"], "data must be one of cifar10, "),
+        (["experiment=cs_ib_bike"], "the experiment belongs to another recipe: python recipes/regression.py experiment="),
+        (["optimizer=adm"], "(did you mean 'adam'?)"),
+        (["bottlenecks=[variationl]"], "no bottleneck 'variationl' (did you mean 'variational'?): choose from "),
+        (["bottleneck=hsic"], "choose some by bottlenecks=[hsic]"),
+        (["bottlenecks=hsic,dropout"], "bottlenecks must be one value, got hsic,dropout: a list is bottlenecks=[hsic,dropout]"),
+        (["data=csv"], "a value is missing for data.path, data.target: give it on the command line, data.path=... data.target"),
+        (["epochs"], "an argument must be key=value, got 'epochs'"),
+        (["lr=${nothing}"], "Interpolation key 'nothing' not found"),
+        (["imports=[my_nothing]"], "imports must name modules that Python finds from "),
+        (["imports=my_module"], "imports must be a list of different strings, got my_module"),
+        (["data=csv", "data.path=no.csv", "data.target=x"], "no table at "),
+        (["--config-dir", "nowhere"], "Additional config directory "),
+    ],
+)  # fmt: skip
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path, arguments, message):
+    assert message in told(tmp_path, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: [1\nepochs: 3\n", "line 4, column 7"),
+        ("\tlr: 1\n", "line 3, column 1"),
+        ("lr: ${nothing.here}\n", "Interpolation key 'nothing.here' not found"),
+        ("epoch: 3\n", "classification has no key 'epoch' (did you mean 'epochs'?)"),
+        ("lr: '1e-3'\n", "lr must be a number above 0, got '1e-3'"),
+    ],
+)
+def test_a_mistake_in_a_yaml_of_ones_own(tmp_path, text, message):
+    folder = tmp_path / "my configs" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(f"# @package _global_\nrecipe: classification\n{text}")
+    line = told(tmp_path, "--config-dir", "my configs", "experiment=mine")
+    assert message in line
+    assert "mine.yaml" in line or "column" not in message
+
+
+def test_an_existing_run_is_kept(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("lr: 1\n")
+    line = told(tmp_path, *QUICK)
+    assert line == "run holds an unfinished run (resume=true resumes it): overwrite=true replaces it"
+    assert (tmp_path / "run" / "config.yaml").read_text() == "lr: 1\n"
+
+
+def test_a_training_run_that_diverges(tmp_path):
+    line = told(tmp_path, *QUICK, "optimizer=sgd", "lr=1e30", "bottlenecks=[]")
+    assert "none-decay0-seed0: the loss must be finite, got nan in epoch 1: lower lr or beta" in line
+
+
+def test_a_package_that_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    shown = told(tmp_path, "seeds=[0]", "model=timm", "model.architecture=resnet10t", "device=cpu")
+    assert "pip install" in shown
+    assert "timm" in shown
+
+
+@pytest.mark.parametrize(("variable", "raised"), [("1", True), ("0", False), ("", False)])
+def test_the_full_error_on_request(tmp_path, monkeypatch, variable, raised):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", variable)
+    if raised:
+        with pytest.raises(ValueError, match="lr must be a number above 0, got abc"):
+            run_here("classification", "lr=abc", cwd=tmp_path)
+    else:
+        assert told(tmp_path, "lr=abc") == "lr must be a number above 0, got abc"
+    assert os.environ["HYDRA_FULL_ERROR"] == variable
+
+
+@pytest.mark.parametrize("error", [AttributeError, TypeError, KeyError, IndexError, RuntimeError, AssertionError])
+def test_a_mistake_in_the_code_keeps_its_traceback(tmp_path, monkeypatch, error):
+    def broken(cfg):
+        raise error("a mistake of ours")
+
+    monkeypatch.setattr(module_of("classification"), "build_accelerator", broken)
+    with pytest.raises(error, match="a mistake of ours"):
+        run_here("classification", cwd=tmp_path)
+
+
+def test_the_error_of_a_sweep_names_the_run(tmp_path):
+    result = run_here("classification", "--multirun", "lr=abc,def", cwd=tmp_path)
+    assert result.returncode == 2
+    first, last = result.stderr.splitlines()
+    assert first == "Error executing job with overrides: ['++lr=abc']"
+    assert last == "classification: lr must be a number above 0, got abc"
+
+
+def test_an_error_without_words_is_named():
+    assert one_line("classification", OSError()) == "OSError"
+    assert one_line("classification", ValueError("one\n  two\n")) == "one two"
+
+
+def test_a_bottleneck_of_ones_own(tmp_path):
+    (tmp_path / "my_layers.py").write_text(MINE.format(name="mine"))
+    arguments = ["imports=[my_layers]", "bottlenecks=[mine]", "bottleneck.mine.beta=0.5", "control=false"]
+    result = run_here("classification", *QUICK, *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    summary = summary_of(tmp_path / "run")
+    assert summary["selected"]["mine"]["beta"] == 0.5
+    assert "test/rate" in summary["results"]["mine"]
+    # Its options are checked as all others are.
+    line = told(tmp_path, "imports=[my_layers]", "bottlenecks=[mine]", "bottleneck.mine.beta=-1")
+    assert line == "bottleneck.mine.beta must be a finite number of at least 0, got -1"
+
+
+def test_a_bottleneck_of_an_installed_package(tmp_path, monkeypatch):
+    (tmp_path / "my_package.py").write_text(MINE.format(name="installed"))
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = importlib.metadata.EntryPoint("installed", "my_package", "ibreg.bottlenecks")
+    found = lambda group: [entry] if group == "ibreg.bottlenecks" else []  # noqa: E731
+    monkeypatch.setattr(importlib.metadata, "entry_points", found)
+    import_bottlenecks(None)
+    assert "installed" in registry.names()
+    line = told(tmp_path, "bottlenecks=[installed]", "bottleneck.installed.beta=-1")
+    assert line == "bottleneck.installed.beta must be a finite number of at least 0, got -1"
+
+
+def test_a_module_that_fails_for_a_reason_of_its_own(tmp_path):
+    (tmp_path / "my_layers.py").write_text("import my_missing_dependency\n")
+    assert told(tmp_path, "imports=[my_layers]") == "No module named 'my_missing_dependency'"
+    (tmp_path / "my_other.py").write_text("from ibreg import nothing_such\n")
+    assert "cannot import name 'nothing_such' from 'ibreg'" in told(tmp_path, "imports=[my_other]")
+    (tmp_path / "my_name.py").write_text(MINE.format(name="My Name"))
+    assert "a registry name must be a lower-case identifier" in told(tmp_path, "imports=[my_name]")
+
+
+@pytest.mark.slow
+def test_a_bottleneck_of_ones_own_in_the_processes_of_a_launcher(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install hydra-joblib-launcher")
+    (tmp_path / "my_layers.py").write_text(MINE.format(name="mine"))
+    sweep = ["--multirun", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "bottleneck.mine.beta=0.5,1"]
+    quick = [argument for argument in QUICK if not argument.startswith("output_dir")]
+    arguments = [*quick, "imports=[my_layers]", "bottlenecks=[mine]", "control=false"]
+    result = run_here("classification", *sweep, *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = sorted(summary_of(path)["selected"]["mine"]["beta"] for path in tmp_path.glob("outputs/classification/*/"))
+    assert found == [0.5, 1]
