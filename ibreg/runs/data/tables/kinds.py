@@ -96,7 +96,8 @@ def _decide(table: Table, name: str, values: np.ndarray, counts: np.ndarray) -> 
 
 def _may_be_dates(values: np.ndarray) -> bool:
     """Tells whether most texts look like dates or times: a quick look, before many formats are tried."""
-    return float(np.mean([_looks_like_date(value) for value in values])) >= 0.5
+    some = values[:: max(1, len(values) // 1000)]
+    return float(np.mean([_looks_like_date(value) for value in some])) >= 0.5
 
 
 def _looks_like_date(text: str) -> bool:
