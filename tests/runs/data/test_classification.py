@@ -101,7 +101,7 @@ def test_a_limit_above_the_number_of_rows_takes_all():
         ({"validation": 1.0}, r"^data\.validation must be a number of at least 0 and below 1, got 1\.0$"),
         ({"validation": -0.1}, r"^data\.validation must be a number of at least 0 and below 1, got -0\.1$"),
         ({"validation": float("nan")}, r"^data\.validation must be a number of at least 0 and below 1, got nan$"),
-        ({"validation": "0.1"}, r"^data\.validation must be a number of at least 0 and below 1, got 0\.1$"),
+        ({"validation": "0.1"}, r"^data\.validation must be a number of at least 0 and below 1, got '0\.1'$"),
         ({"test": 0}, r"^data\.test must be a number above 0 and below 1, got 0$"),
         ({"test": 1.5}, r"^data\.test must be a number above 0 and below 1, got 1\.5$"),
         ({"limit": -1}, r"^data\.limit must be an integer of at least 0, got -1$"),
