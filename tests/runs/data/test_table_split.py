@@ -223,7 +223,7 @@ def test_all_data_sets_of_tables_take_groups_and_order(file, loader, options):
 def test_a_column_of_numbers_that_orders_the_rows_is_no_input(file):
     found = load(path=file, name="csv", target="grade", order="age", drop=["day"])
     assert [column.note for column in found.columns if column.column == "age"] == [
-        "left out: orders the rows: test rows lie beyond all training rows"
+        "left out: orders the rows, and test rows lie beyond all training rows"
     ]
 
 

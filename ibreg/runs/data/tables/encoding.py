@@ -94,7 +94,7 @@ def _left_out(table: Table, column: Column, roles: Roles, training: np.ndarray) 
     if len(counts) == 1 and len(known) == len(training):
         return f"{cells[known[0]]} in all training rows"
     if column.name == roles.order and (column.kind != "date" or not _cycles(column, training)):
-        return "orders the rows: test rows lie beyond all training rows"
+        return "orders the rows, and test rows lie beyond all training rows"
     if not column.decided and _numbers_the_rows(column):
         return "numbers the rows" + f"; data.kinds={{{column.name}: number}} keeps it" * bool(column.name)
     if column.kind != "text":
