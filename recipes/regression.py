@@ -29,7 +29,7 @@ from ibreg.runs.comparison import Trained, rehearse, train_all, train_matched
 from ibreg.runs.config.entry import entry_point
 from ibreg.runs.config.recipe import check_steps
 from ibreg.runs.data import regression as regression_data
-from ibreg.runs.data.regression import RegressionData
+from ibreg.runs.data.regression_rows import RegressionData
 from ibreg.runs.data.split import load_splits
 from ibreg.runs.launch import Outcome, launch
 from ibreg.runs.methods import build_model

@@ -7,8 +7,8 @@ targets, and columns of noise to the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,60 +17,22 @@ import torch
 from pydantic import Field
 from sklearn.datasets import fetch_california_housing, load_diabetes
 from torch import Tensor
-from torchvision.datasets.utils import download_and_extract_archive
 from torchvision.transforms.functional import InterpolationMode, rotate
 
 from ibreg.runs.config.section import Count
 from ibreg.runs.data import classification as data
 from ibreg.runs.data.images import VALUE_RANGE, Normalization, PerChannel
 from ibreg.runs.data.regression_request import RegressionRequest
-from ibreg.runs.data.rows import Rows
-from ibreg.runs.data.split import Fraction, load_request, request_of
+from ibreg.runs.data.regression_rows import RegressionData, assemble, table_data
+from ibreg.runs.data.split import Fraction, load_request, missing_files, request_of
 from ibreg.runs.data.table_split import split_quantities
-from ibreg.runs.data.tables.columns import ColumnReport
 from ibreg.runs.data.tables.encoding import encode
 from ibreg.runs.data.tables.options import ColumnName, ColumnNames, Kinds, Marks
 from ibreg.runs.data.tables.reading import MISSING_MARKS, read_table
 from ibreg.runs.data.tables.roles import Roles
 from ibreg.runs.data.tables.standardization import standardized
 from ibreg.runs.data.tables.targets import target_quantities
-
-
-@dataclass(frozen=True)
-class RegressionData:
-    """A data set split into training, validation and test rows, and the properties that a model needs.
-
-    Args:
-        name: name in the registry.
-        train: training rows, `(input, target)`; the targets of a batch are `(batch, 1)`, as a head of one unit returns.
-        validation: rows held out of the training rows, or None.
-        test: test rows.
-        input_shape: shape of one input: `(features,)` or `(channels, height, width)`.
-        target_mean: mean of the training targets, in the unit of the target.
-        target_std: their standard deviation; the rows hold (target - mean) / deviation.
-        quantity: name of the target, with its unit.
-        value_range: smallest and largest value of an input; None: no limits, as for tables.
-        normalization: how a network normalizes the inputs; None: no normalization.
-        input_names: one name per input of a table.
-        columns: what was done with every column of a table.
-    """
-
-    name: str
-    train: Rows
-    validation: Rows | None
-    test: Rows
-    input_shape: tuple[int, ...]
-    target_mean: float
-    target_std: float
-    quantity: str
-    value_range: tuple[float, float] | None = None
-    normalization: Normalization | None = None
-    input_names: tuple[str, ...] = ()
-    columns: tuple[ColumnReport, ...] = ()
-
-    def in_units(self, standardized: Tensor) -> Tensor:
-        """Converts standardized targets or predictions to the unit of the target, in float64."""
-        return standardized.double() * self.target_std + self.target_mean
+from ibreg.runs.data.uci import appliances_energy, beijing_pm25, bike_sharing
 
 
 def load(name: str, **options: Any) -> RegressionData:
@@ -133,8 +95,8 @@ def diabetes(request: RegressionRequest, *, test: Fraction = 0.2) -> RegressionD
         request: options of all regression data sets.
         test: fraction of the rows that are test rows.
     """
-    values, targets = load_diabetes(return_X_y=True, scaled=False)
-    return _table("diabetes", "disease progression after a year (score)", request, values, targets, test)
+    values, targets = map(np.asarray, load_diabetes(return_X_y=True, scaled=False))
+    return table_data("diabetes", "disease progression after a year (score)", request, values, targets, test)
 
 
 def california_housing(request: RegressionRequest, *, test: Fraction = 0.2) -> RegressionData:
@@ -156,80 +118,12 @@ def california_housing(request: RegressionRequest, *, test: Fraction = 0.2) -> R
     except OSError as error:
         if request.download:
             raise
-        raise _missing("california_housing", folder, "scikit-learn's cal_housing_py3.pkz") from error
+        raise missing_files("california_housing", folder, "scikit-learn's cal_housing_py3.pkz") from error
+    values, price = np.asarray(values), np.asarray(price)
     below_cap = price < 5
-    return _table(
+    return table_data(
         "california_housing", "log price (100,000 $)", request, values[below_cap], np.log(price[below_cap]), test
     )
-
-
-def bike_sharing(request: RegressionRequest, *, test: Fraction = 0.2) -> RegressionData:
-    """Loads 17,379 hours of Bike Sharing; the target is the number of rentals, the inputs are calendar and weather.
-
-    The counts of casual and registered users are left out, as they sum to the target. Season, month, hour, weekday and
-    weather are one-hot.
-
-    Args:
-        request: options of all regression data sets.
-        test: fraction of the rows that are test rows.
-    """
-    cells = _uci_table("bike_sharing", request)
-    values = [
-        *(_one_hot(cells[column]) for column in ("season", "mnth", "hr", "weekday", "weathersit")),
-        _numbers(cells, ["yr", "holiday", "workingday", "temp", "atemp", "hum", "windspeed"]),
-    ]
-    targets = _numbers(cells, ["cnt"])[:, 0]
-    return _table("bike_sharing", "bicycles per hour", request, np.hstack(values), targets, test)
-
-
-def beijing_pm25(request: RegressionRequest, *, test: Fraction = 0.2) -> RegressionData:
-    """Loads 41,757 hours of the PM2.5 concentration in Beijing; the inputs are weather, hour and month.
-
-    Hours without a measurement are dropped. Hour and month are encoded by sine and cosine, the wind direction is
-    one-hot. Year and day are left out: together they identify the hour, whose neighbors are training rows in a random
-    split.
-
-    Args:
-        request: options of all regression data sets.
-        test: fraction of the rows that are test rows.
-    """
-    cells = _uci_table("beijing_pm25", request)
-    measured = ~np.isin(cells["pm2.5"], ["", "NA"])
-    cells = {column: entries[measured] for column, entries in cells.items()}
-    values = [
-        _cycle(_numbers(cells, ["hour"]), 24),
-        _cycle(_numbers(cells, ["month"]), 12),
-        _one_hot(cells["cbwd"]),
-        _numbers(cells, ["DEWP", "TEMP", "PRES", "Iws", "Is", "Ir"]),
-    ]
-    targets = _numbers(cells, ["pm2.5"])[:, 0]
-    return _table("beijing_pm25", "PM2.5 (µg/m³)", request, np.hstack(values), targets, test)
-
-
-def appliances_energy(
-    request: RegressionRequest, *, random_columns: bool = True, test: Fraction = 0.2
-) -> RegressionData:
-    """Loads Appliances Energy: 19,735 intervals of ten minutes; the target is the energy that appliances used.
-
-    The inputs are sensors, weather, time and weekday. The time of day is encoded by sine and cosine, the weekday is
-    one-hot; the date is left out.
-
-    Args:
-        request: options of all regression data sets.
-        random_columns: whether the columns rv1 and rv2 are kept, which hold the same noise, added by the authors.
-        test: fraction of the rows that are test rows.
-    """
-    cells = _uci_table("appliances_energy", request)
-    date = cells.pop("date").astype("datetime64[s]")
-    day = date.astype("datetime64[D]")
-    targets = _numbers(cells, ["Appliances"])[:, 0]
-    left_out = {"Appliances"} | (set() if random_columns else {"rv1", "rv2"})
-    values = [
-        _cycle((date - day).astype(float)[:, None], 24 * 60 * 60),
-        _one_hot(day.astype(int) % 7),
-        _numbers(cells, [column for column in cells if column not in left_out]),
-    ]
-    return _table("appliances_energy", "energy (Wh in 10 min)", request, np.hstack(values), targets, test)
 
 
 def rotated_mnist(
@@ -268,7 +162,7 @@ def rotated_mnist(
     angles = rng.uniform(-largest_angle, largest_angle, size)
     training, validation, _ = request.split_rows(size - held_out)
     splits = training, validation, np.arange(size - held_out, size)
-    rotated = _data("rotated_mnist", "angle (degrees)", request, _rotate(torch.cat(images), angles), angles, splits)
+    rotated = assemble("rotated_mnist", "angle (degrees)", request, _rotate(torch.cat(images), angles), angles, splits)
     return replace(rotated, value_range=VALUE_RANGE, normalization=Normalization.of(mean, std, channels=1))
 
 
@@ -313,74 +207,9 @@ def csv_file(
     encoded = encode(table, roles, splits[0], {roles.target: ("regression target", "")})
     noise = request.input_noise(len(table))
     inputs = np.hstack([encoded.inputs, standardized(noise, splits[0])])
-    data = _data("csv", roles.target, request, torch.tensor(inputs, dtype=torch.float32), targets, splits)
+    data = assemble("csv", roles.target, request, torch.tensor(inputs, dtype=torch.float32), targets, splits)
     names = (*encoded.names, *(f"noise {number}" for number in range(1, noise.shape[1] + 1)))
     return replace(data, input_names=names, columns=encoded.columns)
-
-
-_UCI_ARCHIVES = "https://archive.ics.uci.edu/static/public"
-_UCI = {
-    "bike_sharing": ("hour.csv", "275/bike+sharing+dataset.zip"),
-    "beijing_pm25": ("PRSA_data_2010.1.1-2014.12.31.csv", "381/beijing+pm2+5+data.zip"),
-    "appliances_energy": ("energydata_complete.csv", "374/appliances+energy+prediction.zip"),
-}
-
-
-def _uci_table(name: str, request: RegressionRequest) -> dict[str, np.ndarray]:
-    """Reads a table of the UCI repository, its cells as strings."""
-    file, archive = _UCI[name]
-    folder = request.folder / "uci"
-    if not (folder / file).is_file():
-        if not request.download:
-            raise _missing(name, folder, file)
-        download_and_extract_archive(f"{_UCI_ARCHIVES}/{archive}", str(folder), remove_finished=True)
-    header, *rows = np.loadtxt(folder / file, delimiter=",", dtype=str, quotechar='"', comments=None)
-    return dict(zip(header.tolist(), np.transpose(rows), strict=True))
-
-
-def _missing(name: str, folder: Path, files: str) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{name} is not in {folder.absolute()}, or is damaged: put {files} there, set data.root or IBREG_DATA to the "
-        f"folder that has {folder.name}/, or fetch it with data.download=true"
-    )
-
-
-def _numbers(cells: dict[str, np.ndarray], columns: Sequence[str]) -> np.ndarray:
-    """Converts columns to numbers `(rows, columns)`."""
-    return np.stack([cells[column].astype(float) for column in columns], axis=1)
-
-
-def _one_hot(entries: np.ndarray) -> np.ndarray:
-    """Encodes entries with one column per value: `(rows, values)`."""
-    values, indices = np.unique(entries, return_inverse=True)
-    return np.eye(len(values))[indices]
-
-
-def _cycle(values: np.ndarray, period: float) -> np.ndarray:
-    """Encodes values by sine and cosine, so that the last hour is next to the first: `(rows, 1)` -> `(rows, 2)`."""
-    angle = 2 * np.pi * values / period
-    return np.hstack([np.sin(angle), np.cos(angle)])
-
-
-def _table(name, quantity, request: RegressionRequest, values, targets, test: float) -> RegressionData:
-    """Splits a table `(rows, columns)`, adds its noise columns and standardizes it."""
-    splits = request.split_rows(len(values), test)
-    inputs = standardized(np.hstack([values, request.input_noise(len(values))]), splits[0])
-    return _data(name, quantity, request, torch.tensor(inputs, dtype=torch.float32), targets, splits)
-
-
-def _data(name, quantity, request: RegressionRequest, inputs: Tensor, targets: np.ndarray, splits) -> RegressionData:
-    """Standardizes the targets, adds the noise of the training rows, and builds the splits."""
-    fitted = targets[splits[0]]
-    if np.ptp(fitted) == 0:
-        raise ValueError(f"the target of {name} is {fitted[0]} in all {len(fitted)} training rows: nothing to learn")
-    mean, std = float(fitted.mean()), float(fitted.std())
-    scaled = (targets - mean) / std
-    scaled[splits[0]] += request.added_to_targets(len(targets))[splits[0]]
-    column = torch.tensor(scaled, dtype=torch.float32).unsqueeze(1)
-    train, validation, test = (Rows(inputs[rows], column[rows]) for rows in splits)
-    shape = tuple(inputs.shape[1:])
-    return RegressionData(name, train, validation if len(validation) else None, test, shape, mean, std, quantity)
 
 
 SETS: dict[str, Callable[..., RegressionData]] = {

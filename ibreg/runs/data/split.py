@@ -33,6 +33,14 @@ def data_folder(root: str | Path | None) -> Path:
     return Path(root or os.environ.get("IBREG_DATA") or "data").expanduser()
 
 
+def missing_files(name: str, folder: Path, files: str) -> FileNotFoundError:
+    """Words the error on a data set whose files are missing."""
+    return FileNotFoundError(
+        f"{name} is not in {folder.absolute()}, or is damaged: put {files} there, set data.root or IBREG_DATA to the "
+        f"folder that has {folder.name}/, or fetch it with data.download=true"
+    )
+
+
 class Request(Section):
     """Options that all data sets have: the location of their files and the split of their rows.
 

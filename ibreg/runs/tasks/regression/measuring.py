@@ -20,8 +20,8 @@ from ibreg.regularized import unwrap
 from ibreg.runs.config.recipe import TrainingConfig
 from ibreg.runs.config.section import Count, Different, NotNegative, Section
 from ibreg.runs.data import regression as regression_data
-from ibreg.runs.data.regression import RegressionData
 from ibreg.runs.data.regression_request import RegressionRequest
+from ibreg.runs.data.regression_rows import RegressionData
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.methods import is_stochastic
 from ibreg.runs.models.normalization import network_inputs

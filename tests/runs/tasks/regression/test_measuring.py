@@ -11,7 +11,7 @@ from torch import nn
 
 import ibreg
 from ibreg.prediction import predict_samples
-from ibreg.runs.data.regression import RegressionData
+from ibreg.runs.data.regression_rows import RegressionData
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.dispatch import keyword_options
 from ibreg.runs.tasks.regression import task_losses
