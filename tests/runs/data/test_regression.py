@@ -18,6 +18,7 @@ from sklearn.linear_model import LinearRegression
 
 from ibreg.runs.data import classification as data
 from ibreg.runs.data import regression as regression_data
+from ibreg.runs.data import uci
 from ibreg.runs.data.regression import load, names
 from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.rows import loader
@@ -368,7 +369,7 @@ def test_a_table_of_the_repository_is_fetched_once_and_unpacked(tmp_path, monkey
     (folder / "275").mkdir()
     with zipfile.ZipFile(folder / "275" / "bike+sharing+dataset.zip", "w") as archive:
         archive.write(HOURS, "hour.csv")
-    monkeypatch.setattr(regression_data, "_UCI_ARCHIVES", address)
+    monkeypatch.setattr(uci, "_UCI_ARCHIVES", address)
     found = load("bike_sharing", root=tmp_path / "here", download=True)
     assert [file.name for file in (tmp_path / "here" / "uci").iterdir()] == ["hour.csv"]
     shutil.rmtree(folder / "275")
