@@ -96,11 +96,11 @@ def _left_out(table: Table, column: Column, roles: Roles, training: np.ndarray) 
     if column.name == roles.order and (column.kind != "date" or not _cycles(column, training)):
         return "orders the rows, and test rows lie beyond all training rows"
     if not column.decided and _numbers_the_rows(column):
-        return "numbers the rows" + f"; data.kinds={{{column.name}: number}} keeps it" * bool(column.name)
+        return "numbers the rows" + f"; data.kinds={{{column.name}:number}} keeps it" * bool(column.name)
     if column.kind != "text":
         return ""
     if not column.decided and 2 * (counts == 1).sum() > len(known):
-        return f"nearly every cell is another text; data.kinds={{{column.name}: text}} keeps it"
+        return f"nearly every cell is another text; data.kinds={{{column.name}:text}} keeps it"
     return "" if counts.max() >= _least(training) else f"no text is in {_least(training)} or more training rows"
 
 

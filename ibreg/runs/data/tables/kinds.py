@@ -74,7 +74,7 @@ def read_column(table: Table, name: str, kind: str | None = None) -> Column:
         day = values[0]
         raise ValueError(
             f"{table.place(name, _row_of(table, name, day))}: month and day of {day} may be exchanged, as in all "
-            f"cells of the column: write dates as 2020-12-31, or read it as text with data.kinds={{{name}: text}}"
+            f"cells of the column: write dates as 2020-12-31, or read it as text with data.kinds={{{name}:text}}"
         )
     rows = np.full(len(missing), -1)
     rows[~missing] = codes
@@ -137,7 +137,7 @@ def _refuse(
     cell = values[~valid][0]
     article = {"number": "a number", "boolean": "true or false, yes or no", "date": "a date"}[kind]
     because = "" if asked else f", as {counts[valid].sum()} of {counts.sum()} cells of the column are"
-    as_text = "another kind" if asked else f"text with data.kinds={{{name}: text}}"
+    as_text = "another kind" if asked else f"text with data.kinds={{{name}:text}}"
     raise ValueError(
         f"{table.place(name, _row_of(table, name, cell))}: {cell} is not {article}{because}. Correct the cell, empty "
         f"it, read the column as {as_text}, or leave it out with data.drop=[{name}]"

@@ -158,7 +158,7 @@ X = [str(number * number % 97) for number in range(40)]  # a feature beside thos
 @pytest.mark.parametrize(
     ("name", "cells", "reason"),
     [
-        ("n", [str(row) for row in range(40)], "numbers the rows; data.kinds={n: number} keeps it"),
+        ("n", [str(row) for row in range(40)], "numbers the rows; data.kinds={n:number} keeps it"),
         ("n", [str(row + 1) for row in range(40)], "numbers the rows"),
         ("", [str(row * 7 % 41) for row in range(40)], "numbers the rows$"),
         ("Unnamed: 0", [str(row * 7 % 41) for row in range(40)], "numbers the rows"),
@@ -169,7 +169,7 @@ X = [str(number * number % 97) for number in range(40)]  # a feature beside thos
         ("n", ["yes"] * 40, "yes in all training rows"),
         ("n", [""] * 40, "no cell in the training rows"),
         ("n", ["NA"] * 30 + ["1"] * 10, "no cell in the training rows"),
-        ("n", [f"person {row}" for row in range(40)], "nearly every cell is another text; data.kinds={n: text} keeps"),
+        ("n", [f"person {row}" for row in range(40)], "nearly every cell is another text; data.kinds={n:text} keeps"),
         ("n", [f"ward {row // 2}" if row < 12 else f"bed {row}" for row in range(40)], "nearly every cell"),
         ("n", [f"a text, {row} words" for row in range(40)], "nearly every cell is another text"),
     ],

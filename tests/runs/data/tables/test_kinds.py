@@ -82,7 +82,7 @@ DAYS = [f"2020-01-{day:02}" for day in range(1, 31)]
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([*NUMBERS, "cat"], r"line 32: cat is not a number, as 30 of 31 cells .*data.kinds={x: text}.*data.drop=\[x\]"),
+        ([*NUMBERS, "cat"], r"line 32: cat is not a number, as 30 of 31 cells .*data.kinds={x:text}.*data.drop=\[x\]"),
         ([*NUMBERS, "", "1,5", "2"], "line 33: 1,5 is not a number, as 31 of 32 cells"),
         ([*NUMBERS, "1_000"], "line 32: 1_000 is not a number"),
         ([*NUMBERS, "<5"], "line 32: <5 is not a number"),
@@ -95,7 +95,7 @@ DAYS = [f"2020-01-{day:02}" for day in range(1, 31)]
         (["1", "1e999"], "line 3: 1e999 is not a finite number"),
         (["1", "-1e400"], "line 3: -1e400 is not a finite number"),
         (["1", "9" * 400], "line 3: 9+ is not a finite number"),
-        (["03/04/2020", "05/06/2020"], "line 2: month and day of 03/04/2020 may be exchanged.*data.kinds={x: text}"),
+        (["03/04/2020", "05/06/2020"], "line 2: month and day of 03/04/2020 may be exchanged.*data.kinds={x:text}"),
     ],
 )
 def test_cells_that_do_not_fit_are_named(cells, message):
