@@ -209,10 +209,11 @@ def valid(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
 
 
 def _limits(schema: Mapping[str, Any]) -> str:
-    words = (("minimum", "of at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"),
+    words = (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"),
              ("exclusiveMaximum", "below"))  # fmt: skip
     limits = [f"{word} {schema[key]:.15g}" for key, word in words if key in schema]
-    return f" {' and '.join(limits)}" if limits else ""
+    stated = " and ".join(limits)
+    return f" {'of ' if stated.startswith('at') else ''}{stated}".rstrip()
 
 
 def _valid_list(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:

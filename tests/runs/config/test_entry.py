@@ -193,16 +193,3 @@ def test_a_module_that_fails_for_a_reason_of_its_own(tmp_path):
     assert "cannot import name 'nothing_such' from 'ibreg'" in told(tmp_path, "imports=[my_other]")
     (tmp_path / "my_name.py").write_text(MINE.format(name="My Name"))
     assert "a registry name must be a lower-case identifier" in told(tmp_path, "imports=[my_name]")
-
-
-@pytest.mark.slow
-def test_a_bottleneck_of_ones_own_in_the_processes_of_a_launcher(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install hydra-joblib-launcher")
-    (tmp_path / "my_layers.py").write_text(MINE.format(name="mine"))
-    sweep = ["--multirun", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "bottleneck.mine.beta=0.5,1"]
-    quick = [argument for argument in QUICK if not argument.startswith("output_dir")]
-    arguments = [*quick, "imports=[my_layers]", "bottlenecks=[mine]", "control=false"]
-    result = run_here("classification", *sweep, *arguments, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    found = sorted(summary_of(path)["selected"]["mine"]["beta"] for path in tmp_path.glob("outputs/classification/*/"))
-    assert found == [0.5, 1]
