@@ -23,7 +23,10 @@ from ibreg.schedules import Schedule
 from ibreg.surgery.injection import inject
 
 ModelSection = Annotated[SerializeAsAny[models.Model], BeforeValidator(models.model_options)]
-Modules = Name | Annotated[list[Name], Field(min_length=1), *Different]
+Modules = Annotated[
+    Name | Annotated[list[Name], Field(min_length=1), *Different],
+    Field(json_schema_extra={"valid": "the name of a module, or a list of one or more different ones"}),
+]
 
 
 class MethodConfig(GridConfig):

@@ -121,6 +121,12 @@ class SweepConfig(GridConfig):
     sweep: Sweep
 
 
+# What a setting may be is checked where its method is built.
+Settings = Annotated[
+    list[dict[str, Any]], Field(json_schema_extra={"valid": "a list of settings with lr, such as [{lr:0.1}]"})
+]
+
+
 class SettingsConfig(ComparisonConfig):
     """Methods that are tuned over a list of settings each.
 
@@ -131,7 +137,7 @@ class SettingsConfig(ComparisonConfig):
     """
 
     learners: Names
-    settings: dict[str, list[dict[str, Any]]]
+    settings: dict[str, Settings]
     tuning_seeds: Count
 
 
@@ -174,6 +180,13 @@ def _decays(cfg: GridConfig) -> list[Point]:
     return [Point(float(decay)) for decay in cfg.grid.weight_decay]
 
 
+def _dropout_points(cfg: Any) -> list[Point]:
+    if len(cfg.grid.dropout) != len(cfg.grid.weight_decay):
+        raise ValueError("grid.dropout and grid.weight_decay must have equally many values: they are tried in pairs")
+    pairs = zip(cfg.grid.dropout, cfg.grid.weight_decay, strict=True)
+    return [Point(float(decay), ("dropout", float(rate))) for rate, decay in pairs]
+
+
 CONTROLS = {
     "none": Control(lambda cfg: True, _plain, _decays),
     "null": Control(lambda cfg: True, _plain, _decays),
@@ -185,10 +198,7 @@ CONTROLS = {
     "dropout": Control(
         lambda cfg: "dropout" in cfg,
         lambda cfg: Point(float(cfg.weight_decay), ("dropout", float(cfg.dropout))),
-        lambda cfg: [
-            Point(float(decay), ("dropout", float(rate)))
-            for rate, decay in zip(cfg.grid.dropout, cfg.grid.weight_decay, strict=True)
-        ],
+        _dropout_points,
         option="rate",
     ),
 }

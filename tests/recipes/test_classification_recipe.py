@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from tests.recipes.folders import assert_equal_runs, rows_of, summary_of
 
 RECIPE = "classification"
 QUICK = ["seeds=[0,1]", "epochs=3", "sweep.betas=[1e-3,1e-1]", "sweep.epochs=2", "model.hidden=[32]", "device=cpu"]
-QUICK += ["ema=0.5", "lr=1e-2", "lr_every=1", "lr_factor=0.5", "draws=2", "prediction_draws=2"]
+QUICK += ["ema=0.5", "lr=1e-2", "lr_schedule=step", "lr_schedule.every=1", "lr_schedule.factor=0.5", "draws=2", "prediction_draws=2"]
 QUICK += ["schedule.name=linear_warmup", "schedule.steps=20"]
 
 
@@ -43,8 +44,9 @@ def test_a_run_leaves_table_summary_metrics_plots_config_and_checkpoints(finishe
     for method, metrics in summary["results"].items():
         assert len(metrics["test/accuracy"]["values"]) == 2
         assert ("test/rate" in metrics) == (method == "variational")
-    assert summary["command"].startswith("python recipes/classification.py seeds=[0,1]")
-    assert "output_dir" not in summary["command"]
+    # As it can be typed: quoted for the shell, with keys as the user gives them.
+    assert summary["command"].startswith("python recipes/classification.py 'seeds=[0,1]' epochs=3 ")
+    assert shlex.split(summary["command"]) == ["python", "recipes/classification.py", *QUICK]
     images = {path.name for path in folder.glob("*.png")}
     assert images == {"information_curve.png", "learning_curves.png", "reliability.png"}
     assert len(list((folder / CHECKPOINTS).glob("*.pt"))) == 3 * 2 + 2
@@ -147,27 +149,29 @@ def test_help_shows_the_choices(run, tmp_path):
     ("overrides", "message"),
     [
         (["+epoch=3"], "no key 'epoch' .did you mean 'epochs'"),
-        (["bottlenecks=[variatonal]"], "'variatonal' is not configured: choose from .*variational"),
-        (["+bottleneck.variational.betta=1"], "no option 'betta' .did you mean 'beta'.*: choose from .*beta"),
+        (["bottlenecks=[variatonal]"], "no bottleneck 'variatonal' .did you mean 'variational'.*: choose from .*variational"),
+        (["+bottleneck.variational.betta=1"], "bottleneck.variational has no key 'betta' .did you mean 'beta'.*: it has .*beta"),
         (["bottleneck.variational.prior=flat"], "prior must be one of 'standard', 'learned', 'conditional'"),
-        (["bottlenecks=[none]"], "must be different names, none of the controls none, null, decayed, dropout"),
+        (["bottlenecks=[none]"], "must be none of the controls none, null, decayed, dropout, got none"),
+        (["bottlenecks=[hsic,hsic]"], "bottlenecks must be a list of different strings, got .'hsic', 'hsic'."),
+        (["bottlenecks=hsic"], "bottlenecks must be a list of different strings, got hsic"),
         (["bottlenecks=[]", "control=false"], "nothing to train"),
         (["seeds=[]"], "seeds must be"),
         (["seeds=[1,1]"], "seeds must be"),
         (["epochs=0"], "epochs must be an integer of at least 1"),
         (["epochs=abc"], "epochs must be an integer of at least 1"),
-        (["seeds=3"], "such as .0,1,2., got"),
+        (["seeds=3"], r"seeds must be .* integers of at least 0, such as \[0,1,2\], got 3"),
         (["seeds=[-1]"], "seeds must be"),
         (["overwrite=no"], "overwrite must be true or false"),
         (["tune=maybe"], "tune must be true or false"),
-        (["inject_at=[]"], "inject_at must be the name of a module"),
+        (["inject_at=[]"], r"inject_at must be the name of a module, or a list of .* ones, got \[\]"),
         (["bottlenecks=[hsic]", "schedule.name=target_rate"], "HSICBottleneck.* logs none"),
-        (["+grid.betas.hsci=[1,2]"], "grid.betas names hsci"),
+        (["+grid.betas.hsci=[1,2]"], "grid.betas must be of .*, got hsci .did you mean 'hsic'"),
         (["sweep.epochs=0"], "sweep.epochs must be an integer of at least 1"),
         (["sweep.betas=[-1]"], "at least 0"),
         (["sweep.betas=[1e-3,0.001]"], "two training runs are the same"),
         (["schedule.name=linear_warmup", "schedule.steps=0"], "at least 1"),
-        (["schedule.name=target_rate", "schedule.rate=-1"], "greater than 0"),
+        (["schedule.name=target_rate", "schedule.rate=-1"], "schedule.rate must be a number above 0 .*, got -1"),
         (["precision=fp16", "device=cpu"], "needs an accelerator"),
         (["selection=worst"], "selection must be one of best, last"),
         (["schedule.name=linaer"], "schedule.name must be one of"),
@@ -178,7 +182,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["+schedule.foo=3"], "schedule has no key 'foo'"),
         (["lr=abc"], "lr must be a number"),
         (["model=resnet20", "bottleneck.variational.out_features=7"], "no trunk"),
-        (["batch_size=5000"], "batch_size=5000 is more than"),
+        (["batch_size=5000"], "batch_size must be at most 1293, the number of training rows, got 5000"),
         (["data=mnist", "data.root=/nowhere"], "download=true"),
         (["data=csv"], "value is missing for data.path, data.target"),
     ],
@@ -356,7 +360,7 @@ def test_a_run_does_not_depend_on_its_worker_processes_and_resumes_with_others(l
 def test_every_option_of_the_training_loop_runs(launch):
     folder = launch(
         "seeds=[0]", "epochs=2", "sweep.betas=[]", "ema=0.5", "draws=3", "prediction_draws=4", "accumulate=2",
-        "precision=bf16", "selection=last", "lr_every=1", "lr_factor=0.5", "schedule.name=target_rate",
+        "precision=bf16", "selection=last", "lr_schedule=step", "lr_schedule.every=1", "schedule.name=target_rate",
         "schedule.rate=5",
         "bottleneck.variational.prior=conditional", "bottleneck.variational.classes=10",
     )  # fmt: skip

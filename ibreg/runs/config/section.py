@@ -229,5 +229,7 @@ def _valid_list(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
     count = f"{least} " if least and least == most else "one or more " if least == 1 else ""
     different = "different " if schema.get("uniqueItems") else ""
     apart = "" if entry.startswith(tuple(plural.values())) else "entries, each "
-    example = f", such as {shown(schema['examples'][0])}" if schema.get("examples") else ""
+    # Without spaces and quotes: as it is typed in a shell.
+    example = shown(schema["examples"][0]).replace(", ", ",").replace("'", "") if schema.get("examples") else ""
+    example = f", such as {example}" if example else ""
     return f"a list of {count}{different}{apart}{entry}{example}"

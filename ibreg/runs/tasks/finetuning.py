@@ -40,6 +40,9 @@ from ibreg.runs.tasks.classification import Classified, classify
 from ibreg.runs.trials import Grid
 
 NumberOrAll = Annotated[int, Field(ge=0)]  # 0: all
+Overrides = Annotated[
+    dict[str, Any], Field(json_schema_extra={"valid": "overrides of data, such as {path:pets_from_another_camera},"})
+]
 ON_OTHER_IMAGES = ("accuracy", "error", "nll", "ece")
 
 
@@ -119,14 +122,10 @@ class FinetuneConfig(TrainingConfig):
     test_rows: NumberOrAll
     corrupted: Degraded
     shifted: Degraded
-    other_data: dict[str, Any] | None
+    other_data: Overrides | None
 
     @model_validator(mode="after")
     def _check_trained_parts(self):
-        if self.tune and len(self.grid.dropout) != len(self.grid.weight_decay):
-            raise ValueError(
-                "grid.dropout and grid.weight_decay must have equally many values: they are tried in pairs"
-            )
         if self.mode == "frozen":
             idle = [method for method in self.bottlenecks if not build_bottleneck(self, method).sized]
             if idle:
@@ -215,7 +214,10 @@ def sets_to_test(cfg: FinetuneConfig, data: ClassificationData) -> dict[str, lis
         made = [corrupted(rows, kind, degraded.severity) for kind in degraded.kinds]
         sets |= {name: made} if made else {}
     if cfg.other_data is not None:
-        asked = {**dict(cfg.data), "validation": 0, **cfg.other_data}
+        # Another kind of data set has other options of its own.
+        same = cfg.other_data.get("name", cfg.data.name) == cfg.data.name
+        shared = {key: value for key, value in cfg.data if same or key in Request.model_fields}
+        asked = {**shared, "validation": 0, **cfg.other_data}
         other = datasets.load(**dict(datasets.request(asked, "other_data")))
         if cfg.pretraining.classes:
             other = of_classes(other, [c for c in range(other.classes) if c not in cfg.pretraining.classes])

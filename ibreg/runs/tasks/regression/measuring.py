@@ -7,7 +7,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from ibreg.evaluation.attacks.gradient import fgsm, pgd
@@ -49,9 +50,17 @@ class Attack(Section):
     draws: Count
 
 
-# A name and options, which are checked where the loss is built.
+def _check_named(options: dict[str, Any]) -> dict[str, Any]:
+    if options.get("name") is None:
+        raise PydanticCustomError("name", "no name")
+    return options
+
+
+# Name and options are checked where the loss is built.
 TaskLoss = Annotated[
-    dict[str, Any], Field(json_schema_extra={"valid": "a name and options, such as {name:huber,delta:2}"})
+    dict[str, Any],
+    AfterValidator(_check_named),
+    Field(json_schema_extra={"valid": "a name and options, such as {name:huber,delta:2}"}),
 ]
 
 
@@ -220,9 +229,7 @@ def build_task_loss(cfg: RegressionConfig, method: str) -> nn.Module:
     method = SECOND.get(method, method)
     own = method in cfg.task_losses
     options, section = (cfg.task_losses[method], f"task_losses.{method}") if own else (cfg.task_loss, "task_loss")
-    return task_losses.build(
-        str(options.get("name")), section, **{key: options[key] for key in options if key != "name"}
-    )
+    return task_losses.build(section=section, **options)
 
 
 def check_data(data: RegressionData) -> None:

@@ -46,7 +46,7 @@ class Attack(Section):
     restarts: Count
     rows: Count
     draws: Count
-    ensemble: Annotated[list[Annotated[str, *one_of(STANDARD)]], *Different]
+    ensemble: Annotated[list[Annotated[str, *one_of(STANDARD)]], Field(examples=[["square"]]), *Different]
 
 
 class Corruption(Section):
@@ -58,8 +58,17 @@ class Corruption(Section):
         rows: largest number of test rows; 0: no corruption.
     """
 
-    kinds: Annotated[list[str], Field(min_length=1), *Different] | None
-    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1), *Different]
+    kinds: Annotated[list[str], Field(min_length=1, examples=[["jpeg"]]), *Different] | None
+    severities: Annotated[
+        list[Annotated[int, Field(ge=1, le=5)]],
+        Field(min_length=1),
+        *Different,
+        Field(
+            json_schema_extra={
+                "valid": "a list of one or more different integers from 1 to 5, such as [2,4] (for none corruption.rows=0)"
+            }
+        ),
+    ]
     rows: Annotated[int, Field(ge=0)]
 
 
@@ -84,7 +93,7 @@ class Sanity(Section):
     """
 
     rows: Count
-    steps: Annotated[list[Count], Field(min_length=1), *Different]
+    steps: Annotated[list[Count], Field(min_length=1, examples=[[10, 100]]), *Different]
 
 
 class RobustnessConfig(TrainingConfig):
@@ -105,7 +114,7 @@ class RobustnessConfig(TrainingConfig):
 
     model_config = ConfigDict(title="robustness")
     data: Annotated[SerializeAsAny[Request], BeforeValidator(datasets.request)]
-    checkpoint: Name | None
+    checkpoint: Annotated[Name | None, Field(json_schema_extra={"valid": "the folder of a finished run, or null"})]
     places: dict[str, Modules]
     decayed_control: NotNegative
     adversarial: AdversarialTraining
