@@ -22,7 +22,7 @@ class BetaSchedule(Section):
     """The schedule of beta over the training steps.
 
     Attributes:
-        name: none keeps beta constant; linear_warmup and cosine raise it from 0; target_rate holds a rate.
+        name: none keeps beta constant; linear_warmup raises it from 0; cosine lowers it to 0; target_rate holds a rate.
         steps: of linear_warmup and cosine.
         rate: target of target_rate in nats, or one for each bottleneck.
     """

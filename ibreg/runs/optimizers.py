@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Annotated, Any
@@ -181,8 +182,12 @@ def linear(optimizer: Optimizer, epochs: int, *, final: NotNegative = 0.0) -> LR
 
 def cosine(optimizer: Optimizer, epochs: int, *, final: NotNegative = 0.0) -> LRScheduler:
     """Lowers the learning rate along half a cosine to a fraction of it after the last epoch (arXiv 1608.03983)."""
-    lowest = final * optimizer.param_groups[0]["lr"]
-    return lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs, eta_min=lowest)
+
+    # Not CosineAnnealingLR, whose lowest rate is one number for all groups of parameters.
+    def factor(epoch: int) -> float:
+        return final + (1 - final) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+    return lr_scheduler.LambdaLR(optimizer, factor)
 
 
 LR_SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
