@@ -233,13 +233,15 @@ def _edited(
 
 
 def _samples(model: nn.Module, data: ConceptData, device: torch.device, training_logits: Tensor) -> list[ConceptSample]:
-    """Return predictions of some test samples, with the contribution of each concept to the predicted class."""
+    """Return predictions of some test samples, with the contribution of each concept to the predicted class.
+
+    Continuous concepts are standardized, as the labels of the data are.
+    """
     x, target, labels = some_rows(data.test, SAMPLES_SHOWN, device)
     output, _, values, _ = predict_concepts(model, x)
     predicted = output.argmax(1, keepdim=True)
     logit = output.gather(1, predicted)
     contributions = torch.zeros_like(values)
-    shown_values, shown_labels = (data.in_units(each).cpu() for each in (values, labels))
     for columns in map(list, data.concepts.units.values()):
         names = [data.concepts.names[column] for column in columns]
         contribution = logit - ablated(model, x, names, training_logits).gather(1, predicted)
@@ -248,7 +250,7 @@ def _samples(model: nn.Module, data: ConceptData, device: torch.device, training
         contributions.scatter_(1, shown, contribution)
     return [
         ConceptSample(
-            number, x[row].cpu(), shown_values[row], shown_labels[row], contributions[row].cpu(),
+            number, x[row].cpu(), values[row].cpu(), labels[row].cpu(), contributions[row].cpu(),
             data.class_names[int(predicted[row])], data.class_names[int(target[row])],
         )
         for row, number in enumerate(row_numbers(data.test, SAMPLES_SHOWN))
