@@ -51,7 +51,7 @@ def test_numbers_are_filled_in_by_the_median_standardized_and_flagged():
     series = pd.to_numeric(pd.Series(cells), errors="coerce")
     filled = series.fillna(series[TRAINING].median())
     assert found.names == ("x", "x missing")
-    assert found.columns[0].note == "standardized, missing cells filled in and flagged"
+    assert found.columns[0].note == "standardized, flag of missing cells"
     np.testing.assert_allclose(
         found.inputs, np.column_stack([standardized(filled), series.isna()]), rtol=1e-5, atol=1e-6
     )
