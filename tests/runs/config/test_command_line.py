@@ -20,11 +20,11 @@ def parsed(argument):
 @pytest.mark.parametrize(
     "text",
     [
-        "~/data", "~", "a b", "a  b", "größe", "中文", "😀", "é'", "it's", "'a", "a''", 'say "hi"', r"C:\Users\me", "C:\\Users\\",
-        r"C:\a b\größe.csv", "~/a b\\", r"a\'b", r"\'", "\\", r"\\server\share", r"\d+", "^a$", "$HOME/x", "$", "${",
-        "sales_$_per_$", "#1", "a=b", "x=[1]", "a:b", "12:30", "2024-01-01", "50%", "%d", "(x)", "f(x)", "f(x", ")", "[", "]", "{",
-        "}", "[1", "a]", "*", "?", "!x", "&x", "|", "@x", "a@b", "`", "<NA>", "a;b", "a>b", "1.5.2", "0x1f", "...", "no", "None",
-        "file:///x y", "a\nb", "extend_list(x)", "{é:}", "[a,,é]",
+        "~/data", "~", "a b", "a  b", "größe", "中文", "😀", "é'", "it's", "'a", "a''", 'say "hi"', r"C:\Users\me",
+        "C:\\Users\\", r"C:\a b\größe.csv", "~/a b\\", r"a\'b", r"\'", "\\", r"\\server\share", r"\d+", "^a$",
+        "$HOME/x", "$", "${", "sales_$_per_$", "#1", "a=b", "x=[1]", "a:b", "12:30", "2024-01-01", "50%", "%d", "(x)",
+        "f(x)", "f(x", ")", "[", "]", "{", "}", "[1", "a]", "*", "?", "!x", "&x", "|", "@x", "a@b", "`", "<NA>", "a;b",
+        "a>b", "1.5.2", "0x1f", "...", "no", "None", "file:///x y", "a\nb", "extend_list(x)", "{é:}", "[a,,é]",
     ],
 )  # fmt: skip
 def test_text_stays_text(text):
@@ -35,13 +35,14 @@ def test_text_stays_text(text):
     ("text", "value"),
     [
         ("", ""), ("null", None), ("true", True), ("1", 1), ("-1", -1), ("1e-3", 1e-3), ("inf", math.inf), ("'1'", "1"),
-        ("'a,b'", "a,b"), ('"a, b"', "a, b"), ("'größe, netto'", "größe, netto"), ("${lr}", "${lr}"), ("[]", []), ("{}", {}),
-        ("${oc.env:HOME}/é", "${oc.env:HOME}/é"), ("[a, b]", ["a", "b"]), ("[~/a,b c]", ["~/a", "b c"]), ("[é,ü]", ["é", "ü"]),
-        ("[it's,he's]", ["it's", "he's"]), ("[<NA>,?]", ["<NA>", "?"]), ("['',NA,é]", ["", "NA", "é"]), ("['a,b',é]", ["a,b", "é"]),
-        ("['1',1,null,true,é]", ["1", 1, None, True, "é"]), (r"['it\'s',é]", ["it's", "é"]), ("[[~/a],[b,[é]]]", [["~/a"], ["b", ["é"]]]),
-        ("[a:b,c=d]", ["a:b", "c=d"]), ("[(x),f(y)]", ["(x)", "f(y)"]), ("[~/a\\]", ["~/a\\"]),
-        ("[${a},~/x]", ["${a}", "~/x"]), ("[sales_$_per_$,#1]", ["sales_$_per_$", "#1"]), ("[100%,😀]", ["100%", "😀"]),
-        ("{a:~/x}", {"a": "~/x"}), ("{a: ~/x, b: 1}", {"a": "~/x", "b": 1}), ("{a b:c d}", {"a b": "c d"}),
+        ("'a,b'", "a,b"), ('"a, b"', "a, b"), ("'größe, netto'", "größe, netto"), ("${lr}", "${lr}"), ("[]", []),
+        ("{}", {}), ("${oc.env:HOME}/é", "${oc.env:HOME}/é"), ("[a, b]", ["a", "b"]), ("[~/a,b c]", ["~/a", "b c"]),
+        ("[é,ü]", ["é", "ü"]), ("[it's,he's]", ["it's", "he's"]), ("[<NA>,?]", ["<NA>", "?"]),
+        ("['',NA,é]", ["", "NA", "é"]), ("['a,b',é]", ["a,b", "é"]), ("['1',1,null,true,é]", ["1", 1, None, True, "é"]),
+        (r"['it\'s',é]", ["it's", "é"]), ("[[~/a],[b,[é]]]", [["~/a"], ["b", ["é"]]]), ("[a:b,c=d]", ["a:b", "c=d"]),
+        ("[(x),f(y)]", ["(x)", "f(y)"]), ("[~/a\\]", ["~/a\\"]), ("[${a},~/x]", ["${a}", "~/x"]),
+        ("[sales_$_per_$,#1]", ["sales_$_per_$", "#1"]), ("[100%,😀]", ["100%", "😀"]), ("{a:~/x}", {"a": "~/x"}),
+        ("{a: ~/x, b: 1}", {"a": "~/x", "b": 1}), ("{a b:c d}", {"a b": "c d"}),
         ("{a:'x,y',b:~/c}", {"a": "x,y", "b": "~/c"}), ("{x:[~/a,{y:größe}]}", {"x": ["~/a", {"y": "größe"}]}),
         ("{a:C:/x,b:é}", {"a": "C:/x", "b": "é"}), ("{a:${b},c:~/x}", {"a": "${b}", "c": "~/x"}),
         ("{column:text,zip:(number)}", {"column": "text", "zip": "(number)"}),
@@ -89,8 +90,9 @@ def in_quotes(text):
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        ("1e-3,1e-2", [1e-3, 1e-2]), ("choice(a,b)", ["a", "b"]), ("~/a,~/b", ["~/a", "~/b"]), ("choice(~/a,b c)", ["~/a", "b c"]),
-        ("größe,2", ["größe", 2]), ("sort(3,1)", [1, 3]), ("adam,sgd", ["adam", "sgd"]),
+        ("1e-3,1e-2", [1e-3, 1e-2]), ("choice(a,b)", ["a", "b"]), ("~/a,~/b", ["~/a", "~/b"]),
+        ("choice(~/a,b c)", ["~/a", "b c"]), ("größe,2", ["größe", 2]), ("sort(3,1)", [1, 3]),
+        ("adam,sgd", ["adam", "sgd"]),
     ],
 )  # fmt: skip
 def test_a_sweep_has_each_of_its_values(text, values):
@@ -141,8 +143,8 @@ def test_an_argument_without_a_key_or_value(argument):
 @pytest.mark.parametrize(
     ("arguments", "value"),
     [
-        ([], None), (["lr=1"], None), (["imports=[a,b.c]"], ["a", "b.c"]), (["imports=[a]", "imports=[]"], []), (["imports=a"], "a"),
-        (["imports=[a"], "[a"), (["imports=['~x']"], ["~x"]), (["imports="], ""),
+        ([], None), (["lr=1"], None), (["imports=[a,b.c]"], ["a", "b.c"]), (["imports=[a]", "imports=[]"], []),
+        (["imports=a"], "a"), (["imports=[a"], "[a"), (["imports=['~x']"], ["~x"]), (["imports="], ""),
     ],
 )  # fmt: skip
 def test_the_value_of_a_key(arguments, value):

@@ -49,7 +49,7 @@ from ibreg.runs.config.section import (
         (list[list[int]], "a list of entries, each a list of integers"),
         (Annotated[list[float], Field(min_length=2, max_length=2)], "a list of 2 numbers"),
         (Annotated[list[Count], Field(min_length=1, examples=[[1, 2]]), *Different],
-         "a list of one or more different integers of at least 1, such as [1, 2]"),
+         "a list of one or more different integers of at least 1, such as [1,2]"),
         (list[Literal["a", "b"]], "a list of entries, each one of a, b"),
         (Literal["a", "b"], "one of a, b"),
         (Literal["a", "b"] | None, "one of a, b or null"),
@@ -113,9 +113,9 @@ def test_a_string_is_told_from_what_it_looks_like(text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "null"), (True, "true"), ("true", "'true'"), ("null", "'null'"), (1.0, "1.0"), ("1", "'1'"), ("1e-3", "'1e-3'"),
-     ("nan", "'nan'"), ("", "''"), ("  ", "'  '"), ("a\nb", "a b"), (["a", 1], "['a', 1]"), ({"a": None}, "{'a': None}"),
-     ("x" * 300, "x" * 197 + "...")],
+    [(None, "null"), (True, "true"), ("true", "'true'"), ("null", "'null'"), (1.0, "1.0"), ("1", "'1'"),
+     ("1e-3", "'1e-3'"), ("nan", "'nan'"), ("", "''"), ("  ", "'  '"), ("a\nb", "a b"), (["a", 1], "['a', 1]"),
+     ({"a": None}, "{'a': None}"), ("x" * 300, "x" * 197 + "...")],
 )  # fmt: skip
 def test_a_value_as_it_stands_in_a_configuration(value, text):
     assert shown(value) == text
@@ -160,7 +160,8 @@ class Outer(Section):
         ({"inner": {"kind": []}}, "inner has no key 'kind' (did you mean 'kinds'?): it has kinds, rate"),
         ({"inner": {"kinds": ["blurr"]}},
          "inner.kinds must be a list of entries, each one of blur, noise, got ['blurr'] (did you mean 'blur'?)"),
-        ({"inner": {"kinds": ["blur", 3]}}, "inner.kinds must be a list of entries, each one of blur, noise, got ['blur', 3]"),
+        ({"inner": {"kinds": ["blur", 3]}},
+         "inner.kinds must be a list of entries, each one of blur, noise, got ['blur', 3]"),
         ({"inner": {"kinds": [], "rate": {"a": 0}}},
          "inner.rate must be a number above 0 or a section whose values are each a number above 0, got {'a': 0}"),
         ({"inner": {"kinds": []}, "several": [{"kinds": "blur"}]},

@@ -1,4 +1,4 @@
-"""Every key of every recipe, data set, model and method, misspelt and with wrong values: one line says what is valid."""
+"""Every key of recipes, data sets, models and methods, misspelt and with wrong values: one line says what is valid."""
 
 import re
 from functools import cache, partial
