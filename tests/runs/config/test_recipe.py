@@ -76,7 +76,7 @@ def test_a_rate_for_each_bottleneck_stays_allowed(configured):
     configured(*overrides)
 
 
-@pytest.mark.parametrize("option", registry.options("variational"))
+@pytest.mark.parametrize("option", sorted(registry.options("variational").keys() - {"in_features"}))
 def test_an_option_that_is_removed_has_the_value_of_its_yaml(configured, option):
     removed = build_bottleneck(configured(f"~bottleneck.variational.{option}"), "variational")
     assert removed.config() == build_bottleneck(configured(), "variational").config()
