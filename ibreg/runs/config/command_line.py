@@ -27,7 +27,7 @@ def prepared(arguments: Sequence[str], groups: Iterable[str]) -> list[str]:
         groups: the groups of the configuration, in which an argument chooses a file.
 
     Raises:
-        ValueError: If an argument is no `key=value`.
+        ValueError: If an argument is no `key=value`, or its key is outside of Hydra's grammar.
 
     Example:
         >>> prepared(["data=csv", "data.root=~/data", "epoch=3", "--multirun"], ["data"])
@@ -94,7 +94,12 @@ def _readable(argument: str) -> str:
         return argument
     # First the entries of a list, a mapping or a sweep alone, then the whole as a string.
     candidates = [f"{key}={_entries_quoted(value)}", f"{key}={_quoted(value)}"]
-    return next(filter(_parses, candidates), argument)
+    for readable in filter(_parses, candidates):
+        return readable
+    raise ValueError(
+        f"a key on the command line must be of ASCII letters, digits and _, got {argument}: set others in a YAML of "
+        "your own, with --config-dir"
+    )
 
 
 def _parses(argument: str) -> bool:

@@ -140,6 +140,12 @@ def test_an_argument_without_a_key_or_value(argument):
         prepared([argument], GROUPS)
 
 
+@pytest.mark.parametrize("argument", ["data.kinds.größe=text", "a b=1", "kinds.é={a:b}", "+größe=[1]", "a'b=1"])
+def test_a_key_outside_of_the_grammar(argument):
+    with pytest.raises(ValueError, match=r"^a key on the command line must be of ASCII letters, .*--config-dir$"):
+        prepared([argument], GROUPS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "value"),
     [

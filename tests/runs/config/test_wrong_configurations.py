@@ -150,3 +150,20 @@ def test_every_option_of_a_bottleneck_misspelt(name):
         message = rf"^bottleneck.{name} has no key '{option}q' \(did you mean '{option}'\?\): it has {known}$"
         with pytest.raises(ValueError, match=message):
             read(model, values | {"bottleneck": sections})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value", "suggested"),
+    [
+        ("continual", "settings", {"mlpp": [{"lr": 1}]}, "mlp"),
+        ("continual", "learner", {"mlpp": {}}, "mlp"),
+        ("concepts", "trainings", {"concpt": "joint"}, "concept"),
+        ("robustness", "places", {"hsik": ["trunk"]}, "hsic"),
+        ("regression", "task_losses", {"hsik": {"name": "huber"}}, "hsic"),
+    ],
+)
+def test_a_section_of_methods_names_those_that_there_are(recipe, key, value, suggested):
+    values = composed(recipe) | {key: composed(recipe)[key] | value}
+    message = rf"^{key} must (be|have sections) of .*{suggested}.*, got {next(iter(value))}.*did you mean '{suggested}'"
+    with pytest.raises(ValueError, match=message):
+        read(module_of(recipe).main.config, values)

@@ -126,6 +126,11 @@ class ContinualConfig(RunConfig, SettingsConfig):
     @model_validator(mode="after")
     def _check_settings(self):
         """Checks that every method has equally many settings, so that all are tuned as hard."""
+        known = ["none", *LEARNERS, *self.bottleneck]
+        if unknown := [method for method in self.settings if method not in known]:
+            raise ValueError(
+                f"settings must be of {', '.join(known)}, got {', '.join(unknown)}{did_you_mean(unknown[0], known)}"
+            )
         counts = {method: self._count_settings(method) for method in methods(self) if method not in SECOND}
         if self.tune and len(set(counts.values())) > 1:
             listed = ", ".join(f"{count} of {method}" for method, count in counts.items())

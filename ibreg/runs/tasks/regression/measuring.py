@@ -19,7 +19,7 @@ from ibreg.modes import captured, evaluating
 from ibreg.prediction import predict
 from ibreg.regularized import unwrap
 from ibreg.runs.config.recipe import TrainingConfig
-from ibreg.runs.config.section import Count, Different, NotNegative, Section
+from ibreg.runs.config.section import Count, Different, NotNegative, Section, did_you_mean
 from ibreg.runs.data import regression as regression_data
 from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.regression_rows import RegressionData
@@ -86,7 +86,9 @@ class RegressionConfig(TrainingConfig):
     def _check_task_losses(self):
         known = ["none", *self.bottleneck]
         if unknown := [method for method in self.task_losses if method not in known]:
-            raise ValueError(f"task_losses must be of {', '.join(known)}, got {', '.join(unknown)}")
+            raise ValueError(
+                f"task_losses must be of {', '.join(known)}, got {', '.join(unknown)}{did_you_mean(unknown[0], known)}"
+            )
         for method in methods(self):
             build_task_loss(self, method)
         return self
