@@ -294,6 +294,7 @@ def test_other_bottlenecks_and_options_run(launch, cache):
     assert [row["classes"] for row in rows_of(folder)][:4] == ["0 1", "2 3", "4 5", "6 7"]
 
 
+@pytest.mark.slow
 def test_averaged_weights_and_accumulated_gradients_are_resumed_bit_identically(launch, kill, cache, tmp_path):
     options = [*SMALL, "learners=[]", "batch_size=4", "device=cpu", "accumulate=2", cache]
     plain = launch(*options).rename(tmp_path / "plain")
