@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ibreg.runs.data.tables.cells import are_numbers, as_booleans, as_times
+from ibreg.runs.data.tables.cells import are_numbers, as_booleans, as_times, formatted_numbers, may_be_booleans
 from ibreg.runs.data.tables.reading import Table
 
 # The words of dates and times: months, halves of the day, and what ISO 8601 has between and after the numbers.
@@ -48,8 +48,8 @@ def read_column(table: Table, name: str, kind: str | None = None) -> Column:
         kind: what it is read as; None: what all its cells are, else text.
 
     Raises:
-        ValueError: If a cell is not of the kind, which nearly all others are; if a number is not finite; or if day and
-            month of all dates may be exchanged.
+        ValueError: If a cell is not of the kind, which nearly all others are; if numbers are not written plainly, such
+            as 1,234 or 5 %; if a number is not finite; or if day and month of all dates may be exchanged.
 
     Example:
         >>> from pathlib import Path
@@ -84,14 +84,27 @@ def read_column(table: Table, name: str, kind: str | None = None) -> Column:
 def _decide(table: Table, name: str, values: np.ndarray, counts: np.ndarray) -> tuple[str, pd.DataFrame]:
     """Finds the kind of a column, and its values converted."""
     for kind in ("number", "boolean", "date") if len(values) else ():
-        if kind == "date" and not _may_be_dates(values):
+        if (kind == "date" and not _may_be_dates(values)) or (kind == "boolean" and not may_be_booleans(values)):
             continue
         converted, valid = _converted(kind, values)
         if valid.all():
             return kind, converted
         if kind != "boolean" and counts[valid].sum() >= NEARLY_ALL * counts.sum():
             _refuse(table, name, kind, values, valid, counts, asked=False)
+    _check_formatted(table, name, values, counts)
     return "text", _converted("text", values)[0]
+
+
+def _check_formatted(table: Table, name: str, values: np.ndarray, counts: np.ndarray) -> None:
+    """Raises an error on numbers that are not written plainly, if nearly all cells are numbers."""
+    formatted = formatted_numbers(values)
+    if formatted.any() and counts[formatted | are_numbers(values)].sum() >= NEARLY_ALL * counts.sum():
+        cell = values[formatted][0]
+        raise ValueError(
+            f"{table.place(name, _row_of(table, name, cell))}: {cell} looks like a number with a thousands separator, "
+            "a currency, a percent sign or a decimal comma, as nearly all cells of the column do: write plain numbers "
+            f"such as 1234.5, or read the column as text with data.kinds={{{name}:text}}"
+        )
 
 
 def _may_be_dates(values: np.ndarray) -> bool:

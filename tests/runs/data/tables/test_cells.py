@@ -29,9 +29,11 @@ def test_what_is_no_number(text):
 
 def test_booleans_in_any_case():
     yes, no = ["True", "TRUE", "yes", "Yes", "t", "Y"], ["False", "FALSE", "no", "No", "f", "N"]
-    assert as_booleans(texts(*yes)).tolist() == [1] * 6
-    assert as_booleans(texts(*no)).tolist() == [0] * 6
+    assert as_booleans(texts(*yes, *no)).tolist() == [1] * 6 + [0] * 6
     assert np.isnan(as_booleans(texts("1", "", "ja", "on", "yess"))).all()
+    assert np.isnan(as_booleans(texts("f", "n"))).all()  # two different texts
+    assert np.isnan(as_booleans(texts("Yes", "T", "y"))).all()
+    assert as_booleans(texts("No", "NO")).tolist() == [0, 0]
 
 
 MOMENTS = [datetime(2020, 12, 31, 18, 5, 9), datetime(2021, 1, 13, 7, 0, 0), datetime(1999, 2, 28, 0, 0, 59)]

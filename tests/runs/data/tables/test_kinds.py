@@ -1,5 +1,7 @@
 """What columns are read as: by all their cells, by the option `kinds`, and the errors of cells that do not fit."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -35,8 +37,14 @@ def column(*cells, kind=None):
         (["yes", "no", "maybe"], "text"),
         (["1", "2", "many"], "text"),
         (["E10", "250", "V45"], "text"),
-        (["1,5", "2,5"], "text"),
-        (["5 %", "6 %"], "text"),
+        (["F", "N"], "text"),
+        (["t", "Y", ""], "text"),
+        (["yes", "t"], "text"),
+        (["No", "f", "N"], "text"),
+        (["yes", "f"], "text"),
+        (["yes", "no", "y"], "text"),
+        (["Y", "y"], "text"),
+        (["TRUE", "false", "True"], "boolean"),
         (["a-1", "b-2"], "text"),
         (["", "NA"], "text"),
         (["12-345", "13-999"], "text"),
@@ -103,9 +111,71 @@ def test_cells_that_do_not_fit_are_named(cells, message):
         column(*cells)
 
 
+WORDS = ("true", "yes", "t", "y", "false", "no", "f", "n")
+
+
+@pytest.mark.parametrize("words", list(itertools.combinations(WORDS, 2)))
+def test_two_different_texts_are_never_the_same_input(words):
+    values = column(*words).values[0]
+    assert values[0] != values[1]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["1,234", "12,000", "950"],
+        ["1,234.50", "1,234,567.00", "-3,000"],
+        ["$12", "$5.50", "-$1,000"],
+        ["12 \u20ac", "5,50 \u20ac"],
+        ["USD 12", "7"],
+        ["12%", "7.5 %", ""],
+        ["1,5", "2,75", "-3,0"],
+        ["1 000", "12 500", "950"],
+        ["1 000", "2 000"],
+        ["1\u202f000", "12\u00a0500,5"],
+        ["1'234", "12'500.05"],
+        ["1.234,56", "12,50"],
+        ["(1,234)", "1,234"],
+        [*(f"{number},5" for number in range(30)), "unknown"],
+    ],
+)
+def test_numbers_that_are_not_written_plainly_are_refused(cells):
+    message = "column 'x', line [234]: .* looks like a number with a thousands separator.*data.kinds={x:text}"
+    with pytest.raises(ValueError, match=message):
+        column(*cells)
+    assert column(*cells, kind="text").kind == "text"
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["1.2.3", "1.10.0"],  # versions
+        ["10.0.0.1", "192.168.100.200"],
+        ["612 345 678", "698 765 432"],  # telephone numbers and postcodes
+        ["030 123 456", "040 123 4567"],
+        ["555-123-4567", "+1 555 123 4567"],
+        ["110 001", "400 051"],
+        ["123 45", "999 10"],
+        ["SW1A 1AA", "12345-678"],
+        ["1,2,3", "4,5"],  # lists
+        ["1, 5", "2, 7"],
+        ["10-20", "20-30"],
+        ["1/2", "3/4"],
+        ["<5", ">10"],
+        ["$HOME", "$PATH"],
+        ["12 kg", "7 lb"],
+        ["1,234", "many", "few", "3"],
+        ["1,5 mm", "2,5 mm"],
+    ],
+)
+def test_text_with_digits_is_not_taken_for_numbers(cells):
+    assert column(*cells).kind == "text"
+
+
 @pytest.mark.parametrize(
     ("cells", "kind", "message"),
     [
+        (["F", "N"], "boolean", "line 2: F is not true or false"),
         (["1", "cat"], "number", "line 3: cat is not a number. Correct the cell"),
         (["yes", "maybe"], "boolean", "line 3: maybe is not true or false, yes or no"),
         (["2020-01-01", "5"], "date", "line 3: 5 is not a date"),
