@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 from torch._C._autograd import _top_saved_tensors_default_hooks
@@ -39,6 +41,11 @@ def assert_finite(x: Tensor, message: str) -> None:
     if can_assert(x):
         total = at_least_float32(x.detach()).sum()
         torch._assert_async(total * 0 == 0, message)
+
+
+def tells_not_finite(error: Exception) -> bool:
+    """Whether an error is about values that are not finite: a failed `assert_finite` has no class of its own."""
+    return re.search(r"\b(NaN|finite|infinite)\b", str(error)) is not None
 
 
 def known_false(flag: Tensor) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +44,7 @@ from ibreg.runs.seeding import EpochSampler, seed_all
 from ibreg.runs.tasks.robustness.adversarial import Adversary
 from ibreg.runs.trials import Trial, epochs_of
 from ibreg.schedules import Schedule
+from ibreg.tracing import tells_not_finite
 
 METRICS_EVERY = 10.0  # seconds between two writings of metrics.csv, whose time grows with the number of rows
 
@@ -196,18 +198,40 @@ def train(trial: Trial, run: Run) -> dict[str, Any]:
     else:
         run.progress.advance(f"{name}: resumed", state["epoch"])
     for epoch in range(state["epoch"], epochs):
-        losses = train_epoch(trial, run, parts, epoch)
-        if not math.isfinite(losses["loss"]):
-            raise FloatingPointError(
-                f"{name}: the loss must be finite, got {losses['loss']} in epoch {epoch + 1}: lower lr or beta"
-            )
-        parts.gather()
-        state = judge(trial, run, parts, state, epoch, losses)
+        with divergence_told(name, epoch):
+            losses = train_epoch(trial, run, parts, epoch)
+            if not math.isfinite(losses["loss"]):
+                raise _diverged(name, epoch, losses["loss"])
+            parts.gather()
+            state = judge(trial, run, parts, state, epoch, losses)
         if epoch + 1 < epochs:
             state |= parts.state_dict()
         run.states[trial] = state
         run.save(trial, complete=epoch + 1 == epochs)
     return state
+
+
+@contextmanager
+def divergence_told(name: str, epoch: int) -> Iterator[None]:
+    """Words what layers and metrics say of values that are not finite as what it is: a training run that diverges.
+
+    Args:
+        name: of the training run.
+        epoch: counted from 0.
+
+    Raises:
+        FloatingPointError: If the block raises such an error.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if not tells_not_finite(error):
+            raise
+        raise _diverged(name, epoch, math.nan) from error
+
+
+def _diverged(name: str, epoch: int, loss: float) -> FloatingPointError:
+    return FloatingPointError(f"{name}: the loss must be finite, got {loss} in epoch {epoch + 1}: lower lr or beta")
 
 
 def train_epoch(trial: Trial, run: Run, parts: Parts, epoch: int) -> dict[str, float]:

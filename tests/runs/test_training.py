@@ -11,7 +11,7 @@ from ibreg.runs.checkpoint import load_checkpoint, save_checkpoint
 from ibreg.runs.comparison import rehearse
 from ibreg.runs.data.rows import Rows
 from ibreg.runs.optimizers import build_lr_schedule
-from ibreg.runs.training import Task
+from ibreg.runs.training import Task, divergence_told
 from ibreg.runs.trials import Trial
 
 
@@ -113,3 +113,22 @@ def test_the_learning_rate_falls_where_it_should_and_after_a_checkpoint_too(conf
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("error", "diverged"),
+    [
+        (RuntimeError("bottleneck 1 got NaN or infinite values in its input"), True),
+        (ValueError("probabilities must be at least 0 and not NaN: apply a softmax to logits"), True),
+        (ValueError("predictions must be finite, got 3 values that are not"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("a definite infinitive of NaNs"), False),
+        (KeyError("NaN"), False),
+    ],
+)
+def test_errors_about_values_that_are_not_finite_are_a_divergence(error, diverged):
+    raised = FloatingPointError if diverged else type(error)
+    message = "vib-seed0: the loss must be finite, got nan in epoch 3: lower lr or beta" if diverged else None
+    with pytest.raises(raised, match=message) as caught, divergence_told("vib-seed0", 2):
+        raise error
+    assert diverged == (caught.value.__cause__ is error)

@@ -115,9 +115,21 @@ def test_an_existing_run_is_kept(tmp_path):
     assert (tmp_path / "run" / "config.yaml").read_text() == "lr: 1\n"
 
 
-def test_a_training_run_that_diverges(tmp_path):
-    line = told(tmp_path, *QUICK, "optimizer=sgd", "lr=1e30", "bottlenecks=[]")
-    assert "none-decay0-seed0: the loss must be finite, got nan in epoch 1: lower lr or beta" in line
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (["lr=1e30", "bottlenecks=[]"], "none-decay0-seed0", "nan"),
+        (["lr=1e30", "bottlenecks=[hsic]", "control=false"], "hsic-", "nan"),
+        (["lr=1e30", "bottlenecks=[variational]", "control=false"], "variational-", "nan"),
+        # The step after a finite loss, in the only batch of the epoch.
+        (["lr=1e38", "bottlenecks=[]", "batch_size=360"], "none-decay0-seed0", "nan"),
+        (["lr=1e38", "bottlenecks=[hsic]", "control=false", "batch_size=360"], "hsic-", "nan"),
+    ],
+)
+def test_a_training_run_that_diverges(tmp_path, arguments, name, value):
+    line = told(tmp_path, *QUICK, "data=digits", "optimizer=sgd", *arguments)
+    assert line.startswith(name)
+    assert line.endswith(f": the loss must be finite, got {value} in epoch 1: lower lr or beta")
 
 
 def test_a_package_that_is_missing(tmp_path, monkeypatch):
