@@ -110,8 +110,9 @@ def train_all(cfg: RunConfig, task: Task, accelerator: Accelerator, folder: Path
         run = Run(cfg, task, accelerator, folder, progress)
         _train_missing(comparison, run)
         selected = select(cfg, comparison, lambda trial: task.quality(run.states[trial]["validation"]))
-        _train_missing(chain(*selected.values(), sweep), run)
-    trained = Trained(selected, sweep, run.states)
+        _train_missing(chain(*selected.values()), run)
+        curve = [trial for trial in sweep if _trained_or_left_out(trial, run)]
+    trained = Trained(selected, curve, run.states)
     if accelerator.is_main_process:
         write_rows(folder / METRICS, trained.rows())
     return trained
@@ -148,6 +149,17 @@ def train_matched(
     with EpochProgress(sum(epochs_of(cfg, trial) for trial in stopped), shown=accelerator.is_main_process) as progress:
         _train_missing(chain(*matched.values()), Run(cfg, task, accelerator, folder, progress, trained.states))
     return matched
+
+
+def _trained_or_left_out(trial: Trial, run: Run) -> bool:
+    """Trains a point of the information curve; one that diverges, as at a large beta, is left out."""
+    try:
+        _train_missing([trial], run)
+    except FloatingPointError as error:
+        run.states.pop(trial, None)
+        run.progress.advance(f"{error}; this point of the information curve is left out")
+        return False
+    return True
 
 
 def _train_missing(trials: Iterable[Trial], run: Run) -> None:

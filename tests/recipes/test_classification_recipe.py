@@ -389,3 +389,12 @@ def test_experiments_compose(recipe):
 def test_the_command_line_runs_a_recipe_by_its_name(tmp_path):
     command = [sys.executable, "-m", "ibreg.cli", "classification", "--help"]
     assert "batch_size" in subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+
+
+def test_a_point_of_the_information_curve_that_diverges_is_left_out(run, tmp_path):
+    short = ["data.limit=200", "batch_size=50", "seeds=[0]", "epochs=2", "control=false", "output_dir=run"]
+    result = run(*short, "sweep.betas=[1e-3,1e38]", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "this point of the information curve is left out" in result.stdout
+    assert {row["beta"] for row in rows_of(tmp_path / "run")} == {"", "0.001"}
+    assert (tmp_path / "run" / "information_curve.png").is_file()
