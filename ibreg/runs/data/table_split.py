@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import ShuffleSplit, train_test_split
+from sklearn.model_selection import train_test_split
 
 from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.split import Request
@@ -36,7 +36,8 @@ def split_classes(
         The indices of the training, validation and test rows.
 
     Raises:
-        ValueError: If a cell of the column is missing, a split would be empty, or a class has no training row.
+        ValueError: If a cell of the column is missing, a split would be empty or far from its fraction, or a class has
+            no training row.
     """
     if len(class_names) < 2 or (roles.groups is None and roles.order is None):
         return request.stratified_split(labels, class_names, test)  # which refuses a single class
@@ -65,7 +66,8 @@ def split_quantities(request: RegressionRequest, table: Table, roles: Roles, tes
         The indices of the training, validation and test rows.
 
     Raises:
-        ValueError: If a cell of the column is missing, a split would be empty, or the order is given twice.
+        ValueError: If a cell of the column is missing, a split would be empty or far from its fraction, or the order is
+            given twice.
     """
     if roles.groups is None and roles.order is None:
         return request.split_rows(len(table), test)
@@ -78,21 +80,58 @@ def split_quantities(request: RegressionRequest, table: Table, roles: Roles, tes
 
 def _split(request: Request, table: Table, roles: Roles, test: float, labels: np.ndarray | None) -> Splits:
     """Splits by groups, with about the same fraction of each class where there are labels, or in an order."""
-    rows = np.arange(len(table))
+    codes = _time_codes(table, roles) if roles.groups is None else _group_codes(table, roles.groups)
+    train, validation, held_out = splits = _unlimited(request, roles, codes, test, labels)
+    if _far(len(held_out), len(table), test):
+        _refuse(table, roles, codes, splits, np.concatenate(splits), "test", test)
+    rest = np.concatenate([train, validation])
+    if _far(len(validation), len(rest), request.validation):
+        _refuse(table, roles, codes, splits, rest, "validation", request.validation)
     if roles.groups is not None:
-        codes = _group_codes(table, roles.groups)
-        classes = np.zeros(len(table), dtype=int) if labels is None else labels
-
-        def hold_out(rows: np.ndarray, fraction: float, split: str) -> tuple[np.ndarray, np.ndarray]:
-            return _hold_out_groups(rows, codes, classes, fraction, request.split_seed, split)
-
-        rows, held_out = hold_out(rows, test, "test")
-        train, validation = hold_out(rows, request.validation, "validation")
         return _limited(train, request, labels), validation, held_out
-    codes = _time_codes(table, roles)
-    rows, held_out = _hold_out_latest(np.argsort(codes, kind="stable"), codes, test, "test")
-    train, validation = _hold_out_latest(rows, codes, request.validation, "validation")
     return train[-request.limit :] if request.limit else train, validation, held_out
+
+
+def _unlimited(request: Request, roles: Roles, codes: np.ndarray, test: float, labels: np.ndarray | None) -> Splits:
+    """Splits all rows by the numbers of their groups or of their places in the order."""
+    classes = np.zeros(len(codes), dtype=int) if labels is None else labels
+
+    def hold_out(rows: np.ndarray, fraction: float, split: str) -> tuple[np.ndarray, np.ndarray]:
+        if roles.groups is None:
+            return _hold_out_latest(rows, codes, fraction, split)
+        left = 2 if split == "test" and request.validation else 1  # groups, for the splits that follow
+        return _hold_out_groups(rows, codes, classes, fraction, request.split_seed, split, left)
+
+    rows = np.argsort(codes, kind="stable") if roles.groups is None else np.arange(len(codes))
+    rows, held_out = hold_out(rows, test, "test")
+    train, validation = hold_out(rows, request.validation, "validation")
+    return train, validation, held_out
+
+
+def _far(held: int, rows: int, fraction: float) -> bool:
+    """Tells whether a split has less than half or more than twice of the rows that are asked for, to within a row."""
+    wanted = fraction * rows
+    off = held < wanted / 2 or held > 2 * wanted or rows - held < (rows - wanted) / 2
+    return off and abs(held - wanted) > 1
+
+
+def _refuse(
+    table: Table, roles: Roles, codes: np.ndarray, splits: Splits, rows: np.ndarray, split: str, fraction: float
+) -> None:
+    """Raises the error on a split of rows that is far from what is asked, with the rows that stay together."""
+    option, column = ("order", str(roles.order)) if roles.groups is None else ("groups", roles.groups)
+    if roles.groups is None:  # the rows are in order, and equal ones where the cut should be moved it
+        together = codes[rows[len(rows) - round(fraction * len(rows))]]
+    else:
+        together = np.bincount(codes[rows]).argmax()
+    count, cell = int((codes[rows] == together).sum()), table.cells[column][codes == together][0]
+    train, validation, test = map(len, splits)
+    given = {"test": test, "validation": validation}[split] / len(rows)
+    raise ValueError(
+        f"data.{option}={column} would give {train} training, {validation} validation and {test} test rows, far from "
+        f"data.{split}={fraction}: {count} of {len(rows)} rows have {cell} in the column and stay together. Split by "
+        f"another column, or set data.{split} to another fraction, such as {given:.3g}"
+    )
 
 
 def _group_codes(table: Table, column: str) -> np.ndarray:
@@ -105,7 +144,7 @@ def _group_codes(table: Table, column: str) -> np.ndarray:
 
 
 def _hold_out_groups(
-    rows: np.ndarray, codes: np.ndarray, classes: np.ndarray, fraction: float, seed: int, split: str
+    rows: np.ndarray, codes: np.ndarray, classes: np.ndarray, fraction: float, seed: int, split: str, left: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Holds out groups with about a fraction of the rows of each class."""
     if not fraction:
@@ -113,19 +152,25 @@ def _hold_out_groups(
     counts = pd.crosstab(codes[rows], classes[rows])
     groups, table = counts.index.to_numpy(), counts.to_numpy()
     if len(groups) < 2:
+        remedy = "split by another column" if split == "test" else "data.validation=0 holds out no validation rows"
         raise ValueError(
-            f"the groups must be two or more to split training and {split} rows, got {len(groups)}; "
-            "data.validation=0 holds out no validation rows"
+            f"the groups must be two or more to split training and {split} rows, got {len(groups)}; {remedy}, or "
+            "remove data.groups to split at random"
         )
-    held = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
-    choices = ShuffleSplit(CANDIDATES, test_size=held, random_state=seed).split(groups)
     totals = table.sum(axis=0)
+    rng = np.random.default_rng(seed)
+
+    def choice() -> np.ndarray:
+        """Takes groups in random order, as many as come next to the fraction of the rows."""
+        order = rng.permutation(len(groups))
+        taken = table[order[: max(len(groups) - left, 1)]].sum(axis=1).cumsum()
+        return order[: 1 + np.abs(taken - fraction * totals.sum()).argmin()]
 
     def misfit(chosen: np.ndarray) -> float:
         of_classes = np.abs(table[chosen].sum(axis=0) / totals - fraction).max()
         return float(of_classes + abs(table[chosen].sum() / totals.sum() - fraction))
 
-    best = min((chosen for _, chosen in choices), key=misfit)
+    best = min((choice() for _ in range(CANDIDATES)), key=misfit)
     taken = np.isin(codes[rows], groups[best])
     return rows[~taken], rows[taken]
 

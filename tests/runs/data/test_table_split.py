@@ -1,5 +1,7 @@
 """Splits by groups and in the order of a column."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +31,31 @@ def split(table, *, labels=None, names=(), test=0.2, validation=0.2, limit=0, sp
     if labels is None:
         return split_quantities(request, table, decided, test)
     return split_classes(request, table, decided, labels, names, test)
+
+
+def near(counts, test=0.2, validation=0.2):
+    """Whether training, validation and test rows have at least half and at most twice of what is asked, or one off."""
+    train, held_out, tested = counts
+    asked = [(tested, test * sum(counts), sum(counts)), (held_out, validation * (train + held_out), train + held_out)]
+    return all(
+        abs(got - wanted) <= 1 or (wanted / 2 <= got <= 2 * wanted and total - got >= (total - wanted) / 2)
+        for got, wanted, total in asked
+    )
+
+
+def split_or_refused(table, **options):
+    """Splits, or returns None where the counts that the message states are far from what is asked."""
+    try:
+        splits = split(table, **options)
+    except ValueError as error:
+        message = str(error)
+    else:
+        assert near([len(rows) for rows in splits])
+        return splits
+    counts = re.search(r"would give (\d+) training, (\d+) validation and (\d+) test rows, far from", message)
+    assert counts, message
+    assert not near([int(count) for count in counts.groups()])
+    return None
 
 
 # --- groups
@@ -64,8 +91,10 @@ def test_groups_are_split_by_the_seed_alone():
 
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=12, max_size=60).filter(lambda groups: len(set(groups)) > 2))
-def test_any_three_groups_can_be_split(groups):
-    splits = split(rows_of(g=groups), groups="g")
+def test_any_three_groups_can_be_split_unless_one_is_too_large(groups):
+    splits = split_or_refused(rows_of(g=groups), groups="g")
+    if splits is None:
+        return
     assert all(len(rows) for rows in splits)
     assert sorted(np.concatenate(splits)) == list(range(len(groups)))
     found = [{groups[row] for row in rows} for rows in splits]
@@ -75,7 +104,7 @@ def test_any_three_groups_can_be_split(groups):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([1] * 20, "the groups must be two or more to split training and test rows, got 1"),
+        ([1] * 20, "the groups must be .* and test rows, got 1; split by another column, or remove data.groups"),
         ([1, 2] * 10, "groups must be two or more to split training and validation rows, got 1.*data.validation=0"),
         ([*range(19), ""], "column 'g', line 21: the group is missing; remove the row or fill it in"),
         ([*range(19), "NA"], "column 'g', line 21: the group is missing"),
@@ -96,7 +125,30 @@ def test_a_class_of_one_group_is_in_the_training_rows_or_an_error():
     labels = np.repeat([0, 1], 50)
     groups = np.repeat([0, 1], 50)
     with pytest.raises(ValueError, match=r"groups='g' leaves no training row of class '(no|yes)' among 50"):
-        split(rows_of(g=groups), groups="g", labels=labels, names=["no", "yes"], validation=0)
+        split(rows_of(g=groups), groups="g", labels=labels, names=["no", "yes"], validation=0, test=0.4)
+
+
+@pytest.mark.parametrize("of_rows", [[0] * 50 + [*range(1, 11)] * 5, [0] * 60 + [1] * 6 + [*range(2, 36)]])
+def test_groups_of_unequal_size_are_split_where_that_is_possible(of_rows):
+    for seed in range(5):
+        splits = split(rows_of(g=of_rows), groups="g", split_seed=seed)
+        assert [len(rows) for rows in splits] == pytest.approx([64, 16, 20], abs=4)
+
+
+@pytest.mark.parametrize(
+    ("of_rows", "options", "message"),
+    [
+        ([0] * 95 + [*range(1, 6)], {}, r"9\d training, 1 .* and [34] test rows.*data.test=0.2: 95 of 100 rows have 0"),
+        (["Bern"] * 190 + [*range(10)], {}, "data.test=0.2: 190 of 200 rows have Bern .* data.test to .*, such as 0.0"),
+        ([0] * 50 + [1] * 50, {"validation": 0}, "50 training, 0 validation and 50 test rows.*such as 0.5$"),
+        ([0] * 90 + [1] * 10, {"validation": 0, "test": 0.7}, "data.test=0.7: 90 of 100 rows have 0"),
+        ([0] * 76 + [*range(1, 25)], {}, "data.validation=0.2: 76 of 8. rows have 0 .* set data.validation to .* 0.0"),
+    ],
+)
+def test_a_group_that_makes_a_split_far_from_its_fraction_is_named(of_rows, options, message):
+    with pytest.raises(ValueError, match=f"data.groups=g would give .*{message}") as caught:
+        split(rows_of(g=of_rows), groups="g", **options)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_limit_keeps_training_rows_and_leaves_the_others():
@@ -143,13 +195,38 @@ def test_a_limit_keeps_the_latest_training_rows():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=10, max_size=50))
 def test_rows_of_equal_time_stay_together_where_that_is_possible(times):
-    train, validation, test = split(rows_of(t=times), order="t")
+    splits = split_or_refused(rows_of(t=times), order="t")
+    if splits is None:
+        return
+    train, validation, test = splits
     assert sorted(np.concatenate([train, validation, test])) == list(range(len(times)))
     assert min(map(len, (train, validation, test))) > 0
     latest, first = (max(times[row] for row in rows) for rows in (train, validation)), min(times[row] for row in test)
     assert max(latest) <= first
     if len(set(times)) > 1:
         assert not {times[row] for row in [*train, *validation]} & {times[row] for row in test}
+
+
+@pytest.mark.parametrize(
+    ("times", "options", "message"),
+    [
+        ([*range(2000, 2030), *[2030] * 370], {}, "24 training, 6 validation and 370 test rows, far from data.test="
+         "0.2: 370 of 400 rows have 2030 in the column .* data.test to another fraction, such as 0.925$"),
+        ([2018] * 200 + [2019] * 30 + [2020] * 170, {}, "170 test rows.*: 170 of 400 rows have 2020 .* such as 0.425$"),
+        (["2020-01-01"] * 97 + ["2020-01-02"] * 3, {}, "3 test rows, .*data.test=0.2: 97 of 100 rows have 2020-01-01"),
+        ([1] * 77 + [2, 3, 4] + [5] * 20, {}, "77 training, 3 validation.*data.validation=0.2: 77 of 80 rows have 1"),
+        ([1] * 40 + [2] * 60, {"test": 0.1, "validation": 0}, "60 test rows, far from data.test=0.1: 60 of 100"),
+        ([1] * 5 + [2] * 95, {"test": 0.6, "validation": 0}, "5 training, .* 95 test rows, far from data.test=0.6"),
+    ],
+)  # fmt: skip
+def test_ties_that_make_a_split_far_from_its_fraction_are_named(times, options, message):
+    with pytest.raises(ValueError, match=f"data.order=t would give .*{message}"):
+        split(rows_of(t=times), order="t", **options)
+
+
+def test_the_fraction_that_the_message_suggests_splits_the_rows():
+    table = rows_of(t=[*range(2000, 2030), *[2030] * 370])
+    assert [len(rows) for rows in split(table, order="t", test=0.925)] == [24, 6, 370]
 
 
 @pytest.mark.parametrize(
