@@ -135,7 +135,7 @@ def test_a_constant_continuous_concept_is_centered_and_keeps_its_unit(tmp_path):
         (5, "data.concepts must be a list of columns"),
         (["C"], "has no column 'C'; the closest is 'c'"),
         (["c", "c"], "'c' is used twice"),
-        (["x", "y"], "target and concepts must be different columns, got 'y' for both"),
+        (["x", "y"], "data.target and data.concepts must be different columns, got 'y' for both"),
     ],
 )
 def test_concepts_that_are_not_described(tmp_path, concepts, message):

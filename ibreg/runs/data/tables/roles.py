@@ -9,6 +9,8 @@ from itertools import chain
 
 from ibreg.runs.data.tables.reading import Table
 
+LISTED = 10  # columns that a message lists
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -48,7 +50,9 @@ class Roles:
             ValueError: If a column does not exist or has two roles.
         """
         if groups is not None and order is not None:
-            raise ValueError(f"groups={groups} and order={order} are two ways of splitting the rows: leave one out")
+            raise ValueError(
+                f"data.groups={groups} and data.order={order} are two ways of splitting the rows: leave one out"
+            )
         roles = cls(target, tuple(drop), groups, order, tuple(concepts), dict(kinds or {}))
         roles._check(table)
         return roles
@@ -60,23 +64,33 @@ class Roles:
             if column not in table.cells:
                 raise ValueError(
                     f"{table.file} has no column {column!r}; the closest is {_closest(column, table.columns)!r} of "
-                    f"{table.columns}"
+                    f"{_listed(table.columns)}"
                 )
         for use, columns in named.items():
             for column in columns:
                 if column in self.drop:
-                    raise ValueError(f"drop must not contain the {use} {column!r}, got {list(self.drop)}")
+                    raise ValueError(f"data.drop must not contain data.{use}, {column!r}, got {_listed(self.drop)}")
                 others = [other for other, those in named.items() if other != use and column in those]
                 if others:
-                    raise ValueError(f"{use} and {others[0]} must be different columns, got {column!r} for both")
+                    raise ValueError(
+                        f"data.{use} and data.{others[0]} must be different columns, got {column!r} for both; the file "
+                        f"has {_listed(table.columns)}"
+                    )
         for column in self.kinds:
             if column not in (*self.features(table), self.order):
-                raise ValueError(f"kinds must name columns that are inputs, got {column!r}")
+                inputs = _listed(self.features(table))
+                raise ValueError(f"data.kinds must name input columns, of {inputs}, got {column!r}: leave it out")
 
     def features(self, table: Table) -> list[str]:
         """Lists the columns that are inputs, in the order of the file; `order` may be one too."""
         others = {self.target, *self.drop, self.groups, *self.concepts}
         return [column for column in table.columns if column not in others]
+
+
+def _listed(columns: Sequence[str]) -> str:
+    """Lists columns in a message, of many the first."""
+    more = f", ... ({len(columns)} columns)" if len(columns) > LISTED else ""
+    return f"[{', '.join(map(repr, columns[:LISTED]))}{more}]"
 
 
 def _closest(name: str, columns: Sequence[str]) -> str:

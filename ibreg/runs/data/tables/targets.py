@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -10,9 +14,13 @@ import pandas as pd
 from ibreg.runs.data.tables.cells import are_numbers
 from ibreg.runs.data.tables.reading import Table
 
+SHOWN = 5  # classes of several spellings that a warning names
+
 
 def target_classes(table: Table, column: str) -> tuple[np.ndarray, list[str]]:
     """Numbers the classes of a column from 0: integers in numerical order, other texts in alphabetical order.
+
+    Warns of classes that may be one, such as 1 and 1.0, or True and TRUE.
 
     Returns:
         The class of each row, `(rows,)`, and one name per class, as it stands in the file.
@@ -22,10 +30,10 @@ def target_classes(table: Table, column: str) -> tuple[np.ndarray, list[str]]:
 
     Example:
         >>> from pathlib import Path
-        >>> table = Table(Path("t.csv"), {"grade": np.array(["10", "9", "010"], dtype=object)}, [2, 3, 4], {""})
+        >>> table = Table(Path("t.csv"), {"grade": np.array(["10", "9", "2"], dtype=object)}, [2, 3, 4], {""})
         >>> labels, names = target_classes(table, "grade")
         >>> labels.tolist(), names
-        ([2, 0, 1], ['9', '010', '10'])
+        ([2, 1, 0], ['2', '9', '10'])
     """
     cells = table.cells[column]
     _check_known(table, column, "; a class of that name is kept with data.missing_marks=['']")
@@ -49,7 +57,24 @@ def target_classes(table: Table, column: str) -> tuple[np.ndarray, list[str]]:
         order = sorted(range(len(names)), key=names.__getitem__)
     places = np.empty(len(names), dtype=np.int64)
     places[order] = np.arange(len(names))
-    return places[codes], [names[place] for place in order]
+    ordered = [names[place] for place in order]
+    _warn_of_spellings(table, column, ordered)
+    return places[codes], ordered
+
+
+def _warn_of_spellings(table: Table, column: str, names: Sequence[str]) -> None:
+    """Warns of names that differ in case, blanks or accents' encoding alone, or in how a number is written."""
+    spellings = defaultdict(list)
+    for name, is_number in zip(names, are_numbers(np.asarray(names, dtype=object)), strict=True):
+        plain = " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
+        spellings[Decimal(name) if is_number else plain].append(name)
+    if alike := [" and ".join(map(repr, those)) for those in spellings.values() if len(those) > 1]:
+        shown = "; ".join(alike[:SHOWN]) + f"; {len(alike) - SHOWN} more" * (len(alike) > SHOWN)
+        warnings.warn(
+            f"{table.file}, column {column!r}: classes that may be one are kept apart: {shown}; write each class in "
+            "one way if so",
+            stacklevel=4,
+        )
 
 
 def target_quantities(table: Table, column: str) -> np.ndarray:

@@ -95,7 +95,7 @@ PAIR = ["a,b,kind", *(f"{i / 2},{i * i},{'xy'[i % 2]}" for i in range(40))]
         (PAIR, {"target": "kinds"}, r"no column 'kinds'; the closest is 'kind' of \['a', 'b', 'kind'\]"),
         (PAIR, {"drop": ["A"]}, "no column 'A'"),
         (PAIR, {"drop": "a"}, "drop must be a list of columns, such as .*, got a"),
-        (PAIR, {"drop": ["kind"]}, "drop must not contain the target 'kind'"),
+        (PAIR, {"drop": ["kind"]}, "data.drop must not contain data.target, 'kind'"),
         (PAIR, {"drop": ["a", "b"]}, "no feature column left"),
         (PAIR, {"target": "a"}, "column 'a' holds fractions such as 0.5"),
         (PAIR[:1], {}, "has no rows"),

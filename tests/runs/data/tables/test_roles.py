@@ -75,20 +75,36 @@ def test_options_of_another_type_say_what_is_valid(file, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kinds": {"y": "text"}}, "kinds must name columns that are inputs, got 'y'"),
-        ({"kinds": {"a": "text"}, "drop": ["a"]}, "kinds must name columns that are inputs, got 'a'"),
-        ({"kinds": {"a": "text"}, "groups": "a"}, "kinds must name columns that are inputs, got 'a'"),
-        ({"drop": ["y"]}, r"drop must not contain the target 'y', got \['y'\]"),
-        ({"drop": ["a"], "groups": "a"}, "drop must not contain the groups 'a'"),
-        ({"drop": ["a"], "order": "a"}, "drop must not contain the order 'a'"),
-        ({"drop": ["a"], "concepts": ["a"]}, "drop must not contain the concepts 'a'"),
-        ({"groups": "y"}, "target and groups must be different columns, got 'y' for both"),
-        ({"order": "y"}, "target and order must be different columns, got 'y' for both"),
-        ({"concepts": ["a", "y"]}, "target and concepts must be different columns, got 'y' for both"),
-        ({"concepts": ["a"], "groups": "a"}, "groups and concepts must be different columns, got 'a' for both"),
-        ({"order": "a", "groups": "b"}, "groups=b and order=a are two ways of splitting the rows: leave one out"),
+        ({"kinds": {"y": "text"}}, "data.kinds must name input columns, of \\['a', 'b'\\], got 'y'"),
+        ({"kinds": {"a": "text"}, "drop": ["a"]}, "data.kinds must name input columns, of .*, got 'a'"),
+        ({"kinds": {"a": "text"}, "groups": "a"}, "data.kinds must name input columns, of .*, got 'a'"),
+        ({"drop": ["y"]}, r"data.drop must not contain data.target, 'y', got \['y'\]"),
+        ({"drop": ["a"], "groups": "a"}, "data.drop must not contain data.groups, 'a', got"),
+        ({"drop": ["a"], "order": "a"}, "data.drop must not contain data.order, 'a', got"),
+        ({"drop": ["a"], "concepts": ["a"]}, "data.drop must not contain data.concepts, 'a', got"),
+        ({"groups": "y"}, "data.target and data.groups must be different columns, got 'y' for both"),
+        ({"order": "y"}, "data.target and data.order must be different columns, got 'y' for both"),
+        ({"concepts": ["a", "y"]}, "data.target and data.concepts must be different columns, got 'y' for both"),
+        ({"concepts": ["a"], "groups": "a"}, "data.groups and data.concepts must be different columns, got 'a'"),
+        ({"order": "a", "groups": "b"}, "data.groups=b and data.order=a are two ways of splitting the rows: leave one"),
     ],
 )
 def test_options_that_exclude_each_other(options, message):
     with pytest.raises(ValueError, match=message):
         Roles.of(table("a", "b", "y"), "y", **options)
+
+
+def test_of_many_columns_the_first_are_listed_and_the_closest_of_all_is_named():
+    many = table(*(f"c{number}" for number in range(500)), "outcome")
+    first = r"\['c0', 'c1', .*'c9', \.\.\. \(501 columns\)\]"
+    with pytest.raises(ValueError, match=f"no column 'outcom'; the closest is 'outcome' of {first}$") as caught:
+        Roles.of(many, "outcom")
+    assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match=f"data.target and data.groups must be .* for both; the file has {first}$"):
+        Roles.of(many, "outcome", groups="outcome")
+    with pytest.raises(ValueError, match=r"data.kinds must name input columns, of \['c0', .* \(500 columns\)\], got"):
+        Roles.of(many, "outcome", kinds={"outcome": "text"})
+    with pytest.raises(ValueError, match=r"data.drop must .*, got \['c0', .*'c9', ... \(20 columns\)\]"):
+        Roles.of(many, "c1", drop=[f"c{number}" for number in range(20)])
+    with pytest.raises(ValueError, match=r"the closest is 'c1' of \['c0', 'c1', .*, 'c9'\]$"):
+        Roles.of(table(*(f"c{number}" for number in range(10))), "c1x")

@@ -25,7 +25,6 @@ def column(*cells, marks=MARKS):
          ["9007199254740992", "9007199254740993", "9007199254740995"]),
         (["10000000000000000905969665", "10000000000000000905969664"],
          ["10000000000000000905969664", "10000000000000000905969665"]),
-        (["10", "010", "2"], ["2", "010", "10"]),
         (["2.0", "10.0"], ["2.0", "10.0"]),
         (["+1", "-1", "0"], ["-1", "0", "+1"]),
         (["10", "9", "a"], ["10", "9", "a"]),
@@ -38,6 +37,35 @@ def test_classes_are_the_text_of_the_file_in_their_order(cells, names):
     labels, found = target_classes(column(*cells), "y")
     assert found == names
     assert [found[label] for label in labels] == cells
+
+
+@pytest.mark.parametrize(
+    ("cells", "names", "alike"),
+    [
+        (["10", "010", "2"], ["2", "010", "10"], "'010' and '10'"),
+        (["1", "1.0", "0"], ["0", "1", "1.0"], "'1' and '1.0'"),
+        (["1e1", "10", "+10"], ["+10", "10", "1e1"], "'[+]10' and '10' and '1e1'"),
+        (["-0", "0", "a"], ["-0", "0", "a"], "'-0' and '0'"),
+        (["True", "TRUE", "no"], ["TRUE", "True", "no"], "'TRUE' and 'True'"),
+        (["new york", "New  York"], ["New  York", "new york"], "'New  York' and 'new york'"),
+        (["caf\u00e9", "cafe\u0301"], ["cafe\u0301", "caf\u00e9"], "'cafe\u0301' and 'caf\u00e9'"),
+        (["a", "A", "b", "B"], ["A", "B", "a", "b"], "'A' and 'a'; 'B' and 'b'"),
+        ([*"abcdefg", *"ABCDEFG"], [*"ABCDEFG", *"abcdefg"], "'A' and 'a'; .*'E' and 'e'; 2 more"),
+    ],
+)
+def test_classes_that_may_be_one_are_kept_apart_with_a_warning(cells, names, alike):
+    message = f"column 'y': classes that may be one are kept apart: {alike}; write each class in one way if so$"
+    with pytest.warns(UserWarning, match=message):
+        labels, found = target_classes(column(*cells), "y")
+    assert found == names
+    assert [found[label] for label in labels] == cells
+
+
+@pytest.mark.parametrize(
+    "cells", [["1", "11"], ["a", "a."], ["o", "\u00f6"], ["yes", "y"], ["1", "true"], ["1_0", "10"], ["a b", "ab"]]
+)
+def test_other_classes_are_no_reason_to_warn(cells):
+    assert set(target_classes(column(*cells), "y")[1]) == set(cells)
 
 
 @given(st.lists(st.integers().map(str), min_size=1))
