@@ -18,7 +18,7 @@ def parquet_cells(file: Path) -> dict[str, np.ndarray]:
 
     Raises:
         ImportError: If pyarrow is not installed.
-        ValueError: If the file is damaged.
+        ValueError: If the file is damaged, its index is named like a column, or a cell holds a NUL byte.
     """
     try:
         import pyarrow
@@ -31,9 +31,18 @@ def parquet_cells(file: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{file} is a damaged parquet file: {str(error).splitlines()[0]}") from error
     if not isinstance(frame.index, pd.RangeIndex):
         unnamed = frame.index.nlevels == 1 and frame.index.name is None
-        frame = frame.reset_index(names=[""] if unnamed else None)
-    names = [str(name) for name in frame.columns]
-    return {name: _texts(frame.iloc[:, place]) for place, name in enumerate(names)}
+        try:
+            frame = frame.reset_index(names=[""] if unnamed else None)
+        except ValueError as error:
+            raise ValueError(
+                f"{file} has an index of pandas with the name of a column ({error}): rename the index, "
+                "frame.rename_axis('row'), or leave it out, frame.reset_index(drop=True)"
+            ) from error
+    cells = {str(name): _texts(frame.iloc[:, place]) for place, name in enumerate(frame.columns)}
+    for name, column in cells.items():
+        if rows := [row for row, cell in enumerate(column, 1) if "\0" in cell]:
+            raise ValueError(f"{file}, column {name!r}, row {rows[0]}: the cell holds a NUL byte, which is no text")
+    return cells
 
 
 def _texts(column: pd.Series) -> np.ndarray:

@@ -97,6 +97,7 @@ def _csv_cells(file: Path, *, compressed: bool) -> tuple[dict[str, np.ndarray], 
         line = 1
         try:
             for row in reader:
+                _check_text(file, line, row)
                 if row and not (len(row) == 1 and not row[0].strip()):
                     rows.append([cell.strip() for cell in row])
                     lines.append(line)
@@ -120,6 +121,13 @@ def _csv_cells(file: Path, *, compressed: bool) -> tuple[dict[str, np.ndarray], 
             raise ValueError(f"{file}, line {line}: {_ragged(row, header)}")
     columns = np.array(rows, dtype=object).reshape(len(rows), len(header)).T
     return dict(zip(header, columns, strict=True)), lines[1:]
+
+
+def _check_text(file: Path, line: int, row: Sequence[str]) -> None:
+    if "\0" in "".join(row):
+        raise ValueError(
+            f"{file}, line {line}: a cell holds a NUL byte, which is no text: remove it, or save the file as UTF-8 again"
+        )
 
 
 def _before_header(file: Path, rows: Sequence[Sequence[str]]) -> int:

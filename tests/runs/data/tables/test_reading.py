@@ -80,6 +80,13 @@ def test_names_and_cells_stay_text_and_lines_are_those_of_the_file(tmp_path):
         ("", "has no rows"),
         ("größe\n1\n".encode("latin-1"), "is not UTF-8 text"),
         ("a,b\n1,2\n".encode("utf-16"), "is not UTF-8 text"),
+        ("a,b\n1,2\n3,x\0y\n", "line 3: a cell holds a NUL byte, which is no text: remove it, or save"),
+        ("a,b\n\0,2\n", "line 2: a cell holds a NUL byte"),
+        ('a,b\n\n"1\n",2\n"\0",2\n', "line 5: a cell holds a NUL byte"),
+        ("a\0,b\n1,2\n", "line 1: a cell holds a NUL byte"),
+        ("# \0\na,b\n1,2\n", "line 1: a cell holds a NUL byte"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "line 1: a cell holds a NUL byte"),
+        (gzip.compress(b"a,b\n1,2\n3,\0"), "line 3: a cell holds a NUL byte"),
         (b"PK\x03\x04" + b"\0" * 40, "is an Excel file or a zip archive: save the table as csv"),
         (b"\xd0\xcf\x11\xe0" + b"\0" * 40, "is an Excel file"),
         (b"\x1f\x8b\x08\x00" + b"\0" * 40, "is a damaged gzip file"),
@@ -169,6 +176,35 @@ def test_an_index_of_pandas_is_a_column_of_a_parquet_file(tmp_path):
     ):  # fmt: skip
         frame.set_axis(index).to_parquet(tmp_path / "t.parquet")
         assert cells(read_table(tmp_path / "t.parquet")) == {**expected, "a": ["1", "2", "3"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "levels", "name"),
+    [
+        (["a", "b"], ["a"], "a"),
+        (["1", "b"], ["1"], "1"),
+        (["a", "b"], ["x", "b"], "b"),
+        (["a", "b"], ["x", "x"], "x"),
+        (["", "b"], [None], ""),
+    ],
+)
+def test_an_index_with_the_name_of_a_column_is_refused(tmp_path, columns, levels, name):
+    index = pd.MultiIndex.from_arrays([[5, 7]] * len(levels), names=levels)
+    index = index if len(levels) > 1 else index.get_level_values(0)
+    frame = pd.DataFrame([[1, 2], [3, 4]], columns=columns).set_axis(index)
+    frame.to_parquet(tmp_path / "t.parquet")
+    message = (
+        rf"t\.parquet has an index .* name of a column \(cannot insert {name}, already exists\): rename the index, "
+    )
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(("cells", "row"), [(["x\0y", "b"], 1), (["a", "\0"], 2), ([None, "b\0"], 2)])
+def test_nul_bytes_of_a_parquet_file_are_refused(tmp_path, cells, row):
+    pd.DataFrame({"a": [1, 2], "b": cells}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=rf"t\.parquet, column 'b', row {row}: the cell holds a NUL byte"):
+        read_table(tmp_path / "t.parquet")
 
 
 def test_a_parquet_file_without_rows_or_without_pyarrow(tmp_path, monkeypatch):
