@@ -82,6 +82,7 @@ def test_the_tested_weights_are_those_of_the_checkpoint(finished):
         assert results["test/concept_accuracy"]["values"][position] == pytest.approx(float(agreed))
 
 
+@pytest.mark.slow  # the classification recipe has the quick one
 def test_a_killed_run_resumes_bit_identically(launch, kill, finished):
     whole, _ = finished
     kill(*QUICK, checkpoint=int(torch.randint(1, 4 * 2 * 2, ())))

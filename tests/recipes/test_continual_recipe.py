@@ -141,6 +141,7 @@ def test_keys_and_the_values_of_pairs_that_were_not_hit_stay(finished):
             assert bool(start["model.0.keys_frozen"])
 
 
+@pytest.mark.slow  # the classification recipe has the quick one
 def test_a_killed_run_resumes_bit_identically(launch, kill, cache, finished):
     whole, _ = finished
     first, second = torch.randint(1, 70, (2,)).tolist()

@@ -113,6 +113,7 @@ def test_the_learned_weights_are_those_that_were_tested(finished):
             assert right.double().mean().item() == pytest.approx(reported, abs=1e-12)
 
 
+@pytest.mark.slow  # the classification recipe has the quick one
 def test_a_killed_run_resumes_bit_identically(launch, kill, finished):
     whole, _ = finished
     # Of 56 epochs: while the second number of images trains.

@@ -130,6 +130,7 @@ def test_epochs_and_grid_points_are_the_best_on_validation(finished):
     assert {float(row["beta"]) for row in rows if row["method"] == "cauchy_schwarz"} == {1e-3, 100}
 
 
+@pytest.mark.slow  # the classification recipe has the quick one
 def test_a_killed_run_resumes_bit_identically(launch, kill, finished):
     whole, _ = finished
     first, second = torch.randint(1, (5 * 2 + 1) * 3, (2,)).tolist()
@@ -213,6 +214,7 @@ def test_classification_refuses_an_experiment_of_regression(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # the data have quick ones of splits and noise
 def test_a_csv_trains_with_a_chronological_split_and_noise_columns(launch, tmp_path):
     generator = random.Random(0)
     rows = [(generator.gauss(0, 1), generator.gauss(0, 1)) for _ in range(400)]

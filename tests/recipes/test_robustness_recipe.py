@@ -191,6 +191,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_what_to_give(finis
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # an experiment of each trains a step
 def test_adversarial_training_and_a_pruned_student_of_its_control(launch, tmp_path):
     short = ["corruption.rows=0", "ood.data=null", "bottlenecks=[hsic]"]
     trained = launch(*ONE, *short, "adversarial.name=pgd", "adversarial.steps=2")

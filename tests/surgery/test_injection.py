@@ -1003,7 +1003,10 @@ def test_candidates_of_resnet18():
     assert "" not in by_name
 
 
-@pytest.mark.parametrize("build", [torchvision.models.resnet18, torchvision.models.mobilenet_v3_small])
+@pytest.mark.parametrize(
+    "build",
+    [torchvision.models.resnet18, pytest.param(torchvision.models.mobilenet_v3_small, marks=pytest.mark.slow)],
+)
 def test_every_candidate_takes_a_bottleneck_of_its_size(build):
     net = build(weights=None, num_classes=4)
     x = torch.randn(1, 3, 32, 32)

@@ -271,7 +271,7 @@ def noisy_sine():
         pytest.param("symmetric", 1.5, 2.0, True, marks=pytest.mark.slow),
         pytest.param("symmetric", ("rms", 1.0), 1.0, False, marks=pytest.mark.slow),
         pytest.param("symmetric", ("rms", 0.1), 0.1, False, marks=pytest.mark.slow),
-        ("symmetric_root", 1.5, 1.0, True),
+        pytest.param("symmetric_root", 1.5, 1.0, True, marks=pytest.mark.slow),
     ],
 )
 def test_descent_never_goes_below_zero(mode, bandwidth_x, bandwidth_y, reaches):

@@ -148,7 +148,7 @@ def test_decoder_widths_that_are_none_are_refused():
 
 @pytest.mark.parametrize("hidden", [[0], [2.5], "256", 256])
 def test_widths_that_are_none_are_refused(hidden):
-    message = f"model.hidden must be a list of integers of at least 1, got {hidden}"
+    message = f"model.hidden must be a list of integers of at least 1, got {hidden!r}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         build("mlp", input_shape=(4,), classes=2, hidden=hidden)
 
@@ -160,7 +160,7 @@ def test_an_unknown_initialization_lists_the_valid_ones():
 
 @pytest.mark.parametrize("depth", [2, 18, 20.0, "20"])
 def test_depths_that_no_residual_network_has_are_refused(depth):
-    with pytest.raises(ValueError, match=rf"^model.depth must be 6 n \+ 2 .*\(20, .*, got {depth}$"):
+    with pytest.raises(ValueError, match=rf"^model.depth must be 6 n \+ 2 .*\(20, .*, got {depth!r}$"):
         build("resnet20", input_shape=(3, 32, 32), classes=10, depth=depth)
 
 

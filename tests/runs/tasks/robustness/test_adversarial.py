@@ -10,10 +10,18 @@ from torch.nn import functional as F
 import ibreg
 from ibreg.evaluation.attacks.gradient import pgd
 from ibreg.regularized import RegularizedOutput
+from ibreg.runs.config.section import read
 from ibreg.runs.data import classification as datasets
 from ibreg.runs.data.images import Normalization
 from ibreg.runs.models import classifiers as models
-from ibreg.runs.tasks.robustness.adversarial import TRADES, PGDTraining, Search, build_adversary, divergence
+from ibreg.runs.tasks.robustness.adversarial import (
+    TRADES,
+    AdversarialTraining,
+    PGDTraining,
+    Search,
+    build_adversary,
+    divergence,
+)
 
 
 def linear(classes=2):
@@ -126,14 +134,14 @@ def test_eps_grows_over_the_first_epochs(warmup, radii):
     ("changes", "message"),
     [
         ({"name": "pdg"}, "adversarial.name must be one of none, pgd, trades, got pdg"),
-        ({"eps": -0.1}, "adversarial.eps must be a finite number greater than 0, got -0.1"),
-        ({"weight": "much"}, "adversarial.weight must be a finite number greater than 0"),
-        ({"step_size": 0}, "adversarial.step_size must be a finite number greater than 0"),
-        ({"warmup": -1}, "adversarial.warmup must be a number of epochs, 0 for none, got -1"),
-        ({"warmup": 0.5}, "adversarial.warmup must be a number of epochs"),
+        ({"eps": -0.1}, "adversarial.eps must be a number above 0, got -0.1"),
+        ({"weight": "much"}, "adversarial.weight must be a number above 0, got much"),
+        ({"step_size": 0}, "adversarial.step_size must be a number above 0 or null, got 0"),
+        ({"warmup": -1}, "adversarial.warmup must be an integer of at least 0, got -1"),
+        ({"warmup": 0.5}, "adversarial.warmup must be an integer of at least 0, got 0.5"),
     ],
 )
 def test_wrong_options_are_refused(changes, message):
     options = {"name": "pgd", "eps": 0.1, "warmup": 0, "steps": 2, "step_size": None, "weight": 6.0} | changes
     with pytest.raises(ValueError, match=message):
-        build_adversary(OmegaConf.create(options), None, epoch=0)
+        read(AdversarialTraining, options, "adversarial")

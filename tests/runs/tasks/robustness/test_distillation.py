@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ibreg.runs.checkpoint import save_checkpoint
-from ibreg.runs.tasks.robustness.distillation import Distilled, load_teacher, prune_smallest
+from ibreg.runs.config.section import read
+from ibreg.runs.tasks.robustness.distillation import Distillation, Distilled, load_teacher, prune_smallest
 
 
 def test_the_loss_is_that_of_numpy():
@@ -44,21 +45,23 @@ def test_the_smallest_weights_of_all_layers_go_and_stay_away():
     assert torch.equal(weights() == 0, gone)
 
 
-@pytest.mark.parametrize("amount", [0, 1.0, -0.1, 1])
-def test_a_share_is_refused_that_leaves_all_or_nothing(amount):
-    with pytest.raises(ValueError, match="above 0 and below 1"):
-        prune_smallest(nn.Linear(2, 2), amount)
-
-
 def test_a_network_without_weights_is_refused():
     with pytest.raises(ValueError, match="no linear or convolutional layer"):
         prune_smallest(nn.ReLU(), 0.5)
 
 
-@pytest.mark.parametrize(("temperature", "weight"), [(0, 1), (30, -1), (float("inf"), 1)])
-def test_numbers_out_of_range_are_refused(temperature, weight):
-    with pytest.raises(ValueError, match="temperature above 0 and a weight of at least 0"):
-        Distilled(nn.Linear(2, 2), temperature, weight)
+@pytest.mark.parametrize(
+    ("option", "value", "valid"),
+    [
+        *(("prune", amount, "a number above 0 and below 1") for amount in (0, 1.0, -0.1, 1)),
+        *(("temperature", value, "a number above 0") for value in (0, -1, float("inf"))),
+        ("weight", -1, "a number of at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(option, value, valid):
+    options = {"teacher": None, "temperature": 30, "weight": 10, "prune": 0.9, option: value}
+    with pytest.raises(ValueError, match=f"distillation.{option} must be {valid}, got {value}"):
+        read(Distillation, options, "distillation")
 
 
 def test_the_teacher_is_the_control_of_the_same_seed(tmp_path):
