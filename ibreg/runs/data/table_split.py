@@ -214,5 +214,8 @@ def _hold_out_latest(rows: np.ndarray, codes: np.ndarray, fraction: float, split
         )
     changes = 1 + np.flatnonzero(np.diff(codes[rows]))
     if len(changes):
-        kept = int(changes[np.abs(changes - kept).argmin()])
+        after = int(np.searchsorted(changes, kept))
+        cuts = [int(cut) for cut in changes[max(after - 1, 0) : after + 1]]
+        # A cut near to the fraction may be the farther one: with 20 of 100 wanted, 32 is near and 9 is not.
+        kept = min(cuts, key=lambda cut: (_far(len(rows) - cut, len(rows), fraction), abs(cut - kept)))
     return rows[:kept], rows[kept:]

@@ -224,6 +224,15 @@ def test_ties_that_make_a_split_far_from_its_fraction_are_named(times, options, 
         split(rows_of(t=times), order="t", **options)
 
 
+@pytest.mark.parametrize(
+    ("counts", "test", "held"),
+    [((68, 23, 9), 0.2, 32), ((50, 30, 20), 0.2, 20), ((85, 5, 10), 0.2, 15), ((60, 15, 16, 9), 0.2, 25)],
+)
+def test_the_cut_is_between_times_next_to_the_fraction(counts, test, held):
+    splits = split(rows_of(t=np.repeat(range(len(counts)), counts)), order="t", test=test, validation=0)
+    assert len(splits[2]) == held
+
+
 def test_the_fraction_that_the_message_suggests_splits_the_rows():
     table = rows_of(t=[*range(2000, 2030), *[2030] * 370])
     assert [len(rows) for rows in split(table, order="t", test=0.925)] == [24, 6, 370]
