@@ -27,7 +27,15 @@ from tests.recipes.folders import assert_equal_runs, rows_of, summary_of
 
 RECIPE = "classification"
 QUICK = ["seeds=[0,1]", "epochs=3", "sweep.betas=[1e-3,1e-1]", "sweep.epochs=2", "model.hidden=[32]", "device=cpu"]
-QUICK += ["ema=0.5", "lr=1e-2", "lr_schedule=step", "lr_schedule.every=1", "lr_schedule.factor=0.5", "draws=2", "prediction_draws=2"]
+QUICK += [
+    "ema=0.5",
+    "lr=1e-2",
+    "lr_schedule=step",
+    "lr_schedule.every=1",
+    "lr_schedule.factor=0.5",
+    "draws=2",
+    "prediction_draws=2",
+]
 QUICK += ["schedule.name=linear_warmup", "schedule.steps=20"]
 
 
@@ -149,8 +157,14 @@ def test_help_shows_the_choices(run, tmp_path):
     ("overrides", "message"),
     [
         (["+epoch=3"], "no key 'epoch' .did you mean 'epochs'"),
-        (["bottlenecks=[variatonal]"], "no bottleneck 'variatonal' .did you mean 'variational'.*: choose from .*variational"),
-        (["+bottleneck.variational.betta=1"], "bottleneck.variational has no key 'betta' .did you mean 'beta'.*: it has .*beta"),
+        (
+            ["bottlenecks=[variatonal]"],
+            "no bottleneck 'variatonal' .did you mean 'variational'.*: choose from .*variational",
+        ),
+        (
+            ["+bottleneck.variational.betta=1"],
+            "bottleneck.variational has no key 'betta' .did you mean 'beta'.*: it has .*beta",
+        ),
         (["bottleneck.variational.prior=flat"], "prior must be one of 'standard', 'learned', 'conditional'"),
         (["bottlenecks=[none]"], "must be none of the controls none, null, decayed, dropout, got none"),
         (["bottlenecks=[hsic,hsic]"], "bottlenecks must be a list of different strings, got .'hsic', 'hsic'."),

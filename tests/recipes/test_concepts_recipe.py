@@ -126,7 +126,10 @@ def test_help_shows_the_choices(run, tmp_path):
         (["+interventions.costs.odd=2"], "interventions.costs: costs must be those of even, .*, got costs of odd"),
         (["+interventions.policy=random"], "interventions has no key 'policy'"),
         (["interventions.policies=random"], "interventions.policies must be a list of different .*, got random"),
-        (["interventions.costs=2"], "interventions.costs must be a section whose values are each a number of at least 0, got 2"),
+        (
+            ["interventions.costs=2"],
+            "interventions.costs must be a section whose values are each a number of at least 0, got 2",
+        ),
         (["edit=[odd]"], "edit must be of even, .*, got odd"),
         (["rows=0"], "rows must be an integer of at least 1"),
         (["balanced=3"], "balanced must be true or false"),

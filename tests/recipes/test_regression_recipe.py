@@ -246,7 +246,8 @@ def test_a_method_may_have_a_loss_of_its_own(launch):
 def test_every_option_of_the_training_loop_runs(launch):
     folder = launch(
         "bottlenecks=[variational,hsic]", "seeds=[0]", "epochs=2", "ema=0.5", "draws=3", "prediction_draws=4",
-        "accumulate=2", "precision=bf16", "selection=last", "lr_schedule=step", "lr_schedule.every=1", "schedule.name=target_rate",
+        "accumulate=2", "precision=bf16", "selection=last", "lr_schedule=step", "lr_schedule.every=1",
+        "schedule.name=target_rate",
         "schedule.rate=5", "bottlenecks=[variational]", "task_loss=absolute_error", "control=false",
     )  # fmt: skip
     assert summary_of(folder)["results"]["variational"]["test/rate"]["mean"] > 0

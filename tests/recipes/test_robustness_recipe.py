@@ -265,9 +265,18 @@ def test_help_shows_the_choices(run, tmp_path):
         (["corruption.severities=3"], r"corruption.severities must be a list of .*, such as \[2,4\] .*, got 3"),
         (["corruption.kinds=jpeg"], r"corruption.kinds must be a list of .*, such as \[jpeg\] or null, got jpeg"),
         (["attack.ensemble=square"], r"attack.ensemble must be a list of .*, such as \[square\], got square"),
-        (["corruption.severities=[]"], r"severities must be a list of one or more .*for none corruption.rows=0.*, got \[\]"),
-        (["corruption.kinds=[jpeg,jpeg]"], "corruption.kinds must be a list of one or more different strings, .*, got .'jpeg', 'jpeg'."),
-        (["corruption.severities=[1,1]"], r"corruption.severities must be a list of one or more different integers .*, got \[1, 1\]"),
+        (
+            ["corruption.severities=[]"],
+            r"severities must be a list of one or more .*for none corruption.rows=0.*, got \[\]",
+        ),
+        (
+            ["corruption.kinds=[jpeg,jpeg]"],
+            "corruption.kinds must be a list of one or more different strings, .*, got .'jpeg', 'jpeg'.",
+        ),
+        (
+            ["corruption.severities=[1,1]"],
+            r"corruption.severities must be a list of one or more different integers .*, got \[1, 1\]",
+        ),
         (["sanity.steps=5"], r"sanity.steps must be a list of .*, such as \[10,100\], got 5"),
         (["sanity.steps=[0]"], r"sanity.steps must be .* different integers of at least 1, .*, got \[0\]"),
         (["ood.data=digits"], "ood.data must not be the training data, got digits"),

@@ -124,7 +124,10 @@ def test_settings_out_of_range_say_what_is_valid(settings, message):
 
 
 def test_an_unknown_name_lists_the_sets():
-    with pytest.raises(ValueError, match=r"^data\.name: no data set 'minst' \(did you mean 'mnist'\?\): it is one of cifar10, .*, mnist$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^data\.name: no data set 'minst' \(did you mean 'mnist'\?\): it is one of cifar10, .*, mnist$",
+    ):
         load("minst")
 
 

@@ -375,7 +375,11 @@ def test_a_batch_has_inputs_classes_and_concepts():
         ("shapes", {"image_size": 4}, r"^data\.image_size must be an integer of at least 8, got 4$"),
         ("shapes", {"spurious": 1.5}, r"^data\.spurious must be a number of at least 0 and at most 1, got 1\.5$"),
         ("shapes", {"noise": -1}, r"^data\.noise must be a number of at least 0, got -1$"),
-        ("mnist_addition", {"threshold": 18}, r"^data\.threshold must be an integer of at least 0 and below 18 or null, got 18$"),
+        (
+            "mnist_addition",
+            {"threshold": 18},
+            r"^data\.threshold must be an integer of at least 0 and below 18 or null, got 18$",
+        ),
         ("mnist_parity", {"test": 1.0}, r"^data\.test must be a number above 0 and below 1, got 1\.0$"),
         ("xor", {"size": 10, "missing": 0.99}, "all labels of concept 'right' are missing"),
     ],

@@ -101,12 +101,18 @@ def test_targets_are_columns_that_a_head_of_one_unit_fits():
         ({"limit": 1}, "is .* in all 1 training rows: nothing to learn"),
         ({"split_seed": -1}, r"^data\.split_seed must be an integer of at least 0 and below .*, got -1$"),
         ({"split": "time"}, r"^data\.split must be one of random, chronological, got time$"),
-        ({"split": "chronological"}, r"^data\.split must be random for diabetes, .* those of appliances_energy, .*, got chronological$"),
+        (
+            {"split": "chronological"},
+            r"^data\.split must be random for diabetes, .* those of appliances_energy, .*, got chronological$",
+        ),
         ({"noise_columns": -1}, r"^data\.noise_columns must be an integer of at least 0, got -1$"),
         ({"noise_columns": 0.5}, r"^data\.noise_columns must be an integer of at least 0, got 0\.5$"),
         ({"target_noise": -0.1}, r"^data\.target_noise must be a number of at least 0, got -0\.1$"),
         ({"target_noise": float("nan")}, r"^data\.target_noise must be a number of at least 0, got nan$"),
-        ({"columns": 3}, r"^data has no key 'columns' \(did you mean 'noise_columns'\?\): it has name, root, .*, test$"),
+        (
+            {"columns": 3},
+            r"^data has no key 'columns' \(did you mean 'noise_columns'\?\): it has name, root, .*, test$",
+        ),
     ],
 )
 def test_settings_out_of_range_say_what_is_valid(settings, message):
@@ -115,7 +121,9 @@ def test_settings_out_of_range_say_what_is_valid(settings, message):
 
 
 def test_an_unknown_name_lists_the_sets():
-    with pytest.raises(ValueError, match=r"^data\.name: no regression data set 'housing': it is one of appliances_energy, "):
+    with pytest.raises(
+        ValueError, match=r"^data\.name: no regression data set 'housing': it is one of appliances_energy, "
+    ):
         load("housing")
 
 

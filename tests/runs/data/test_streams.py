@@ -94,7 +94,10 @@ def test_the_yaml_of_the_toy_has_every_option_with_its_default(pytestconfig):
     ("settings", "message"),
     [
         ({"name": "toy"}, r"^data\.name: no data set 'toy': it is one of .*, toy_gaussians$"),
-        ({"name": "toy_gaussians", "size": 3}, "^data has no key 'size': it has name, root, .*, rows, deviation, test$"),
+        (
+            {"name": "toy_gaussians", "size": 3},
+            "^data has no key 'size': it has name, root, .*, rows, deviation, test$",
+        ),
         ({"name": "toy_gaussians", "rows": 100}, r"^data\.rows must be a multiple of the 8 classes, got 100$"),
         ({"name": "toy_gaussians", "rows": 0}, r"^data\.rows must be an integer of at least 1, got 0$"),
         ({"name": "toy_gaussians", "deviation": 0}, r"^data\.deviation must be a number above 0, got 0$"),

@@ -37,7 +37,10 @@ def same(first, second):
 
 
 def test_an_unknown_name_lists_the_models():
-    with pytest.raises(ValueError, match=r"^model.name: no model 'resnet' \(did you mean 'resnet20'\?\): it is one of lenet, mlp, resnet20, timm, "):
+    with pytest.raises(
+        ValueError,
+        match=r"^model.name: no model 'resnet' \(did you mean 'resnet20'\?\): it is one of lenet, mlp, resnet20, ",
+    ):
         build("resnet", input_shape=(3, 32, 32), classes=10)
 
 

@@ -114,7 +114,11 @@ def test_every_yaml_has_every_option_of_its_encoder():
     [
         ("resnet", {}, "^encoder.name: no encoder 'resnet': it is one of identity, pretrained, trained$"),
         ("identity", {"pool": 2}, "^encoder has no key 'pool': it has no options$"),
-        ("pretrained", {"model": {"name": "resnet20"}}, "^encoder needs the key 'places': give it a value, encoder.places=...$"),
+        (
+            "pretrained",
+            {"model": {"name": "resnet20"}},
+            "^encoder needs the key 'places': give it a value, encoder.places=...$",
+        ),
         ("pretrained", {"model": {"name": "resnet20"}, "places": ["layer3"]}, "needs encoder.model.weights"),
         (
             "trained",

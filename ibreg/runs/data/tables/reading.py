@@ -126,7 +126,7 @@ def _csv_cells(file: Path, *, compressed: bool) -> tuple[dict[str, np.ndarray], 
 def _check_text(file: Path, line: int, row: Sequence[str]) -> None:
     if "\0" in "".join(row):
         raise ValueError(
-            f"{file}, line {line}: a cell holds a NUL byte, which is no text: remove it, or save the file as UTF-8 again"
+            f"{file}, line {line}: a cell holds a NUL byte, which is no text: remove it, or save the file as UTF-8"
         )
 
 

@@ -65,7 +65,7 @@ class Corruption(Section):
         *Different,
         Field(
             json_schema_extra={
-                "valid": "a list of one or more different integers from 1 to 5, such as [2,4] (for none corruption.rows=0)"
+                "valid": "a list of one or more different integers from 1 to 5, such as [2,4] (none: corruption.rows=0)"
             }
         ),
     ]

@@ -32,8 +32,9 @@ def test_samples_hold_the_standardized_labels_that_plots_convert_once():
     concepts = Concepts.of(["red", {"name": "mass", "kind": "continuous"}])
     raw = torch.tensor([[1.0, 2000], [0, 4000], [1, 9000], [0, 5000]]).double()
     data = assemble(
-        "t", ConceptRequest(), concepts, inputs=torch.randn(4, 2).__getitem__, classes=torch.tensor([0, 1, 0, 1]).numpy(),
-        class_names=["a", "b"], labels=raw.numpy(), splits=[torch.arange(4).numpy(), torch.arange(0).numpy(), [0, 1]],
+        "t", ConceptRequest(), concepts, inputs=torch.randn(4, 2).__getitem__,
+        classes=torch.tensor([0, 1, 0, 1]).numpy(), class_names=["a", "b"], labels=raw.numpy(),
+        splits=[torch.arange(4).numpy(), torch.arange(0).numpy(), [0, 1]],
     )  # fmt: skip
     layer = ibreg.ConceptBottleneck(2, concepts)
     model = ibreg.Regularized(nn.Sequential(nn.Identity(), layer, nn.Linear(layer.out_features, 2)))

@@ -130,7 +130,9 @@ def test_the_training_of_a_method_takes_precedence_over_that_of_all(concepts):
     assert set(TRAININGS) == {"joint", "sequential", "independent"}
     with pytest.raises(ValueError, match=r"^training must be one of joint, sequential, independent, got apart$"):
         concepts("training=apart")
-    with pytest.raises(ValueError, match=r"^trainings.concept must be one of joint, sequential, independent, got apart"):
+    with pytest.raises(
+        ValueError, match=r"^trainings.concept must be one of joint, sequential, independent, got apart"
+    ):
         concepts("+trainings.concept=apart")
     with pytest.raises(ValueError, match=r"^trainings must be of .*, got conzept \(did you mean 'concept'\?\)$"):
         concepts("+trainings.conzept=joint")

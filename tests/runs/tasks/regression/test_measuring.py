@@ -150,7 +150,10 @@ def test_a_method_has_its_own_loss_and_the_others_the_common_one(configured):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("+task_losses.hsic={name:conditional_cauchy_schwarz,share:abc}", "^task_losses.hsic.share must be a number, got abc$"),
+        (
+            "+task_losses.hsic={name:conditional_cauchy_schwarz,share:abc}",
+            "^task_losses.hsic.share must be a number, got abc$",
+        ),
         ("+task_losses.hsic=3", r"^task_losses.hsic must be a name and options, such as \{.*\}, got 3$"),
         ("++task_losses=3", "^task_losses must be a section whose values are each a name and options, .*, got 3$"),
         ("task_loss.name=hubert", r"^task_loss.name: no task loss 'hubert' \(did you mean 'huber'\?\): it is one of "),
