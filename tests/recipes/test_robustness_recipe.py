@@ -267,7 +267,7 @@ def test_help_shows_the_choices(run, tmp_path):
         (["attack.ensemble=square"], r"attack.ensemble must be a list of .*, such as \[square\], got square"),
         (
             ["corruption.severities=[]"],
-            r"severities must be a list of one or more .*for none corruption.rows=0.*, got \[\]",
+            r"severities must be a list of one or more .*none: corruption.rows=0.*, got \[\]",
         ),
         (
             ["corruption.kinds=[jpeg,jpeg]"],
