@@ -100,7 +100,8 @@ def _left_out(table: Table, column: Column, roles: Roles, training: np.ndarray) 
     if column.kind != "text":
         return ""
     if not column.decided and 2 * (counts == 1).sum() > len(known):
-        return f"nearly every cell is another text; data.kinds={{{column.name}:text}} keeps it"
+        repeats = counts.max() >= _least(training)
+        return "nearly every cell is another text" + f"; data.kinds={{{column.name}:text}} keeps it" * bool(repeats)
     return "" if counts.max() >= _least(training) else f"no text is in {_least(training)} or more training rows"
 
 
