@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from torch import optim
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from ibreg.runs.config.section import Count, Different, NotNegative, Positive, Section, Share, read
+from ibreg.runs.config.section import Count, Different, NotNegative, Positive, Section, Share, no_key, read
 from ibreg.runs.dispatch import choose, find, name_in, options_of
 
 # Set by the recipe (lr, weight_decay), or how torch computes the same step.
@@ -88,7 +88,18 @@ def optimizer_section(options: Any, section: str = "optimizer") -> OptimizerSect
     """
     name = name_in(options, OPTIMIZERS, section)
     find("optimizer", name, OPTIMIZERS, section)
+    _check_chosen(name, options, section, {other: _model_of(other) for other in OPTIMIZERS})
     return read(_model_of(name), options, section)
+
+
+def _check_chosen(name: str, options: Mapping[str, Any], section: str, models: Mapping[str, type[Section]]) -> None:
+    """Checks that a section does not have the options of another choice, which a name alone leaves there."""
+    strange = [option for option in options if option not in models[name].model_fields]
+    if strange and all(any(option in model.model_fields for model in models.values()) for option in strange):
+        raise ValueError(
+            f"{no_key(section, strange[0], models[name].model_fields)}; {section}={name}, in an experiment "
+            f"`override /{section}: {name}` in its defaults, chooses it without the options of another"
+        )
 
 
 def build_optimizer(
@@ -139,8 +150,10 @@ def lr_schedule_section(options: Any, section: str = "lr_schedule") -> LRSchedul
         ValueError: If the name or an option is unknown, or a value is not valid.
     """
     name = name_in(options, LR_SCHEDULES, section)
-    function = find("schedule of the learning rate", name, LR_SCHEDULES, section)
-    return read(options_of(function, LRScheduleSection), options, section)
+    find("schedule of the learning rate", name, LR_SCHEDULES, section)
+    models = {other: options_of(schedule, LRScheduleSection) for other, schedule in LR_SCHEDULES.items()}
+    _check_chosen(name, options, section, models)
+    return read(models[name], options, section)
 
 
 def build_lr_schedule(section: LRScheduleSection, optimizer: Optimizer, epochs: int) -> LRScheduler:

@@ -181,3 +181,19 @@ def test_a_schedule_that_is_not_valid(section, message):
 
 def test_there_are_as_many_schedules_as_are_tested():
     assert set(LR_SCHEDULES) == {"constant", "step", "multi_step", "exponential", "linear", "cosine"}
+
+
+@pytest.mark.parametrize(
+    ("check", "values", "key", "choice"),
+    [
+        (optimizer_section, {"name": "sgd", "betas": [0.9, 0.99], "eps": 1e-8}, "betas", "optimizer=sgd"),
+        (optimizer_section, {"name": "adam", "momentum": 0.9}, "momentum", "optimizer=adam"),
+        (optimizer_section, {"name": "rprop", "betas": [0.9, 0.99]}, "betas", "optimizer=rprop"),
+        (lr_schedule_section, {"name": "linear", "factor": 0.1, "final": 0.1}, "factor", "lr_schedule=linear"),
+        (lr_schedule_section, {"name": "step", "final": 0.1}, "final", "lr_schedule=step"),
+    ],
+)
+def test_options_of_another_choice(check, values, key, choice):
+    remedy = f"; {choice}, in an experiment `override /{choice.replace('=', ': ')}` in its defaults, chooses it without"
+    with pytest.raises(ValueError, match=rf"^\w+ has no key '{key}'.*: it has name.*{re.escape(remedy)}"):
+        check(values)

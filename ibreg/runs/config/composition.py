@@ -16,6 +16,7 @@ from pydantic import model_validator
 from ibreg import registry
 from ibreg.layers import Bottleneck
 from ibreg.runs.config.help import CONTROL_LAYERS, recipe_help
+from ibreg.runs.config.mapping_keys import decoded_text
 from ibreg.runs.config.package_data import installed_folder, launch_command
 from ibreg.runs.config.section import Section, did_you_mean, no_key
 from ibreg.runs.optimizers import OPTIMIZERS, optimizer_options
@@ -68,7 +69,7 @@ def command_of(recipe: str) -> str:
     """Returns the command that repeats this run."""
     # In a sweep the command line holds the values of all its runs.
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
-    kept = [override.lstrip("+") for override in overrides if is_part_of_a_run(override)]
+    kept = [decoded_text(override.lstrip("+")) for override in overrides if is_part_of_a_run(override)]
     return shlex.join([*launch_command(recipe).split(), *kept])
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
 
 from ibreg.runs.accelerator import AcceleratorConfig
-from ibreg.runs.config.section import Count, Names, NotNegative, Positive, read
+from ibreg.runs.config.mapping_keys import decoded
+from ibreg.runs.config.section import Count, Names, NotNegative, Positive, read, shown
 from ibreg.runs.methods import MethodConfig
 from ibreg.runs.optimizers import LRScheduleSection, OptimizerSection, lr_schedule_section, optimizer_section
 from ibreg.runs.trials import ComparisonConfig
@@ -77,10 +80,23 @@ def read_recipe(model: type[AnyConfig], composed: DictConfig) -> AnyConfig:
         raise ValueError(
             f"the experiment belongs to another recipe: python recipes/{composed.get('recipe')}.py experiment=..."
         )
-    if missing := sorted(OmegaConf.missing_keys(composed)):
+    try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        contents = {} if missing else OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        # An interpolation reads a key of what an experiment has set to a name alone.
+        found = re.search(r"node `(\w+)` is not a container", str(error))
+        if found is None:
+            raise
+        section, value = found[1], shown(cast(dict[str, Any], OmegaConf.to_container(composed))[found[1]])
+        raise ValueError(
+            f"{section} must be a section of keys, got {value}: choose one by {section}={value}, in an experiment by "
+            f"`override /{section}: {value}` in its defaults"
+        ) from error
+    if missing:
         given = " ".join(f"{key}=..." for key in missing)
         raise ValueError(f"a value is missing for {', '.join(missing)}: give it on the command line, {given}")
-    return read(model, cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
+    return read(model, decoded(cast(dict[str, Any], contents)))
 
 
 def check_steps(cfg: RunConfig, *, rows: int, processes: int) -> None:

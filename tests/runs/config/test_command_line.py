@@ -8,7 +8,8 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, RangeSweep
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibreg.runs.config.command_line import check_one_run, prepared, value_of
+from ibreg.runs.config.command_line import check_one_run, check_options, prepared, swept_keys, value_of
+from ibreg.runs.config.mapping_keys import decoded, decoded_text
 
 GROUPS = ["data", "optimizer"]
 
@@ -124,7 +125,14 @@ def test_ranges_and_globs_are_sweeps():
         (["data@unlabeled=mnist", "hydra/sweeper=optuna"], ["data@unlabeled=mnist", "hydra/sweeper=optuna"]),
         (["hydra.job.name=é", "hydra.x=1"], ["hydra.job.name='é'", "hydra.x=1"]),
         (["-m", "--multirun", "--help", "-h"], ["-m", "--multirun", "--help", "-h"]),
-        (["--config-dir", "my configs", "lr=1"], ["--config-dir", "my configs", "++lr=1"]),
+        (["--config-dir", "my configs", "lr=1"], ["++lr=1", "--config-dir", "my configs"]),
+        (["data=csv", "--multirun", "lr=1,2"], ["data=csv", "++lr=1,2", "--multirun"]),
+        (["lr=1", "--config-dir=a", "a=2", "-m"], ["++lr=1", "++a=2", "--config-dir=a", "-m"]),
+        (["lr=1", "-cd", "a=b", "epochs=2"], ["++lr=1", "++epochs=2", "-cd", "a=b"]),
+        (["--info", "lr=1"], ["++lr=1", "--info"]),
+        (["-i", "all", "lr=1"], ["++lr=1", "-i", "all"]),
+        (["--cfg", "job", "lr=1", "--resolve"], ["++lr=1", "--cfg", "job", "--resolve"]),
+        (["optimizer=5", "data=true", "data=null", "data={a:1}"], ["optimizer='5'", "data='true'", "data=null", "data='{a:1}'"]),
         (["--config-dir=größe", "-cd", "größe"], ["--config-dir=größe", "-cd", "größe"]),
         (["--cfg", "job", "-c", "all", "--package", "data", "-p", "data"], None),
         (["--info", "defaults", "--config-name", "x", "-cn", "x"], None),
@@ -155,3 +163,69 @@ def test_a_key_outside_of_the_grammar(argument):
 )  # fmt: skip
 def test_the_value_of_a_key(arguments, value):
     assert value_of(arguments, "imports") == value
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--zzz", "--zzz is no option: the options are --config-dir, .*; keys are set without dashes, zzz=...$"),
+        ("--epochs=3", "--epochs is no option: .*without dashes, epochs=3$"),
+        ("--multi", r"--multi is no option \(did you mean '--multirun'\?\): "),
+        ("--confg-dir=x", r"--confg-dir is no option \(did you mean '--config-dir'\?\): "),
+        ("-x", "-x is no option: "),
+        ("-1", "-1 is no option: "),
+        ("--", "-- is no option: .*without dashes, key=...$"),
+    ],
+)
+def test_an_option_that_there_is_not(argument, message):
+    for arguments in ([argument], ["lr=1", argument], [argument, "lr=1"]):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            prepared(arguments, GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-dir"], "argument --config-dir/-cd: expected one argument"),
+        (["--cfg", "jobs"], "invalid choice: 'jobs'"),
+        (["--info", "nothing"], "invalid choice: 'nothing'"),
+        (["--multirun=1"], "ignored explicit argument '1'"),
+        (["--package"], "expected one argument"),
+    ],
+)
+def test_an_option_without_a_valid_value(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        check_options(prepared(arguments, GROUPS))
+
+
+NAMES = [
+    "Größe (cm)", "😀", "it's", "a=b", "{x}", "#id", "2019", "1.5", "true", "null", "[x]", "a b", "a/b", "a.b", "%", "中",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_of_a_mapping_is_the_text_that_was_typed(name):
+    for text in (f"{{{name}:text,b:[1,{{{name}: 2}}]}}", f"{{b:[1,{{'{escaped(name)}' : 2}}],'{escaped(name)}':text}}"):
+        assert decoded(parsed(f"data.kinds={text}").value()) == {name: "text", "b": [1, {name: 2}]}
+        argument = prepared([f"data.kinds={text}"], GROUPS)[0]
+        # As the command of a run shows it, it can be typed again.
+        assert prepared([decoded_text(argument).lstrip("+")], GROUPS) == [argument]
+
+
+def escaped(name):
+    return name.replace("'", "\\'")
+
+
+@pytest.mark.parametrize("name", ["a:b", "a,b", "}", "{", "[", "'", '"', " a", ""])
+def test_a_key_of_a_mapping_in_quotes(name):
+    assert decoded(parsed(f"k={{'{escaped(name)}':1,c:2}}").value()) == {name: 1, "c": 2}
+
+
+def test_a_sweep_over_mappings():
+    sweep = parsed("k=choice({é:1},{a=b:2})").value()
+    assert [decoded(entry) for entry in sweep.list] == [{"é": 1}, {"a=b": 2}]
+
+
+def test_the_keys_of_a_sweep():
+    arguments = prepared(["lr=1,2", "-m", "epochs=[1,2]", "data=choice(a,b)", "name='1,2'", "+x=range(3)"], GROUPS)
+    assert swept_keys(arguments) == ["lr", "data", "x"]
