@@ -123,6 +123,10 @@ def _run(name: str, task: Callable[[DictConfig], Any], full: bool) -> None:
     check_options(sys.argv[1:])
     if not MULTIRUN.intersection(given):
         check_one_run(sys.argv[1:])
+    elif any(argument.startswith("output_dir=") for argument in given):
+        raise ValueError(
+            f"output_dir is the folder of one run, and each run of a sweep has its own in outputs/{name}: leave it out"
+        )
 
     def job(composed: DictConfig) -> Any:
         hydra_config, prefix = HydraConfig.get(), ""

@@ -132,7 +132,10 @@ def test_ranges_and_globs_are_sweeps():
         (["--info", "lr=1"], ["++lr=1", "--info"]),
         (["-i", "all", "lr=1"], ["++lr=1", "-i", "all"]),
         (["--cfg", "job", "lr=1", "--resolve"], ["++lr=1", "--cfg", "job", "--resolve"]),
-        (["optimizer=5", "data=true", "data=null", "data={a:1}"], ["optimizer='5'", "data='true'", "data=null", "data='{a:1}'"]),
+        (
+            ["optimizer=5", "data=true", "data=null", "data={a:1}"],
+            ["optimizer='5'", "data='true'", "data=null", "data='{a:1}'"],
+        ),
         (["--config-dir=größe", "-cd", "größe"], ["--config-dir=größe", "-cd", "größe"]),
         (["--cfg", "job", "-c", "all", "--package", "data", "-p", "data"], None),
         (["--info", "defaults", "--config-name", "x", "-cn", "x"], None),

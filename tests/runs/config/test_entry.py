@@ -189,6 +189,11 @@ def test_the_error_of_a_sweep_names_the_run(tmp_path, arguments, run):
     assert told(tmp_path, *arguments).startswith(run)
 
 
+def test_a_sweep_does_not_write_all_runs_into_one_folder(tmp_path):
+    message = told(tmp_path, "--multirun", "lr=1e-3,1e-2", "output_dir=runs/mine")
+    assert message.startswith("output_dir is the folder of one run, and each run of a sweep has its own in outputs/")
+
+
 def test_an_error_without_words_is_named():
     assert one_line("classification", OSError()) == "OSError"
     assert one_line("classification", ValueError("one\n  two\n")) == "one two"
