@@ -202,7 +202,8 @@ def test_an_option_without_a_valid_value(arguments, message):
 
 
 NAMES = [
-    "Größe (cm)", "😀", "it's", "a=b", "{x}", "#id", "2019", "1.5", "true", "null", "[x]", "a b", "a/b", "a.b", "%", "中",
+    "Größe (cm)", "😀", "it's", "a=b", "{x}", "#id", "2019", "1.5", "true", "null", "[x]", "a b", "a/b", "a.b", "%",
+    "中",
 ]  # fmt: skip
 
 
