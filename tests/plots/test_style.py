@@ -74,6 +74,7 @@ def test_only_plots_import_matplotlib():
     assert importing == {"plots"}
 
 
+@pytest.mark.slow  # test_house reads the imports, which is quick
 def test_tables_do_without_matplotlib():
     code = "import sys, ibreg.runs.report.comparison; assert 'matplotlib' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -248,6 +248,7 @@ def test_a_csv_trains(launch, tmp_path):
     assert (folder / "columns.csv").read_text().splitlines()[1] == "a,number,1,0,standardized"
 
 
+@pytest.mark.slow  # test_checkpoint has the quick one
 def test_a_damaged_checkpoint_is_named_and_the_rest_stays(launch, tmp_path):
     options = ["seeds=[0]", "epochs=1", "sweep.betas=[]", "model.hidden=[8]"]
     folder = launch(*options)
@@ -400,6 +401,7 @@ def test_experiments_compose(recipe):
         assert read_recipe(module_of(recipe).main.config, cfg).recipe == recipe
 
 
+@pytest.mark.slow  # test_cli has quick ones
 def test_the_command_line_runs_a_recipe_by_its_name(tmp_path):
     command = [sys.executable, "-m", "ibreg.cli", "classification", "--help"]
     assert "batch_size" in subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout

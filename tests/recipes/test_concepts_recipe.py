@@ -145,6 +145,7 @@ def test_wrong_input_is_refused_before_anything_is_written(launch, tmp_path, ove
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # the data set and the metrics have quick ones
 def test_a_spurious_concept_is_measured_on_the_shifted_split(launch):
     folder = launch(
         "data=shapes", "data.size=400", "data.image_size=8", "bottlenecks=[concept,logit]", "seeds=[0]", "epochs=1",
@@ -158,6 +159,7 @@ def test_a_spurious_concept_is_measured_on_the_shifted_split(launch):
     assert {row["part"] for row in table(folder / "interventions.csv")} == {"test", "shifted"}
 
 
+@pytest.mark.slow  # the contract and the finished run are the quick ones
 def test_other_bottlenecks_and_few_rows_run_too(launch, data_root):
     """The 26 test animals of the zoo are too few to measure leakage; other bottlenecks are methods like any other."""
     folder = launch(

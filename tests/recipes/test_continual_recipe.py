@@ -294,6 +294,7 @@ def test_every_learner_learns_digits_from_an_encoder_trained_here(launch, cache,
     }  # fmt: skip
 
 
+@pytest.mark.slow  # the finished run is the quick one
 def test_other_bottlenecks_and_options_run(launch, cache):
     folder = launch(
         *SMALL, "bottlenecks=[key_value,variational]", "+settings.variational=[{lr:0.3}]", "learners=[]", cache,

@@ -48,6 +48,7 @@ def test_the_validation_error_is_the_mean_over_seeds_at_the_selected_epochs(tmp_
     assert returned("classification", tmp_path / "run", *CLASSIFICATION, *again) == value
 
 
+@pytest.mark.slow  # classification has the quick one
 def test_the_validation_rmse_is_that_of_the_first_bottleneck(tmp_path):
     overrides = [*QUICK, "seeds=[0,1]", "bottlenecks=[hsic,variational]", "attack.eps=[]"]
     overrides += ["control=false", "data.limit=128"]

@@ -67,6 +67,7 @@ def test_the_learned_weights_are_those_that_were_tested_each_on_the_split_of_its
         assert results["test/r2"]["values"][position] == pytest.approx(1 - np.mean(residuals**2) / spread, rel=1e-6)
 
 
+@pytest.mark.slow  # test_trials has the quick one
 def test_a_worse_method_is_compared_under_attack_with_a_control_of_equal_error(launch):
     folder = launch(
         "bottlenecks=[variational]", "bottleneck.variational.beta=3", "seeds=[0]", "epochs=8", "model.hidden=[16]",

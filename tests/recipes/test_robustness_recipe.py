@@ -119,6 +119,7 @@ def test_a_failed_check_marks_the_figures_under_attack(launch, capsys, monkeypat
     assert not (folder / "ood.png").exists()
 
 
+@pytest.mark.slow  # the classification recipe has the quick one
 def test_a_killed_run_resumes_bit_identically_and_keeps_what_was_measured(launch, kill, finished, tmp_path):
     whole, _ = finished
     epochs = len(METHODS) * 2 * 2
@@ -133,6 +134,7 @@ def test_a_killed_run_resumes_bit_identically_and_keeps_what_was_measured(launch
     assert summary_of(whole)["checks"] == summary_of(resumed)["checks"]
 
 
+@pytest.mark.slow  # test_adopt has quick ones
 def test_models_of_a_finished_run_are_measured_as_they_are(finished, launch):
     whole, _ = finished
     folder = launch(*QUICK, f"checkpoint={whole}")

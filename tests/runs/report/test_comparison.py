@@ -106,6 +106,7 @@ def test_a_table_a_csv_and_a_plot_and_what_is_left_out(outputs, tmp_path):
     assert (outputs / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow  # reading runs has quick ones
 def test_nothing_to_compare(tmp_path):
     (tmp_path / "empty").mkdir()
     result = call("empty", cwd=tmp_path)
