@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ibreg.runs.beta_schedules import BetaSchedule
 from ibreg.runs.config.composition import BottleneckConfig, build_bottleneck, configured_beta, rate_bounds
-from ibreg.runs.config.section import Count, Different, Names, NotNegative, Section, did_you_mean
+from ibreg.runs.config.section import Count, Different, Names, NotNegative, Section, check_known
 
 FACTORS = (0.1, 1, 10)
 INFORMATION = ("I(X;Z)", "I(X;Z|Y)")
@@ -89,11 +89,7 @@ class GridConfig(ComparisonConfig):
     def _check_grid(self):
         rates = self.schedule.rate if isinstance(self.schedule.rate, dict) else {}
         for key, named in (("grid.betas", self.grid.betas), ("schedule.rate", rates)):
-            if unknown := [method for method in named if method not in self.bottleneck]:
-                raise ValueError(
-                    f"{key} must be of {', '.join(self.bottleneck)}, got {', '.join(unknown)}"
-                    f"{did_you_mean(unknown[0], self.bottleneck)}"
-                )
+            check_known(key, named, self.bottleneck)
         if rates and (without := [method for method in self.bottlenecks if method not in rates]):
             raise ValueError(f"schedule.rate has no rate for {', '.join(without)}: give one number for all, or add it")
         for method in self.bottlenecks:

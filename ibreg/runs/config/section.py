@@ -98,6 +98,23 @@ def no_key(section: str, key: str, known: Iterable[str]) -> str:
     return f"{section} has no key {key!r}{did_you_mean(key, known)}: it has {', '.join(known) or 'no options'}"
 
 
+def check_known(key: str, named: Iterable[str], known: Iterable[str]) -> None:
+    """Checks that all names that a key has are known, such as those of methods.
+
+    Raises:
+        ValueError: If some are not; the message lists the known ones and suggests the closest.
+
+    Example:
+        >>> check_known("places", ["hsc"], ["hsic", "variational"])
+        Traceback (most recent call last):
+        ValueError: places must be of hsic, variational, got hsc (did you mean 'hsic'?)
+    """
+    known = list(known)
+    if unknown := [name for name in named if name not in known]:
+        close = did_you_mean(unknown[0], known)
+        raise ValueError(f"{key} must be of {', '.join(known)}, got {', '.join(unknown)}{close}")
+
+
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """Suggests the closest of the known names, whatever their case; empty where none is close."""
     folded = {other.lower(): other for other in map(str, known)}

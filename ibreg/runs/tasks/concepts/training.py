@@ -15,7 +15,7 @@ from ibreg.layers.intervention import intervening
 from ibreg.regularized import Regularized, RegularizedOutput
 from ibreg.runs.config.composition import build_bottleneck
 from ibreg.runs.config.recipe import TrainingConfig
-from ibreg.runs.config.section import did_you_mean, one_of
+from ibreg.runs.config.section import check_known, one_of
 from ibreg.runs.data import concepts as concept_data
 from ibreg.runs.data.concept_rows import ConceptData, ConceptRequest
 from ibreg.runs.tasks.concepts.examination import ExaminationConfig
@@ -145,9 +145,5 @@ class ConceptsConfig(TrainingConfig, ExaminationConfig):
 
     @model_validator(mode="after")
     def _check_trainings(self):
-        if unknown := [method for method in self.trainings if method not in self.bottleneck]:
-            raise ValueError(
-                f"trainings must be of {', '.join(self.bottleneck)}, got {', '.join(unknown)}"
-                f"{did_you_mean(unknown[0], self.bottleneck)}"
-            )
+        check_known("trainings", self.trainings, self.bottleneck)
         return self

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from ibreg.runs.config.recipe import RunConfig
-from ibreg.runs.config.section import Count, Different, Name, Section, Share, did_you_mean, one_of
+from ibreg.runs.config.section import Count, Different, Name, Section, Share, check_known, did_you_mean, one_of
 from ibreg.runs.data import streams
 from ibreg.runs.data.split import Request
 from ibreg.runs.tasks.continual import learners
@@ -127,10 +127,7 @@ class ContinualConfig(RunConfig, SettingsConfig):
     def _check_settings(self):
         """Checks that every method has equally many settings, so that all are tuned as hard."""
         known = ["none", *LEARNERS, *self.bottleneck]
-        if unknown := [method for method in self.settings if method not in known]:
-            raise ValueError(
-                f"settings must be of {', '.join(known)}, got {', '.join(unknown)}{did_you_mean(unknown[0], known)}"
-            )
+        check_known("settings", self.settings, known)
         counts = {method: self._count_settings(method) for method in methods(self) if method not in SECOND}
         if self.tune and len(set(counts.values())) > 1:
             listed = ", ".join(f"{count} of {method}" for method, count in counts.items())

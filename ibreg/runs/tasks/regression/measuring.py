@@ -19,7 +19,7 @@ from ibreg.modes import captured, evaluating
 from ibreg.prediction import predict
 from ibreg.regularized import unwrap
 from ibreg.runs.config.recipe import TrainingConfig
-from ibreg.runs.config.section import Count, Different, NotNegative, Section, did_you_mean
+from ibreg.runs.config.section import Count, Different, NotNegative, Section, check_known
 from ibreg.runs.data import regression as regression_data
 from ibreg.runs.data.regression_request import RegressionRequest
 from ibreg.runs.data.regression_rows import RegressionData
@@ -85,10 +85,7 @@ class RegressionConfig(TrainingConfig):
     @model_validator(mode="after")
     def _check_task_losses(self):
         known = ["none", *self.bottleneck]
-        if unknown := [method for method in self.task_losses if method not in known]:
-            raise ValueError(
-                f"task_losses must be of {', '.join(known)}, got {', '.join(unknown)}{did_you_mean(unknown[0], known)}"
-            )
+        check_known("task_losses", self.task_losses, known)
         for method in methods(self):
             build_task_loss(self, method)
         return self

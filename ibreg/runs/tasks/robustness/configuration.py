@@ -15,7 +15,7 @@ from ibreg.runs.config.section import (
     NotNegative,
     Positive,
     Section,
-    did_you_mean,
+    check_known,
     one_of,
 )
 from ibreg.runs.data import classification as datasets
@@ -126,11 +126,7 @@ class RobustnessConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _check_methods(self):
-        if unknown := [method for method in self.places if method not in self.bottleneck]:
-            raise ValueError(
-                f"places must be of {', '.join(self.bottleneck)}, got {', '.join(unknown)}"
-                f"{did_you_mean(unknown[0], self.bottleneck)}"
-            )
+        check_known("places", self.places, self.bottleneck)
         if not self.control and len(self.seeds) * len(self.bottlenecks) < 2:
             raise ValueError("the sanity checks need a second model: control=true, another seed or another bottleneck")
         return self
